@@ -1,0 +1,1 @@
+"""Flax NNX modules: shapes and logical axis names, nothing of files, data or training."""

@@ -1,0 +1,103 @@
+"""Causal self-attention over packed rows, by backend.
+
+Axes: B batch, T queries, S keys, N heads, K key/value heads (N a multiple of K), H head size.
+
+A query sees a key when both lie in the same segment and the key does not come later in the row. Segment 0 is padding.
+Positions within a segment rise along the row, so the order in the row is the order in the segment: no implementation
+needs the positions themselves, which enter through the rotary embedding.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax.core import spmd
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from emollama_jax.sharding import partition_spec
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+SPLASH_LANES = 128  # splash attention works on rows of a multiple of this length
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
+    *,
+    q_offset: int | Int[Array, ""] = 0,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attention with scale 1/sqrt(H) and the softmax in float32.
+
+    `q_offset` is the place of the first query among the keys: 0 for a row on itself, the number of keys already
+    cached otherwise. `implementation`: "xla" runs everywhere; "cudnn" is cuDNN's flash attention (GPU, half
+    precision); "splash" is the Pallas kernel for TPUs; "auto" takes the flash kernel of the backend where it fits.
+    Flash kernels serve rows on themselves; queries against a cache always go through "xla".
+
+    Raises:
+        ValueError: the kernel named does not take these shapes or dtypes.
+    """
+    if q.shape[1] != k.shape[1]:
+        implementation = "xla"
+    elif implementation == "auto":
+        implementation = _best(q)
+    if implementation == "splash":
+        return _splash(q, k, v, q_segment_ids)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+    causal = jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset
+    mask = (same_segment & causal)[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+
+
+def _best(q: Array) -> str:
+    backend, (_, length, _, head_dim) = jax.default_backend(), q.shape
+    if backend == "tpu" and length % SPLASH_LANES == 0:
+        return "splash"
+    half_precision = q.dtype in (jnp.bfloat16, jnp.float16)
+    if backend == "gpu" and half_precision and length > 1 and head_dim <= 128 and head_dim % 8 == 0:
+        return "cudnn"
+    return "xla"
+
+
+def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, head_dim = q.shape[1], q.shape[3]
+    if length % SPLASH_LANES:
+        raise ValueError(f"splash attention needs rows of a multiple of {SPLASH_LANES} tokens, not {length}")
+    block = math.gcd(length, 512)
+    sizes = splash.BlockSizes(
+        **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
+        **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
+    )
+
+    def local(q, k, v, segment_ids):  # one device's rows and heads: [B, N, T, H]
+        mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * q.shape[1])
+        kernel = splash.make_splash_mha(
+            mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=jax.default_backend() == "cpu"
+        )
+        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
+
+    mesh, rules = jax.sharding.get_abstract_mesh(), spmd.get_logical_axis_rules()
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * head_dim**-0.5, k, v))
+    if not mesh.empty and rules:
+        spec_of = lambda x, heads: partition_spec(("batch", heads, None, None), x.shape, dict(mesh.shape), rules)
+        q_spec, kv_spec = spec_of(q, "heads"), spec_of(k, "kv_heads")
+        if q_spec != kv_spec:
+            raise ValueError(
+                f"splash attention cannot split {q.shape[1]} heads and {k.shape[1]} key/value heads alike on the "
+                "tensor axis; use a smaller tensor axis or attention='xla'"
+            )
+        local = jax.shard_map(
+            local,
+            in_specs=(q_spec, kv_spec, kv_spec, PartitionSpec(q_spec[0], None)),
+            out_specs=q_spec,
+            check_vma=False,
+        )
+    return jnp.swapaxes(local(q, k, v, segment_ids), 1, 2)

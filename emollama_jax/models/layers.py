@@ -1,0 +1,112 @@
+"""Layers that every transformer here is made of.
+
+Axes: B batch, T tokens, D width, N heads, H head size, L layers (leading, when a layer's parameters are stacked).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+NF4_TILE = 64  # weights that share one scale, along the input axis (QLoRA, arXiv:2305.14314)
+QUANTISED = ("int8", "nf4")
+
+
+def param(value, axes: tuple[str | None, ...], kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
+    """A parameter with one logical axis name a dimension. Placing it on a mesh is `sharding.py`'s business."""
+    return kind(value, out_sharding=axes, eager_sharding=False)
+
+
+def stacked(init: Callable[[jax.Array], Array], key: jax.Array, num_layers: int | None):
+    """`init(key)` for one layer; for several, a leading axis, one layer's memory at a time."""
+    return init(key) if num_layers is None else jax.lax.map(init, jax.random.split(key, num_layers))
+
+
+def stacked_axes(axes: tuple[str | None, ...], num_layers: int | None) -> tuple[str | None, ...]:
+    return axes if num_layers is None else ("layers", *axes)
+
+
+def as_kernel(weight: Float[Array, "in out"], dtype: str) -> Array | qwix.QArray:
+    """A weight as it is stored: cast to a float dtype, or quantised with float32 scales.
+
+    `int8`: symmetric, one scale an output channel. `nf4`: 4-bit normal floats, one scale for each 64 inputs of an
+    output channel (one an output channel where the inputs are not a multiple of 64).
+    """
+    if dtype not in QUANTISED:
+        return weight.astype(dtype)
+    tile = {0: NF4_TILE} if dtype == "nf4" and weight.shape[0] % NF4_TILE == 0 else {}
+    return qwix.quantize(weight.astype(jnp.float32), dtype, channelwise_axes=(1,), tiled_axes=tile)
+
+
+def as_array(kernel: Array | qwix.QArray) -> Array:
+    """A stored kernel as plain numbers: the inverse of `as_kernel`, up to its rounding."""
+    return qwix.dequantize(kernel) if isinstance(kernel, qwix.QArray) else kernel
+
+
+def matmul(x: Float[Array, "*B in"], kernel: Array | qwix.QArray) -> Float[Array, "*B out"]:
+    """`x @ kernel` in x's dtype, whatever the kernel is stored as."""
+    return qwix.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+
+
+class Linear(nnx.Module):
+    """y = x W. The kernel is [in, out], or [L, in, out] when stacked."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str, str],
+        kernel_dtype: str,
+        init_std: float = 0.02,
+        num_layers: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        def init(key):
+            return as_kernel(init_std * jax.random.normal(key, (in_features, out_features)), kernel_dtype)
+
+        self.kernel = param(stacked(init, rngs.params(), num_layers), stacked_axes(axes, num_layers))
+
+    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+        return matmul(x, self.kernel.get_value())
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm in float32 (arXiv:1910.07467); the result has x's dtype."""
+
+    def __init__(self, features: int, *, epsilon: float, dtype: str, num_layers: int | None = None):
+        self.epsilon = epsilon
+        shape = (features,) if num_layers is None else (num_layers, features)
+        self.scale = param(jnp.ones(shape, dtype), stacked_axes((None,), num_layers))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token vectors [V, D]."""
+
+    def __init__(self, vocab_size: int, features: int, *, dtype: str, init_std: float = 0.02, rngs: nnx.Rngs):
+        table = init_std * jax.random.normal(rngs.params(), (vocab_size, features))
+        self.embedding = param(table.astype(dtype), ("vocab", "embed"))
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        return self.embedding[...][tokens]
+
+
+def rotary_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T 1 half"]:
+    """Angles of rotary position embeddings (arXiv:2104.09864), float32, to be shared by all layers and heads."""
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return (positions.astype(jnp.float32)[..., None] * frequencies)[:, :, None, :]
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T 1 half"]) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + H/2), the layout of the Hugging Face LLaMA weights."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

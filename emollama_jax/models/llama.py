@@ -1,0 +1,302 @@
+"""LLaMA decoder (arXiv:2302.13971, 2307.09288), with LoRA, as Emotion-LLaMA uses it.
+
+Axes: B batch, T tokens, S cache slots, D width, N heads, K key/value heads, H head size, F MLP width, L layers,
+V vocabulary. The parameters of all layers are stacked along a leading L.
+
+The model is used in three ways, all of which take embeddings, so that image and feature tokens fit in:
+  `model(x, positions, segment_ids)`            training and scoring: hidden states of packed rows
+  `model.prefill(x, ..., cache_size)`           the same, and keeps the keys and values
+  `model.extend(x, ..., cache)`                 further tokens after the cached ones
+Logits are computed only where asked for, with `model.logits(hidden)` or inside `model.token_nll(hidden, targets)`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from emollama_jax.models import attention
+from emollama_jax.models.layers import QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
+from emollama_jax.models.lora import LoRAConfig, LoRALinear
+from emollama_jax.sharding import constrain
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig:
+    """Architecture and execution of the decoder; the defaults are LLaMA-2-7B."""
+
+    vocab_size: int = 32000
+    """Rows of the embedding and columns of the head."""
+    hidden_size: int = 4096
+    """Width D of the residual stream."""
+    intermediate_size: int = 11008
+    """Width F of the SwiGLU MLP."""
+    num_layers: int = 32
+    """Decoder blocks L."""
+    num_heads: int = 32
+    """Attention heads N."""
+    num_kv_heads: int = 32
+    """Key/value heads K; fewer than `num_heads` is grouped-query attention."""
+    head_dim: int = 128
+    """Size H of a head."""
+    rms_norm_eps: float = 1e-5
+    """Epsilon of the RMS norms."""
+    rope_theta: float = 10000.0
+    """Base θ of the rotary embedding."""
+    tie_embeddings: bool = False
+    """Whether the head is the transposed embedding."""
+    kernel_dtype: str = "bfloat16"
+    """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
+    param_dtype: str = "bfloat16"
+    """Storage of embedding, head and norms: float32, bfloat16 or float16."""
+    compute_dtype: str = "bfloat16"
+    """Dtype of activations; norms, softmax, logits and loss are float32 throughout."""
+    scan_layers: bool = True
+    """Compile one block and scan over it; false unrolls the layers (slower to compile, faster on CPU)."""
+    remat: str = "full"
+    """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
+    attention: str = "auto"
+    """Attention kernel: auto, xla, cudnn or splash."""
+    loss_chunk: int = 256
+    """Tokens of each row whose logits exist at once in the loss."""
+
+    def __post_init__(self):
+        choices = {
+            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
+            "param_dtype": FLOAT_DTYPES,
+            "compute_dtype": FLOAT_DTYPES,
+            "remat": tuple(REMAT_POLICIES),
+            "attention": attention.IMPLEMENTATIONS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"llama.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"llama.num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"llama.head_dim={self.head_dim} must be even for the rotary embedding")
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class KVCache:
+    """Keys and values of the tokens so far. All rows share the slots: row b's tokens fill slots up to `length`,
+    with padding (segment 0) in front where its prompt is shorter."""
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, ""]
+
+    def extend(self, layer: Any, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCache":
+        """With one layer's new keys and values in the slots from `length` on."""
+        start = (layer, 0, self.length, 0, 0)
+        return dataclasses.replace(
+            self,
+            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype)[None], start),
+            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype)[None], start),
+        )
+
+    def at_layer(self, layer: Any) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False)
+        return take(self.k), take(self.v)
+
+
+def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, int], axes, rngs) -> Linear:
+    common = {"axes": axes, "kernel_dtype": config.kernel_dtype, "num_layers": config.num_layers, "rngs": rngs}
+    if lora.rank and name in lora.targets:
+        return LoRALinear(*sizes, lora=lora, **common)
+    return Linear(*sizes, **common)
+
+
+def _project(layer: Linear, x: Array, key: Array | None, fold: int) -> Array:
+    if isinstance(layer, LoRALinear):
+        return layer(x, None if key is None else jax.random.fold_in(key, fold))
+    return layer(x)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, lora: LoRAConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        d, n, k = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = _linear(config, lora, "q_proj", (d, n), ("embed", "heads"), rngs)
+        self.k_proj = _linear(config, lora, "k_proj", (d, k), ("embed", "kv_heads"), rngs)
+        self.v_proj = _linear(config, lora, "v_proj", (d, k), ("embed", "kv_heads"), rngs)
+        self.o_proj = _linear(config, lora, "o_proj", (n, d), ("heads", "embed"), rngs)
+
+    def __call__(self, x, angles, segment_ids, cache: KVCache | None, layer, key):
+        """x [B, T, D] -> ([B, T, D], keys [B, T, K, H], values [B, T, K, H], cache)."""
+        cfg, (batch, length, _) = self.config, x.shape
+        split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
+        q = rotate(split(_project(self.q_proj, x, key, 0), "heads"), angles)
+        k = rotate(split(_project(self.k_proj, x, key, 1), "kv_heads"), angles)
+        v = split(_project(self.v_proj, x, key, 2), "kv_heads")
+        if cache is None:
+            keys, values, kv_segment_ids, q_offset = k, v, segment_ids, 0
+        else:
+            cache = cache.extend(layer, k, v)
+            (keys, values), kv_segment_ids, q_offset = cache.at_layer(layer), cache.segment_ids, cache.length
+        y = attention.attention(
+            q,
+            keys.astype(q.dtype),
+            values.astype(q.dtype),
+            segment_ids,
+            kv_segment_ids,
+            q_offset=q_offset,
+            implementation=cfg.attention,
+        )
+        return _project(self.o_proj, y.reshape(batch, length, -1), key, 3), k, v, cache
+
+
+class MLP(nnx.Module):
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LlamaConfig, lora: LoRAConfig, *, rngs: nnx.Rngs):
+        d, f = config.hidden_size, config.intermediate_size
+        self.gate_proj = _linear(config, lora, "gate_proj", (d, f), ("embed", "mlp"), rngs)
+        self.up_proj = _linear(config, lora, "up_proj", (d, f), ("embed", "mlp"), rngs)
+        self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "embed"), rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
+        hidden = jax.nn.silu(_project(self.gate_proj, x, key, 4)) * _project(self.up_proj, x, key, 5)
+        return _project(self.down_proj, constrain(hidden, "batch", None, "mlp"), key, 6)
+
+
+class Block(nnx.Module):
+    """One decoder layer; its parameters are stacked over all layers until a slice is merged in."""
+
+    def __init__(self, config: LlamaConfig, lora: LoRAConfig, *, rngs: nnx.Rngs):
+        norm = lambda: RMSNorm(
+            config.hidden_size, epsilon=config.rms_norm_eps, dtype=config.param_dtype, num_layers=config.num_layers
+        )
+        self.attn_norm, self.mlp_norm = norm(), norm()
+        self.attn = Attention(config, lora, rngs=rngs)
+        self.mlp = MLP(config, lora, rngs=rngs)
+
+    def __call__(self, x, angles, segment_ids, cache, layer, key):
+        y, k, v, cache = self.attn(self.attn_norm(x), angles, segment_ids, cache, layer, key)
+        x = constrain(x + y, "batch", None, None)
+        x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
+        return x, k, v, cache
+
+
+class Llama(nnx.Module):
+    """The decoder with its embedding and head."""
+
+    def __init__(self, config: LlamaConfig, lora: LoRAConfig = LoRAConfig(rank=0), *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=config.param_dtype, rngs=rngs)
+        self.layers = Block(config, lora, rngs=rngs)
+        self.final_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=config.param_dtype)
+        if not config.tie_embeddings:
+            sizes, dtype = (config.hidden_size, config.vocab_size), config.param_dtype
+            self.lm_head = Linear(*sizes, axes=("embed", "vocab"), kernel_dtype=dtype, rngs=rngs)
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return constrain(self.embed(tokens).astype(self.config.compute_dtype), "batch", None, None)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        *,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm. `positions` count from 0 in every segment; segment 0 is padding.
+        `dropout_key` turns the adapters' dropout on."""
+        return self._run(x, positions, segment_ids, dropout_key=dropout_key)[0]
+
+    def prefill(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache_size: int,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states, and a cache of `cache_size` >= T slots whose first T are filled. Prompts are padded in
+        front, so that every row ends at slot T."""
+        hidden, k, v, _ = self._run(x, positions, segment_ids, keep_kv=True)
+        length = x.shape[1]
+        room = lambda y, axis: jnp.pad(y, [(0, cache_size - length if i == axis else 0) for i in range(y.ndim)])
+        return hidden, KVCache(room(k, 2), room(v, 2), room(segment_ids, 1), jnp.int32(length))
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states of T further tokens of every row, and the cache with them. A token sees the cached tokens of
+        its segment. The caller keeps `cache.length + T` within the cache's slots."""
+        seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
+        cache = dataclasses.replace(cache, segment_ids=seen)
+        hidden, _, _, cache = self._run(x, positions, segment_ids, cache=cache)
+        return hidden, dataclasses.replace(cache, length=cache.length + x.shape[1])
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of the next token."""
+        tied = self.config.tie_embeddings
+        kernel = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def token_nll(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """Negative log-likelihood of `targets[b, t]` after position t, float32. Logits exist for `loss_chunk` tokens
+        of each row at a time, in the forward and in the backward pass."""
+        batch, length, width = hidden.shape
+        chunk = min(self.config.loss_chunk, length)
+        pad = -length % chunk
+        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, chunk, width)
+        padded = jnp.pad(targets, ((0, 0), (0, pad))).reshape(batch, -1, chunk)
+
+        @jax.checkpoint
+        def of_chunk(hidden, targets):
+            logits = constrain(self.logits(hidden), "batch", None, "vocab")
+            picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+            return jax.nn.logsumexp(logits, axis=-1) - picked
+
+        by_chunk = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(padded, 1, 0))
+        nll = jax.lax.map(lambda args: of_chunk(*args), by_chunk)
+        return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
+
+    def _run(self, x, positions, segment_ids, *, cache=None, dropout_key=None, keep_kv=False):
+        """All blocks: (hidden, keys and values [L, B, T, K, H] or None, cache)."""
+        cfg = self.config
+        x = constrain(x.astype(cfg.compute_dtype), "batch", None, None)
+        angles = rotary_angles(positions, cfg.head_dim, cfg.rope_theta)
+        graphdef, stacked = nnx.split(self.layers)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.num_layers)
+
+        def block(carry, inputs):
+            x, cache = carry
+            layer, params, key = inputs
+            x, k, v, cache = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, cache, layer, key)
+            return (x, cache), (k, v) if keep_kv else None
+
+        if cfg.remat != "none":
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=not cfg.scan_layers)
+        inputs = (jnp.arange(cfg.num_layers), stacked, keys)
+        if cfg.scan_layers:
+            (x, cache), kv = jax.lax.scan(block, (x, cache), inputs)
+        else:
+            kept = []
+            for layer in range(cfg.num_layers):
+                (x, cache), kv = block((x, cache), jax.tree.map(lambda a: a[layer], inputs))  # noqa: B023
+                kept.append(kv)
+            kv = jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
+        k, v = kv if keep_kv else (None, None)
+        return self.final_norm(x), k, v, cache

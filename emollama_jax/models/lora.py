@@ -1,0 +1,114 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on frozen linear layers: y = x W + (α/r) dropout(x) A B.
+
+A is [in, r] and B is [r, out], the transposes of PEFT's `lora_A.weight` and `lora_B.weight`; both are float32.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from emollama_jax.models.layers import QUANTISED, Linear, as_array, matmul, param, stacked, stacked_axes
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAConfig:
+    """The adapters; the defaults are those of the released Emotion-LLaMA."""
+
+    rank: int = 64
+    """Width r of the adapters; 0 gives a model without adapters."""
+    alpha: float = 16.0
+    """Scale numerator α: an adapter's output is multiplied by α / r."""
+    dropout: float = 0.05
+    """Probability with which an element of the adapter's input is dropped in training."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Which linear layers get an adapter, by their names in a block."""
+
+
+class LoRALinear(Linear):
+    """A linear layer with an adapter beside its kernel."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str, str],
+        lora: LoRAConfig,
+        num_layers: int | None = None,
+        rngs: nnx.Rngs,
+        **kwargs,
+    ):
+        super().__init__(in_features, out_features, axes=axes, num_layers=num_layers, rngs=rngs, **kwargs)
+        self.scale = lora.alpha / lora.rank
+        self.dropout = lora.dropout
+        self.merged = False
+
+        def init_a(key):  # Kaiming-uniform with a = sqrt(5), as PEFT's
+            bound = in_features**-0.5
+            return jax.random.uniform(key, (in_features, lora.rank), minval=-bound, maxval=bound)
+
+        a = stacked(init_a, rngs.params(), num_layers)
+        b = jnp.zeros((lora.rank, out_features) if num_layers is None else (num_layers, lora.rank, out_features))
+        self.lora_a = param(a, stacked_axes((axes[0], "lora_rank"), num_layers), nnx.LoRAParam)
+        self.lora_b = param(b, stacked_axes(("lora_rank", axes[1]), num_layers), nnx.LoRAParam)
+
+    def __call__(
+        self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*B out"]:
+        y = matmul(x, self.kernel.get_value())
+        if self.merged:
+            return y
+        if dropout_key is not None and self.dropout > 0:
+            keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+        return y + self.scale * matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
+
+    def delta(self) -> Float[Array, "*L in out"]:
+        """What merging adds to the kernel, float32."""
+        return self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+
+
+def is_trainable(path: tuple, variable: nnx.Variable) -> bool:
+    """Whether a parameter is trained: the one place that decides, an NNX filter for `nnx.split` and `nnx.state`."""
+    del path
+    return issubclass(getattr(variable, "type", type(variable)), nnx.LoRAParam)
+
+
+def adapters(model: nnx.Module) -> Iterator[tuple[tuple, LoRALinear]]:
+    """Every adapted layer with its path."""
+    return ((path, m) for path, m in nnx.iter_graph(model) if isinstance(m, LoRALinear))
+
+
+def merged_kernel(layer: Linear) -> Float[Array, "*L in out"]:
+    """The kernel with its adapter added, float32, also from a quantised kernel and from a layer without adapter."""
+    kernel = as_array(layer.kernel.get_value()).astype(jnp.float32)
+    return kernel + layer.delta() if isinstance(layer, LoRALinear) and not layer.merged else kernel
+
+
+def merge(model: nnx.Module) -> None:
+    """Adds the adapters to the kernels, in place: the same outputs without the adapters' cost.
+
+    Raises:
+        ValueError: a kernel is quantised; adding to it would round the adapter away.
+    """
+    _shift_kernels(model, +1)
+
+
+def unmerge(model: nnx.Module) -> None:
+    """Takes merged adapters out of the kernels again, up to the rounding of the kernels' dtype."""
+    _shift_kernels(model, -1)
+
+
+def _shift_kernels(model: nnx.Module, sign: int) -> None:
+    layers = [layer for _, layer in adapters(model) if layer.merged == (sign < 0)]
+    for layer in layers:
+        if not isinstance(layer.kernel.get_value(), jax.Array):
+            raise ValueError(f"adapters cannot be merged into {'/'.join(QUANTISED)} kernels; load them in bfloat16")
+    for layer in layers:
+        kernel = layer.kernel[...]
+        layer.kernel[...] = (kernel.astype(jnp.float32) + sign * layer.delta()).astype(kernel.dtype)
+        layer.merged = sign > 0

@@ -1,0 +1,97 @@
+"""From logical axis names to devices.
+
+Modules name the axes of their parameters and activations ("embed", "heads", "batch", ...). One table, the *rules*,
+maps each name to mesh axes; it is given in the configuration, so that no module knows how the mesh is laid out.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.core import spmd
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AxisRules = Sequence[tuple[str, str | Sequence[str] | None]]
+
+
+def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all); `axis_sizes` in order from the slowest to the fastest interconnect.
+
+    One size may be -1: whatever devices the other axes leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    names, sizes = list(axis_sizes), list(axis_sizes.values())
+    if sizes.count(-1) == 1:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = len(devices) // known if known else 0
+    if min(sizes) < 1 or np.prod(sizes) != len(devices):
+        wanted = " x ".join(f"{n}={s}" for n, s in axis_sizes.items())
+        raise ValueError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to that number")
+    return jax.make_mesh(tuple(sizes), tuple(names), axis_types=(AxisType.Auto,) * len(names), devices=devices)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, rules: AxisRules) -> Iterator[None]:
+    """Within the block `constrain` places activations on `mesh` after `rules`."""
+    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(rules)):
+        yield
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], rules: AxisRules
+) -> PartitionSpec:
+    """The mesh axes of each dimension. A dimension that its mesh axes do not divide stays whole, as do the scales of
+    a quantised kernel along the axes they are shared over; a mesh axis serves the first dimension that asks for it."""
+    table, used, entries = dict(rules), set(), []
+    for name, size in zip(axes, shape, strict=True):
+        if name is not None and name not in table:
+            raise ValueError(f"no sharding rule for the logical axis {name!r}; known: {', '.join(table)}")
+        wanted = table.get(name) or ()
+        wanted = tuple(a for a in ((wanted,) if isinstance(wanted, str) else wanted) if a not in used)
+        fits = size % int(np.prod([mesh_shape[a] for a in wanted])) == 0
+        entries.append(wanted if wanted and fits else None)
+        used.update(entries[-1] or ())
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` with the sharding its logical axes have under the mesh in use; `x` itself without one."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), spmd.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, dict(mesh.shape), rules))
+
+
+def shardings(tree: nnx.State, mesh: Mesh, rules: AxisRules) -> nnx.State:
+    """The sharding of every leaf of an NNX state (arrays, abstract arrays or quantised arrays)."""
+
+    def of_variable(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata("out_sharding", None)
+
+        def of_leaf(leaf) -> NamedSharding:
+            spec = partition_spec(axes, leaf.shape, dict(mesh.shape), rules) if axes else PartitionSpec()
+            return NamedSharding(mesh, spec)
+
+        return variable.replace(jax.tree.map(of_leaf, variable.get_value()))
+
+    return jax.tree.map(of_variable, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def abstract(make_model: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's structure and its state with shapes and dtypes only: nothing is allocated.
+
+    `nnx.eval_shape` is not used because, under a mesh, it replaces a quantised kernel by a plain array.
+    """
+    return jax.eval_shape(lambda: nnx.split(make_model()))
+
+
+def init_sharded(make_model: Callable[[], nnx.Module], mesh: Mesh, rules: AxisRules) -> nnx.Module:
+    """The model with every parameter initialised straight to its shards."""
+    graphdef, state = abstract(make_model)
+    init = jax.jit(lambda: nnx.state(make_model()), out_shardings=shardings(state, mesh, rules))
+    return nnx.merge(graphdef, init())
