@@ -46,7 +46,10 @@ def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], rules: AxisRules
 ) -> PartitionSpec:
     """The mesh axes of each dimension. A dimension that its mesh axes do not divide stays whole, as do the scales of
-    a quantised kernel along the axes they are shared over; a mesh axis serves the first dimension that asks for it."""
+    a quantised kernel along the axes they are shared over; a mesh axis serves the first dimension that asks for it.
+    Without rules everything stays whole."""
+    if not rules:
+        return PartitionSpec()
     table, used, entries = dict(rules), set(), []
     for name, size in zip(axes, shape, strict=True):
         if name is not None and name not in table:

@@ -63,7 +63,7 @@ class LlamaConfig:
     compute_dtype: str = "bfloat16"
     """Dtype of activations; norms, softmax, logits and loss are float32 throughout."""
     scan_layers: bool = True
-    """Compile one block and scan over it; false unrolls the layers (slower to compile, faster on CPU)."""
+    """Compile one block and scan over it; false unrolls the layers."""
     remat: str = "full"
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
     attention: str = "auto"
@@ -82,6 +82,10 @@ class LlamaConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"llama.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and value <= 0:
+                raise ValueError(f"llama.{field.name}={value}: must be above 0")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"llama.num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:

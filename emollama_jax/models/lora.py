@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from emollama_jax.models.layers import QUANTISED, Linear, as_array, matmul, param, stacked, stacked_axes
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True, slots=True)
 class LoRAConfig:
@@ -25,7 +27,18 @@ class LoRAConfig:
     dropout: float = 0.05
     """Probability with which an element of the adapter's input is dropped in training."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Which linear layers get an adapter, by their names in a block."""
+    """Which linear layers of a block get an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and
+    down_proj."""
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank={self.rank}: must be 0 (no adapters) or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout}: must be at least 0 and below 1")
+        if unknown := sorted(set(self.targets) - set(PROJECTIONS)):
+            raise ValueError(
+                f"lora.targets={self.targets}: no layer {unknown[0]}; choose among {', '.join(PROJECTIONS)}"
+            )
 
 
 class LoRALinear(Linear):
@@ -56,9 +69,7 @@ class LoRALinear(Linear):
         self.lora_a = param(a, stacked_axes((axes[0], "lora_rank"), num_layers), nnx.LoRAParam)
         self.lora_b = param(b, stacked_axes(("lora_rank", axes[1]), num_layers), nnx.LoRAParam)
 
-    def __call__(
-        self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None
-    ) -> Float[Array, "*B out"]:
+    def __call__(self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "*B out"]:
         y = matmul(x, self.kernel.get_value())
         if self.merged:
             return y

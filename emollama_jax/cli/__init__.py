@@ -1,0 +1,80 @@
+"""The command `emollama VERB ...`.
+
+A verb is the module `emollama_jax/cli/VERB.py`: the first line of its docstring is its line of help, and
+`run(argv) -> int | None` does the work and gives the exit code (None is 0). Only the verb asked for is imported.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from emollama_jax import __version__
+from emollama_jax.errors import UserError
+
+VERBS = {
+    "convert": "Convert weights between formats.",
+    "params": "Count the parameters of an experiment, and those that are trained.",
+    "bench": "Measure speed and memory on this machine.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns its exit code.
+
+    0 is success, 2 an error the user can mend, 130 an interrupt, 141 a reader that went away; other codes are the
+    verb's. An error the user can mend is one line on standard error; `--debug` anywhere puts its traceback before it.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    command = " ".join(["emollama", *(verb for verb in argv[:1] if verb in VERBS)])
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code or 0
+    except SystemExit as stop:  # argparse, after its help or its own line of error
+        return stop.code or 0
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at exit
+        return 141
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # not about a file: a defect
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    verb, *rest = argv
+    if verb == "--version":
+        print(f"emollama {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "emollama --help lists them"
+        raise UserError(f"no verb {verb!r}; {remedy}")
+    return importlib.import_module(f"emollama_jax.cli.{verb}").run(rest)
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10} {line}" for verb, line in VERBS.items())
+    return f"""Emotion-LLaMA in JAX and Flax.
+
+usage: emollama VERB [--config NAME_OR_PATH] [--config.GROUP.FIELD=VALUE ...] [...]
+       emollama VERB --help
+
+{verbs}
+
+--debug    show the traceback of an error
+--version  show the version"""

@@ -1,0 +1,73 @@
+"""Convert weights between formats."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.layers import QUANTISED
+from emollama_jax.models.llama import FLOAT_DTYPES
+from emollama_jax.models.lora import merge
+from emollama_jax.weights.atomic import atomic_folder
+from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
+from emollama_jax.weights.peft import adapter_config, load_adapter
+from emollama_jax.weights.pretrained import NO_LORA, load_llama, load_tokenizer_of, save_hugging_face
+from emollama_jax.weights.sources import open_source
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="emollama convert",
+        description="Reads a LLaMA model (a Hugging Face folder with safetensors or .bin files, a Flax folder, a GGUF "
+        "file, or a base checkpoint) and writes it, with its tokenizer, as a base checkpoint, which is what training "
+        "and prediction load, or as a Hugging Face folder, which is what torch loads.",
+    )
+    parser.add_argument("input", type=Path, help="folder or file to read")
+    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--to", choices=("base", "hf"), default="base", help="what to write (default: %(default)s)")
+    parser.add_argument("--adapter", type=Path, help="PEFT folder whose LoRA is added to the weights")
+    parser.add_argument(
+        "--kernel-dtype",
+        choices=FLOAT_DTYPES + QUANTISED,
+        help="storage of the blocks' kernels in a base checkpoint (default: as --dtype)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=FLOAT_DTYPES,
+        default="bfloat16",
+        help="storage of all the rest, or of everything in a Hugging Face folder (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.kernel_dtype in QUANTISED and (arguments.to == "hf" or arguments.adapter):
+        raise UserError(
+            f"--kernel-dtype {arguments.kernel_dtype}: neither with --to hf nor with --adapter; "
+            "write the merged model with --to hf, then convert that"
+        )
+    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
+    with atomic_folder(arguments.output) as folder:
+        _convert(arguments, folder)
+
+
+def _convert(arguments: argparse.Namespace, folder: Path) -> None:
+    is_base = is_base_checkpoint(arguments.input)
+    source = arguments.input if is_base else open_source(arguments.input)
+    execution = {"param_dtype": arguments.dtype, "kernel_dtype": arguments.kernel_dtype or arguments.dtype}
+    if is_base and arguments.to == "hf":
+        execution["kernel_dtype"] = read_manifest(source)["llama"].kernel_dtype  # they are dequantised on the way out
+    lora = adapter_config(arguments.adapter) if arguments.adapter else NO_LORA
+    model, report = load_llama(source, lora=lora, **execution)
+    tokenizer = load_tokenizer_of(source, model.config.vocab_size)
+    print(f"read    {len(report.read)} {'parameters' if is_base else f'{source.format} tensors'} of {arguments.input}")
+    print(f"dropped {', '.join(report.dropped) or 'nothing'}")
+    if arguments.adapter:
+        print(f"added   {len(load_adapter(model, arguments.adapter).read)} adapter tensors of {arguments.adapter}")
+    if arguments.to == "hf":
+        save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=bool(arguments.adapter))
+        what = f"a Hugging Face folder in {arguments.dtype}"
+    else:
+        merge(model)
+        fingerprint = save_base(folder, model, source=str(arguments.input.name))
+        tokenizer.save(folder)
+        what = f"a base checkpoint with {execution['kernel_dtype']} kernels, fingerprint {fingerprint}"
+    print(f"wrote   {arguments.output}: {what}")

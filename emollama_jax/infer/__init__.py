@@ -1,0 +1,1 @@
+"""Generation, and what is built on it."""

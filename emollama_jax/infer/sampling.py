@@ -1,0 +1,63 @@
+"""The next token from logits, every row with its own settings and its own random numbers.
+
+Axes: B rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from emollama_jax.config import GenerateConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Sampling:
+    """The settings of a batch of requests, one entry a row."""
+
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    repetition_penalty: Float[Array, " B"]
+    max_new_tokens: Int[Array, " B"]
+    key: Key[Array, " B"]
+
+    @classmethod
+    def of(cls, configs: Sequence[GenerateConfig], seeds: Sequence[int]) -> "Sampling":
+        column = lambda name, dtype: jnp.asarray([getattr(c, name) for c in configs], dtype)
+        return cls(
+            temperature=column("temperature", jnp.float32),
+            top_p=column("top_p", jnp.float32),
+            repetition_penalty=column("repetition_penalty", jnp.float32),
+            max_new_tokens=column("max_new_tokens", jnp.int32),
+            key=jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)),
+        )
+
+
+def sample(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], step: Int[Array, ""], sampling: Sampling
+) -> Int[Array, " B"]:
+    """The token after `logits`; `step` counts the tokens a request has had, `seen` marks those in its text so far.
+
+    In this order, as in Hugging Face's `generate`: the repetition penalty divides positive logits of seen tokens and
+    multiplies negative ones (arXiv:1909.05858); the temperature divides all; nucleus sampling keeps the most likely
+    tokens up to and with the one that reaches `top_p` (arXiv:1904.09751). Temperature 0 takes the most likely token.
+    """
+    penalty = sampling.repetition_penalty[:, None]
+    logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    greedy = jnp.argmax(logits, axis=-1)
+
+    def draw():
+        scaled = logits / jnp.where(sampling.temperature > 0, sampling.temperature, 1)[:, None]
+        descending = -jnp.sort(-scaled, axis=-1)
+        probability = jax.nn.softmax(descending, axis=-1)
+        kept = jnp.cumsum(probability, axis=-1) - probability < sampling.top_p[:, None]
+        threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+        nucleus = jnp.where(scaled >= threshold, scaled, -jnp.inf)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.key, step)
+        return jnp.where(sampling.temperature > 0, jax.vmap(jax.random.categorical)(keys, nucleus), greedy)
+
+    return jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Text: tokenizers, prompts, label sets and answer normalisation."""

@@ -1,0 +1,149 @@
+"""Base checkpoints: a frozen model as Orbax arrays that every host reads straight into its shards.
+
+model.json     the model's LlamaConfig, a fingerprint of its parameters, and where they came from
+params/        the parameters (Orbax), as they are stored on the device: float, int8 or nf4
+tokenizer...   the tokenizer's files
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.layers import QUANTISED
+from emollama_jax.models.llama import Llama, LlamaConfig
+from emollama_jax.models.lora import is_trainable
+from emollama_jax.sharding import AxisRules, abstract, shardings
+from emollama_jax.weights.engine import LoadReport, first_device, initial_values, param_values, set_params
+
+MANIFEST = "model.json"
+FORMAT = 1
+
+
+def is_base_checkpoint(path: str | Path) -> bool:
+    return (Path(path) / MANIFEST).is_file()
+
+
+def save_base(folder: Path, model: Llama, *, source: str) -> str:
+    """Writes the frozen parameters into an existing folder and returns their fingerprint.
+
+    `source` says in words where the weights came from.
+    """
+    values = param_values(nnx.state(model, nnx.Not(is_trainable)))
+    fingerprint = fingerprint_of(values)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save((folder / "params").resolve(), jax.jit(_packed)(values))
+    manifest = {
+        "format": FORMAT,
+        "llama": dataclasses.asdict(model.config),
+        "fingerprint": fingerprint,
+        "source": source,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return fingerprint
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What `model.json` says.
+
+    Raises:
+        UserError: it is damaged or of a format that this version does not know.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
+        return {**manifest, "llama": LlamaConfig(**manifest["llama"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged base checkpoint: {file} ({error}); convert the model again") from error
+
+
+def load_base(
+    path: str | Path,
+    build: Callable[[LlamaConfig], Callable[[], Llama]],
+    execution: Mapping[str, Any],
+    *,
+    mesh: Mesh | None = None,
+    rules: AxisRules = (),
+) -> tuple[Llama, LoadReport]:
+    """A model from a base checkpoint. `build(config)` gives the function that makes it; `execution` overrides fields
+    of the stored config. Float parameters are cast where a field asks for it; quantised ones stay as they are.
+
+    Raises:
+        UserError: the checkpoint is damaged, or holds kernels that cannot become what `execution` asks for.
+    """
+    stored = read_manifest(path)["llama"]
+    config = dataclasses.replace(stored, **execution)
+    if config.kernel_dtype != stored.kernel_dtype and {config.kernel_dtype, stored.kernel_dtype} & set(QUANTISED):
+        raise UserError(
+            f"the base checkpoint holds {stored.kernel_dtype} kernels, not {config.kernel_dtype}: {path}; "
+            f"convert the original weights with --kernel-dtype {config.kernel_dtype}"
+        )
+    graphdef, state = abstract(build(config))
+    places = shardings(state, mesh or first_device(), rules if mesh else ())
+    frozen = param_values(nnx.filter_state(state, nnx.Not(is_trainable)))
+    where = {path: place for path, place in param_values(places).items() if path in frozen}
+    items = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(_packed, frozen),
+        where,
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            packed = checkpointer.restore(
+                (Path(path) / "params").resolve(),
+                args=ocp.args.PyTreeRestore(
+                    item=items, restore_args=ocp.checkpoint_utils.construct_restore_args(items)
+                ),
+            )
+    except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(f"damaged base checkpoint: {Path(path) / 'params'} ({reason}); convert it again") from error
+    values = jax.jit(lambda packed: _unpacked(packed, frozen), out_shardings=where, donate_argnums=0)(packed)
+    adapters = tuple(name for name in param_values(state) if name not in frozen)
+    set_params(state, values | initial_values(build(config), adapters, param_values(places)))
+    return nnx.merge(graphdef, state), LoadReport(tuple(frozen), (), adapters)
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 over paths, dtypes, shapes and bytes of the parameters, one layer on the host at a time."""
+    digest = hashlib.sha256()
+    for path in sorted(values):
+        for leaf in jax.tree.leaves(values[path]):
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+            for part in leaf if leaf.ndim == 3 else [leaf]:
+                digest.update(np.ascontiguousarray(np.asarray(part)).tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _packed(values):
+    """4-bit arrays as bytes, two numbers of the last axis in each: TensorStore has no unsigned 4-bit type."""
+    return jax.tree.map(lambda x: _pack(x) if x.dtype == jnp.uint4 else x, values)
+
+
+def _pack(x: jax.Array) -> jax.Array:
+    even, odd = x[..., 0::2].astype(jnp.uint8), x[..., 1::2].astype(jnp.uint8)
+    return even | (odd << 4)
+
+
+def _unpacked(packed, like):
+    """The inverse of `_packed`, given the abstract values."""
+
+    def unpack(x, abstract_value):
+        if abstract_value.dtype != jnp.uint4:
+            return x
+        pairs = jnp.stack([x & 15, x >> 4], axis=-1)
+        return pairs.reshape(abstract_value.shape).astype(jnp.uint4)
+
+    return jax.tree.map(unpack, packed, like)

@@ -1,0 +1,234 @@
+"""One engine between named tensors in files and the parameters of a model.
+
+A `Table` says which tensor belongs to which parameter, both ways. Tensor names are templates: "{layer}" stands for a
+layer's number, and the parameter it belongs to holds all layers stacked along a leading axis. Loading is complete or
+an error: every tensor is used or on the table's drop list, every parameter is filled or on its init list.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qwix
+from flax import nnx
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.layers import Linear, as_array, as_kernel
+from emollama_jax.models.lora import merged_kernel
+from emollama_jax.sharding import AxisRules, abstract, make_mesh, shardings
+from emollama_jax.weights.sources import Source
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of layout between a file's tensor and one layer of a parameter, and its inverse."""
+
+    into: Callable[[np.ndarray], np.ndarray]
+    out: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A tensor's name template, the path of its parameter, and the layout change between them."""
+
+    tensor: str
+    param: str
+    transform: Transform = SAME
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which tensor is which parameter.
+
+    Attributes:
+        rules: at most one for each parameter.
+        drop: patterns of tensor names that are known and not needed.
+        init: patterns of parameter paths that keep their initial values when the file has nothing for them.
+    """
+
+    rules: tuple[Rule, ...]
+    drop: tuple[str, ...] = ()
+    init: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's tensors and of the model's parameters."""
+
+    read: tuple[str, ...]
+    dropped: tuple[str, ...]
+    initialised: tuple[str, ...]
+
+
+def load(
+    make_model: Callable[[], nnx.Module],
+    source: Source,
+    table: Table,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: AxisRules = (),
+) -> tuple[nnx.Module, LoadReport]:
+    """The model with its parameters read from `source`, each cast or quantised as the model stores it.
+
+    Tensors are read one at a time and go straight to their shards on `mesh` (default: the first device), so the host
+    holds about one tensor. Parameters on the init list get the values `make_model` gives them.
+
+    Raises:
+        UserError: tensors are missing, unknown or of the wrong shape; all of them are named.
+    """
+    graphdef, state = abstract(make_model)
+    places = shardings(state, mesh or first_device(), rules if mesh else ())
+    values, report = read_params(source, table, param_values(state), param_values(places))
+    values |= initial_values(make_model, report.initialised, param_values(places))
+    set_params(state, values)
+    return nnx.merge(graphdef, state), report
+
+
+def read_params(
+    source: Source, table: Table, params: Mapping[str, Any], places: Mapping[str, Any]
+) -> tuple[dict[str, Any], LoadReport]:
+    """The values of `params` that are in `source`, by path.
+
+    Args:
+        params: by path, the values to replace or their abstract shapes: they say how each is stored.
+        places: by path, the sharding of each array.
+
+    Raises:
+        UserError: as `load`.
+    """
+    plan, report = _plan(source, table, params)
+    return {path: _fill(source, tensors, params[path], places[path]) for path, tensors in plan.items()}, report
+
+
+def param_values(state: nnx.State) -> dict[str, Any]:
+    """The values of a state by dotted path; a quantised kernel is one value."""
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def set_params(state: nnx.State, values: Mapping[str, Any]) -> None:
+    """Puts values by dotted path into a state, in place."""
+    for path, variable in nnx.to_flat_state(state):
+        if (name := ".".join(map(str, path))) in values:
+            variable.set_value(values[name])
+
+
+def export(
+    model: nnx.Module, table: Table, *, dtype: str | None = None, merge_adapters: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The model's parameters under the table's tensor names, one at a time, as host arrays.
+
+    Args:
+        dtype: of all tensors; default: the dtype of each parameter, bfloat16 for quantised kernels.
+        merge_adapters: add each adapter to the kernel it belongs to.
+    """
+    for rule in table.rules:
+        *parent, leaf = rule.param.split(".")
+        module = functools.reduce(getattr, parent, model)
+        graphdef, state = nnx.split(module)
+        value = getattr(module, leaf).get_value()
+        out = dtype or ("bfloat16" if isinstance(value, qwix.QArray) else value.dtype)
+        for layer in range(value.shape[0]) if "{layer}" in rule.tensor else (None,):
+            one = module if layer is None else nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], state))  # noqa: B023
+            merged = merge_adapters and leaf == "kernel" and isinstance(one, Linear)
+            array = merged_kernel(one) if merged else as_array(getattr(one, leaf).get_value())
+            name = rule.tensor.format(layer=layer)
+            yield name, np.ascontiguousarray(rule.transform.out(np.asarray(array.astype(out))))
+
+
+def _plan(
+    source: Source, table: Table, params: Mapping[str, Any]
+) -> tuple[dict[str, list[tuple[str, Transform]]], LoadReport]:
+    """For each parameter the tensors that fill it, one a layer, with their transforms.
+
+    Every name and shape is checked before any data is read.
+    """
+    rule_of = {rule.param: rule for rule in table.rules if rule.param in params}
+    expected, plan, initialised = {}, {}, []
+    for path, value in params.items():
+        if path not in rule_of:
+            if not any(re.fullmatch(pattern, path) for pattern in table.init):
+                raise ValueError(f"the table has no rule for the parameter {path}")
+            initialised.append(path)
+            continue
+        rule = rule_of[path]
+        stacked = "{layer}" in rule.tensor
+        names = [rule.tensor.format(layer=i) for i in range(value.shape[0])] if stacked else [rule.tensor]
+        layer = jax.ShapeDtypeStruct(value.shape[1:] if stacked else value.shape, np.float32)
+        expected |= dict.fromkeys(names, jax.eval_shape(rule.transform.out, layer).shape)
+        plan[path] = [(name, rule.transform) for name in names]
+
+    present = set(source.names())
+    for path, tensors in list(plan.items()):
+        may_be_absent = any(re.fullmatch(pattern, path) for pattern in table.init)
+        if may_be_absent and not present & {name for name, _ in tensors}:
+            initialised.append(path)
+            for name, _ in plan.pop(path):
+                del expected[name]
+    dropped = [n for n in present - set(expected) if any(re.fullmatch(pattern, n) for pattern in table.drop)]
+    missing = sorted(set(expected) - present)
+    unknown = sorted(present - set(expected) - set(dropped))
+    shapes = {name: source.shape(name) for name in sorted(present & set(expected))}
+    misshaped = [f"{n} is {list(s)}, not {list(expected[n])}" for n, s in shapes.items() if s != expected[n]]
+    if missing or unknown or misshaped:
+        guesses = {name: difflib.get_close_matches(name, missing, 1, 0.9) for name in unknown}
+        unknown = [name + (f" (for {guess[0]}?)" if guess else "") for name, guess in guesses.items()]
+        found = {"missing": missing, "unknown": unknown, "of the wrong shape": misshaped}
+        problems = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names)
+        raise UserError(f"the tensors do not fit the model: {source.path}; {problems}; check that it is the right file")
+    return plan, LoadReport(tuple(expected), tuple(sorted(dropped)), tuple(initialised))
+
+
+def _fill(source: Source, tensors: list[tuple[str, Transform]], like, place):
+    """One parameter, assembled from the tensors of its layers on its devices.
+
+    `like` is its abstract value (an array, or a quantised array) and `place` the sharding of each of its arrays.
+    """
+
+    def read(name: str, transform: Transform) -> np.ndarray:
+        array = transform.into(source.read(name))
+        if not np.all(np.isfinite(array)):
+            raise UserError(f"tensor {name} holds NaN or infinity: {source.path}; download or copy it again")
+        return array
+
+    def store(array):
+        return as_kernel(array, like.qtype) if isinstance(like, qwix.QArray) else array.astype(like.dtype)
+
+    if len(tensors) == 1 and like.shape == (array := read(*tensors[0])).shape:
+        return jax.jit(store, out_shardings=place)(array)
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    value = jax.jit(zeros, out_shardings=place)()
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=place)
+    def put(value, array, layer):
+        return jax.tree.map(lambda v, a: v.at[layer].set(a), value, store(array))
+
+    for layer, tensor in enumerate(tensors):
+        value = put(value, read(*tensor), layer)
+    return value
+
+
+def initial_values(
+    make_model: Callable[[], nnx.Module], paths: Sequence[str], places: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values of the named parameters as a new model has them; the others are not computed."""
+
+    def init():
+        values = param_values(nnx.state(make_model()))
+        return {path: values[path] for path in paths}
+
+    return jax.jit(init, out_shardings={path: places[path] for path in paths})() if paths else {}
+
+
+def first_device() -> jax.sharding.Mesh:
+    """The mesh of one device on which parameters lie that were not asked to be elsewhere."""
+    return make_mesh({"device": 1}, jax.devices()[:1])

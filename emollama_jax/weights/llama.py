@@ -1,0 +1,168 @@
+"""LLaMA's names and settings in Hugging Face, Flax and GGUF files."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.llama import LlamaConfig
+from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Table, Transform
+from emollama_jax.weights.sources import Source
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ADAPTERS = (r".*\.lora_[ab]",)  # not in a base model's files: they start as a new model's
+
+
+def projections(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The (Hugging Face, our) names within a block of its linear layers."""
+    return [(f"self_attn.{n}", f"attn.{n}") if n in ATTENTION else (f"mlp.{n}", f"mlp.{n}") for n in names]
+
+
+def hugging_face_table(config: LlamaConfig) -> Table:
+    """Names of `LlamaForCausalLM` in torch: weights [out, in]."""
+    block = "model.layers.{layer}"
+    rules = [
+        Rule("model.embed_tokens.weight", "embed.embedding"),
+        Rule(f"{block}.input_layernorm.weight", "layers.attn_norm.scale"),
+        *(Rule(f"{block}.{a}.weight", f"layers.{b}.kernel", TRANSPOSE) for a, b in projections(ATTENTION)),
+        Rule(f"{block}.post_attention_layernorm.weight", "layers.mlp_norm.scale"),
+        *(Rule(f"{block}.{a}.weight", f"layers.{b}.kernel", TRANSPOSE) for a, b in projections(MLP)),
+        Rule("model.norm.weight", "final_norm.scale"),
+    ]
+    drop = [r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]  # a constant that old versions stored
+    if config.tie_embeddings:
+        drop.append(r"lm_head\.weight")
+    else:
+        rules.append(Rule("lm_head.weight", "lm_head.kernel", TRANSPOSE))
+    return Table(tuple(rules), tuple(drop), ADAPTERS)
+
+
+def flax_table(config: LlamaConfig) -> Table:
+    """Names of `FlaxLlamaForCausalLM`: the same parts, kernels [in, out]."""
+    leaf = {"embed.embedding": "embedding"}
+
+    def renamed(rule: Rule) -> Rule:
+        name = rule.tensor.removesuffix(".weight").replace(".", "/")
+        kernel = rule.param.endswith("kernel")
+        return Rule(f"{name}/{leaf.get(rule.param, 'kernel' if kernel else 'weight')}", rule.param, SAME)
+
+    torch = hugging_face_table(config)
+    drop = (r"lm_head/kernel",) if config.tie_embeddings else ()
+    return Table(tuple(renamed(rule) for rule in torch.rules), drop, ADAPTERS)
+
+
+def gguf_table(config: LlamaConfig) -> Table:
+    """Names of llama.cpp, which orders the rows of q and k for another form of the rotary embedding."""
+    names = {
+        "embed.embedding": "token_embd.weight",
+        "layers.attn_norm.scale": "blk.{layer}.attn_norm.weight",
+        "layers.mlp_norm.scale": "blk.{layer}.ffn_norm.weight",
+        "layers.attn.o_proj.kernel": "blk.{layer}.attn_output.weight",
+        **{f"layers.attn.{n}_proj.kernel": f"blk.{{layer}}.attn_{n}.weight" for n in "qkv"},
+        **{f"layers.mlp.{n}_proj.kernel": f"blk.{{layer}}.ffn_{n}.weight" for n in ("gate", "up", "down")},
+        "final_norm.scale": "output_norm.weight",
+        "lm_head.kernel": "output.weight",
+    }
+    heads = {
+        "layers.attn.q_proj.kernel": adjacent_pairs(config.num_heads),
+        "layers.attn.k_proj.kernel": adjacent_pairs(config.num_kv_heads),
+    }
+    rules = hugging_face_table(config).rules
+    rules = (Rule(names[r.param], r.param, heads.get(r.param, r.transform)) for r in rules)
+    return Table(tuple(rules), init=ADAPTERS)
+
+
+def adjacent_pairs(num_heads: int) -> Transform:
+    """From rows whose rotated pairs lie side by side, (2i, 2i + 1), to pairs half a head apart, and transposed."""
+    regroup = lambda x, *inner: x.reshape(num_heads, *inner, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+    return Transform(into=lambda x: regroup(x, -1, 2).T, out=lambda x: regroup(x.T, 2, -1))
+
+
+TABLES = {"safetensors": hugging_face_table, "torch": hugging_face_table, "flax": flax_table, "gguf": gguf_table}
+
+
+def architecture(source: Source) -> dict[str, Any]:
+    """The `LlamaConfig` fields that a file's own configuration fixes.
+
+    Raises:
+        UserError: no configuration, another architecture, or a variant of LLaMA that the model does not have.
+    """
+    if source.config is None:
+        raise UserError(f"no config.json beside the weights: {source.path}; copy it from where the weights came from")
+    try:
+        if source.format == "gguf":  # which says that the head is tied by not having one
+            return _gguf_architecture(source.config) | {"tie_embeddings": "output.weight" not in source.names()}
+        return _hugging_face_architecture(source.config)
+    except KeyError as error:
+        raise UserError(f"the configuration lacks {error}: {source.path}; it must be a LLaMA model's") from error
+    except ValueError as error:
+        raise UserError(f"{error}: {source.path}; only LLaMA models without these are supported") from error
+
+
+def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") != "llama":
+        raise ValueError(f"the model is a {config.get('model_type', 'nameless one')}, not a llama")
+    rope = config.get("rope_parameters") or {}  # transformers 5; before, rope_theta and rope_scaling
+    scaling = config.get("rope_scaling") or rope
+    unsupported = {
+        "biases": config.get("attention_bias") or config.get("mlp_bias"),
+        f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
+        "scaled rotary positions": scaling.get("rope_type", scaling.get("type", "default")) != "default",
+    }
+    if any(unsupported.values()):
+        raise ValueError(f"the model has {', '.join(name for name, is_set in unsupported.items() if is_set)}")
+    num_heads = config["num_attention_heads"]
+    return {
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": num_heads,
+        "num_kv_heads": config.get("num_key_value_heads") or num_heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
+        "rms_norm_eps": config["rms_norm_eps"],
+        "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
+        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+
+
+def _gguf_architecture(metadata: dict[str, Any]) -> dict[str, Any]:
+    if (found := metadata.get("general.architecture")) != "llama":
+        raise ValueError(f"the model is a {found}, not a llama")
+    if metadata.get("llama.rope.scaling.type", "none") != "none":
+        raise ValueError("the model has scaled rotary positions")
+    of = lambda key: metadata[f"llama.{key}"]
+    num_heads = of("attention.head_count")
+    return {
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
+        "hidden_size": of("embedding_length"),
+        "intermediate_size": of("feed_forward_length"),
+        "num_layers": of("block_count"),
+        "num_heads": num_heads,
+        "num_kv_heads": metadata.get("llama.attention.head_count_kv", num_heads),
+        "head_dim": metadata.get("llama.attention.key_length", of("embedding_length") // num_heads),
+        "rms_norm_eps": round(of("attention.layer_norm_rms_epsilon"), 12),  # stored as float32
+        "rope_theta": float(metadata.get("llama.rope.freq_base", 10000.0)),
+    }
+
+
+def hugging_face_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` of the model in torch, for transformers 4 and 5."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+    }

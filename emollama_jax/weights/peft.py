@@ -1,0 +1,138 @@
+"""LoRA adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_trainable
+from emollama_jax.weights.engine import (
+    TRANSPOSE,
+    LoadReport,
+    Rule,
+    Table,
+    export,
+    param_values,
+    read_params,
+    set_params,
+)
+from emollama_jax.weights.llama import projections
+from emollama_jax.weights.sources import open_source
+
+CONFIG = "adapter_config.json"
+# Settings that change what an adapter computes and that ours do not have, with the values that switch them off.
+PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_rslora": (False, None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (None, []),
+    "layer_replication": (None, []),
+}
+
+
+def adapter_table(targets: tuple[str, ...], *, adapter: str = "") -> Table:
+    """PEFT's names: A [r, in], B [out, r]. `adapter` is the adapter's name where the file spells it out."""
+    suffix = f".{adapter}.weight" if adapter else ".weight"
+    prefix = "base_model.model.model.layers.{layer}"
+    return Table(
+        tuple(
+            Rule(f"{prefix}.{theirs}.lora_{letter.upper()}{suffix}", f"layers.{ours}.lora_{letter}", TRANSPOSE)
+            for theirs, ours in projections(targets)
+            for letter in "ab"
+        )
+    )
+
+
+def adapter_config(folder: str | Path) -> LoRAConfig:
+    """The adapters a PEFT folder holds.
+
+    Raises:
+        UserError: there is no configuration, or it asks for a kind of adapter that the model does not have.
+    """
+    file = Path(folder) / CONFIG
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no {CONFIG}: {folder}; give the folder that PEFT's save_pretrained wrote") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the adapter's settings: {file} ({error}); copy it again") from error
+    for name, plain in PLAIN.items():
+        if settings.get(name, plain[0]) not in plain:
+            raise UserError(f"adapter setting {name}={settings[name]!r}: {file}; only plain LoRA is supported")
+    try:
+        targets = settings["target_modules"]
+        if isinstance(targets, str):
+            raise ValueError("target_modules is a pattern; list the layers' names instead")
+        return LoRAConfig(
+            rank=settings["r"],
+            alpha=float(settings["lora_alpha"]),
+            dropout=float(settings.get("lora_dropout", 0.0)),
+            targets=tuple(sorted(targets)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"unusable adapter settings: {file} ({error}); save the adapter again") from error
+
+
+def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
+    """Reads the adapters in `folder` into the model's own, in place.
+
+    Raises:
+        UserError: the adapters are not those of the model (rank, layers, scale), or damaged.
+    """
+    found = adapter_config(folder)
+    layers = dict(adapters(model))
+    targets = tuple(sorted({path[-1] for path in layers}))
+    scales = {layer.scale for layer in layers.values()}
+    if targets != found.targets or scales != {found.alpha / found.rank}:
+        raise UserError(
+            f"the adapters are on {', '.join(found.targets)} with scale {found.alpha / found.rank:g}, the model's on "
+            f"{', '.join(targets) or 'nothing'} with {', '.join(f'{s:g}' for s in scales) or 'none'}: {folder}; "
+            "make the model with the adapter's lora.targets, lora.rank and lora.alpha"
+        )
+    state = nnx.state(model, is_trainable)
+    params = param_values(state)
+    with open_source(folder) as source:
+        named = any(name.endswith(".lora_A.default.weight") for name in source.names())
+        table = adapter_table(found.targets, adapter="default" if named else "")
+        values, report = read_params(source, table, params, jax.tree.map(lambda x: x.sharding, params))
+    set_params(state, values)
+    nnx.update(model, state)
+    return report
+
+
+def save_adapter(folder: Path, model: nnx.Module, *, base: str = "") -> None:
+    """Writes the model's adapters into an existing folder, for PEFT's `PeftModel.from_pretrained`.
+
+    `base` is the base model's name or path, which PEFT records.
+    """
+    layers: dict[tuple, LoRALinear] = dict(adapters(model))
+    if not layers:
+        raise ValueError("the model has no adapters")
+    targets = tuple(sorted({path[-1] for path in layers}))
+    layer = next(iter(layers.values()))
+    rank = layer.lora_a.shape[-1]
+    tensors: dict[str, np.ndarray] = dict(export(model, adapter_table(targets)))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": layer.scale * rank,
+        "lora_dropout": layer.dropout,
+        "target_modules": list(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""Torch checkpoints (`.bin`, `.pth`, `.pt`), read without running anything they hold.
+
+Nested dicts are flattened with "/" between the levels: `{"model": {"a.weight": t}}` gives `model/a.weight`.
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from emollama_jax.errors import UserError
+from emollama_jax.weights.sources import Contents, StoredTensor, damaged, flatten
+
+
+def open_torch(path: Path) -> Contents:
+    """The tensors of one torch checkpoint, and the values beside them (epoch, config, …) under flattened names.
+
+    Zip checkpoints are memory-mapped and cost address space only; the older form is read whole.
+
+    Raises:
+        UserError: torch is not installed, or the file is damaged, holds code, or holds no dict or unreadable tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"reading this file needs torch: {path}; pip install 'emollama_jax[convert]'") from error
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        leaves = dict(flatten(checkpoint))
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        holds = culprit[1] if culprit else "something other than tensors and plain values, or is damaged"
+        raise UserError(
+            f"refused, nothing was executed: the pickle holds {holds}: {path}; get or make a safetensors version of it"
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any instruction, with any exception
+        raise damaged(path, "torch checkpoint") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(
+            f"the checkpoint holds a {type(checkpoint).__name__} instead of a dict of tensors: {path}; "
+            "save the model's state_dict()"
+        )
+    tensors, extra = {}, {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, torch.Tensor):
+            array = _as_numpy(name, leaf, path)
+            tensors[name] = StoredTensor(array.shape, lambda array=array: array)
+        else:
+            extra[name] = leaf
+    return tensors, extra
+
+
+def _as_numpy(name: str, tensor: Any, path: Path) -> np.ndarray:
+    """A view on a tensor's memory; nothing is read from the disk yet."""
+    import torch
+
+    try:
+        tensor = tensor.detach()
+        if tensor.dtype == torch.bfloat16:  # NumPy has no such type: pass the bits
+            return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"cannot read tensor {name} ({tensor.dtype}, {tensor.layout}): {path}; "
+            "save it as a dense float32, float16 or bfloat16 tensor"
+        ) from error

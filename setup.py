@@ -1,0 +1,57 @@
+"""The package emollama_jax; `pip install -c constraints.txt -e '.[test]'` gives the versions the tests are run with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
+PEFT = "peft>=0.17"
+
+setup(
+    name="emollama_jax",
+    version=re.search(r'__version__ = "(.+)"', Path("emollama_jax/__init__.py").read_text()).group(1),
+    description="Emotion-LLaMA in JAX and Flax",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # The experiments of configs/ travel inside the package, where config.load_config finds them by name.
+    packages=[*find_packages(include=["emollama_jax", "emollama_jax.*"]), "emollama_jax.configs"],
+    package_dir={"emollama_jax.configs": "configs"},
+    entry_points={"console_scripts": ["emollama = emollama_jax.cli:main"]},
+    install_requires=[
+        "absl-py>=2",
+        "array-record>=0.8.6,<0.9",
+        "chex>=0.1.92",
+        "clu==0.0.12",
+        "flax>=0.12.8,<0.13",
+        "gguf>=0.17,<1",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3.11",
+        "ml_collections>=1.1.0,<2",
+        "ml_dtypes>=0.5",
+        "msgpack>=1",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "pillow",
+        "protobuf",
+        "qwix>=0.1.8,<0.2",
+        "safetensors>=0.8,<0.9",
+        "sentencepiece>=0.2.1,<0.3",
+        "tensorboardX>=2.6.5",
+        "tensorflow-datasets>=4.9.10,<5",
+        "tokenizers>=0.22,<0.24",
+        "transformers>=4.57.6,<6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
+        "media": ["av>=18.1,<20"],
+        "convert": [TORCH],  # reads .bin and .pth weights
+        "serve": ["gradio>=6,<7"],
+        "beam": ["apache-beam"],
+        "bench": [TORCH, PEFT],
+        "test": [TORCH, PEFT, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
+    },
+)
