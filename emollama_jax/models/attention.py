@@ -56,12 +56,13 @@ def attention(
 
 
 def _best(q: Array) -> str:
-    backend, (_, length, _, head_dim) = jax.default_backend(), q.shape
-    if backend == "tpu" and length % SPLASH_LANES == 0:
+    device, (_, length, _, head_dim) = jax.devices()[0], q.shape
+    if device.platform == "tpu" and length % SPLASH_LANES == 0:
         return "splash"
-    half_precision = q.dtype in (jnp.bfloat16, jnp.float16)
-    if backend == "gpu" and half_precision and length > 1 and head_dim <= 128 and head_dim % 8 == 0:
-        return "cudnn"
+    if device.platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and length > 1:
+        # What cuDNN's flash attention takes, forward and backward, from Ampere on.
+        if float(getattr(device, "compute_capability", 0)) >= 8.0 and head_dim <= 128 and head_dim % 8 == 0:
+            return "cudnn"
     return "xla"
 
 

@@ -1,0 +1,172 @@
+"""The decoder against torch's LlamaForCausalLM with the same random parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emollama_jax.models.layers import rotary_angles
+from emollama_jax.models.llama import Llama
+
+torch = pytest.importorskip("torch")
+
+from tests.parity.torch_llama import close, from_torch, rows, tiny_config, torch_llama  # noqa: E402
+
+PER_LAYER, WHOLE_MODEL = 1e-5, 1e-4
+VARIANTS = {
+    "mha": tiny_config(),
+    "gqa-long-base": tiny_config(num_kv_heads=2, rope_theta=1e5),
+    "mqa-tied": tiny_config(num_kv_heads=1, tie_embeddings=True, rms_norm_eps=1e-3),
+    "tied-long-base": tiny_config(tie_embeddings=True, rope_theta=1e5, num_layers=1),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request):
+    """(configuration, torch's model, ours)."""
+    config = VARIANTS[request.param]
+    theirs = torch_llama(config)
+    return config, theirs, from_torch(theirs, config)
+
+
+def forward_torch(model, tokens, mask=None):
+    """(what each part puts out: embeddings, every block, final norm; logits)."""
+    outputs = []
+    parts = [model.model.embed_tokens, *model.model.layers, model.model.norm]
+    keep = lambda module, inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
+    hooks = [part.register_forward_hook(keep) for part in parts]
+    with torch.no_grad():
+        mask = None if mask is None else torch.tensor(mask)
+        logits = model(input_ids=torch.tensor(tokens), attention_mask=mask).logits
+    for hook in hooks:
+        hook.remove()
+    return [output.numpy() for output in outputs], logits
+
+
+@nnx.jit
+def forward(model, tokens, positions, segment_ids):
+    hidden = model(model.embed_tokens(tokens), positions, segment_ids)
+    return hidden, model.logits(hidden)
+
+
+def test_every_layer(pair):
+    config, theirs, ours = pair
+    tokens, positions, segment_ids = rows(config)
+    (embedded, *blocks, normed), logits = forward_torch(theirs, tokens)
+    np.testing.assert_array_equal(ours.embed_tokens(tokens), embedded)
+    graphdef, stacked = nnx.split(ours.layers)
+    angles = rotary_angles(jnp.asarray(positions), config.head_dim, config.rope_theta)
+
+    @jax.jit
+    def run_block(params, x):
+        return nnx.merge(graphdef, params)(x, angles, jnp.asarray(segment_ids), None, 0, None)[0]
+
+    for i, (before, after) in enumerate(zip([embedded, *blocks], blocks, strict=False)):
+        block = run_block(jax.tree.map(lambda a: a[i], stacked), before)  # noqa: B023
+        close(block, after, PER_LAYER, f"block {i}")
+    close(ours.final_norm(jnp.asarray(blocks[-1])), normed, PER_LAYER, "final norm")
+    close(ours.logits(jnp.asarray(normed)), logits, PER_LAYER, "head")
+
+
+def test_whole_model(pair):
+    config, theirs, ours = pair
+    tokens, positions, segment_ids = rows(config)
+    outputs, logits = forward_torch(theirs, tokens)
+    hidden, our_logits = forward(ours, tokens, positions, segment_ids)
+    close(hidden, outputs[-1], WHOLE_MODEL, "hidden states")
+    close(our_logits, logits, WHOLE_MODEL, "logits")
+
+
+def test_loss_and_its_gradient(pair):
+    """Cross entropy and its gradients of the input embeddings and of every parameter."""
+    config, theirs, ours = pair
+    tokens, positions, segment_ids = rows(config, seed=2)
+    targets = np.roll(tokens, -1, axis=1)
+    theirs.zero_grad()
+    x = theirs.model.embed_tokens(torch.tensor(tokens)).detach().requires_grad_()
+    logits = theirs(inputs_embeds=x).logits
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten(), reduction="none")
+    nll.sum().backward()
+
+    graphdef, params = nnx.split(ours)
+
+    @jax.jit
+    @jax.value_and_grad(argnums=(0, 1), has_aux=True)
+    def loss(params, x):
+        model = nnx.merge(graphdef, params)
+        nll = model.token_nll(model(x, positions, segment_ids), targets)
+        return nll.sum(), nll
+
+    # fmt: off
+    (_, our_nll), (our_gradient, our_x_gradient) = loss(params, ours.embed_tokens(tokens))
+    # fmt: on
+    close(our_nll, nll.reshape(targets.shape), WHOLE_MODEL, "token nll")
+    close(our_x_gradient, x.grad, WHOLE_MODEL, "gradient of the embeddings")
+    close(
+        our_gradient.layers.mlp.down_proj.kernel[...],
+        np.stack([layer.mlp.down_proj.weight.grad.T for layer in theirs.model.layers]),
+        WHOLE_MODEL,
+        "gradient of down_proj",
+    )
+    head = our_gradient.embed.embedding[...] if config.tie_embeddings else our_gradient.lm_head.kernel[...].T
+    close(head, theirs.lm_head.weight.grad, WHOLE_MODEL, "gradient of the head")
+
+
+def test_right_padding(pair):
+    """torch's attention mask and our segment 0."""
+    config, theirs, ours = pair
+    tokens, positions, segment_ids = rows(config, lengths=(13, 8, 1))
+    _, logits = forward_torch(theirs, tokens, mask=segment_ids)
+    _, our_logits = forward(ours, tokens, positions, segment_ids)
+    assert np.all(np.isfinite(our_logits))
+    close(our_logits[segment_ids > 0], logits[torch.tensor(segment_ids) > 0], WHOLE_MODEL, "logits")
+
+
+@pytest.fixture(scope="module")
+def gqa():
+    config = VARIANTS["gqa-long-base"]
+    theirs = torch_llama(config)
+    tokens = rows(config, lengths=(13, 8))[0]
+    return config, theirs, tokens
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "unrolled"])
+def test_every_way_to_run_the_layers(gqa, scan_layers, remat):
+    """torch's logits and input gradients, whether layers are scanned or not and whatever is recomputed."""
+    config, theirs, tokens = gqa
+    _, positions, segment_ids = rows(config, lengths=(13, 8))
+    x = theirs.model.embed_tokens(torch.tensor(tokens)).detach().requires_grad_()
+    weights = torch.tensor(segment_ids)[..., None]
+    logits = theirs(inputs_embeds=x, attention_mask=torch.tensor(segment_ids)).logits
+    (torch.square(logits) * weights).sum().backward()
+
+    ours = from_torch(theirs, dataclasses.replace(config, scan_layers=scan_layers, remat=remat))
+    graphdef, params = nnx.split(ours)
+
+    @jax.jit
+    @jax.value_and_grad(has_aux=True)
+    def loss(x):
+        model: Llama = nnx.merge(graphdef, params)
+        logits = model.logits(model(x, positions, segment_ids))
+        return jnp.sum(jnp.square(logits) * segment_ids[..., None]), logits
+
+    (_, our_logits), our_gradient = loss(ours.embed_tokens(tokens))
+    seen = segment_ids > 0
+    close(our_logits[seen], logits[seen], WHOLE_MODEL, "logits")
+    scale = float(x.grad.abs().max())
+    close(our_gradient / scale, x.grad / scale, WHOLE_MODEL, "gradient of the embeddings, relative")
+
+
+def test_rotary_frequencies_up_to_the_longest_prompt():
+    """The angles of position 4095 rest on the last bit of the frequencies: ours are torch's up to that bit."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = tiny_config(head_dim=128)
+    theirs = torch_llama(dataclasses.replace(config, num_layers=1)).config
+    inv_freq = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
+    ours = rotary_angles(jnp.array([[1]]), config.head_dim, config.rope_theta)[0, 0, 0]
+    np.testing.assert_array_max_ulp(np.asarray(ours), inv_freq, maxulp=1)
