@@ -109,8 +109,7 @@ class Generator:
     """
 
     def __init__(self, model: Llama, *, eos_ids: Sequence[int], chunk: int = 8):
-        self._graphdef, self._state = nnx.split(model)
-        self._vocab_size = model.config.vocab_size
+        self._model = model
         self._eos_ids = jnp.asarray(eos_ids, jnp.int32)
         self._chunk = chunk
 
@@ -150,7 +149,7 @@ class Generator:
         sampling = Sampling.of(configs + idle, seeds + [0] * len(idle))
         longest = max(c.max_new_tokens for c in configs)
         cache_size = tokens.shape[1] + bucket(longest)
-        model = self._graphdef, self._state
+        model = nnx.split(self._model)  # only now: adapters may have been merged since the last call
         decode = _prefill(*model, tokens, segment_ids, sampling, self._eos_ids, cache_size=cache_size)
         new, finished = np.asarray(decode.token)[:, None], bool(jnp.all(decode.done))
         while True:
@@ -163,11 +162,12 @@ class Generator:
     def _check(self, prompts, configs, seeds) -> None:
         if not len(prompts) == len(configs) == len(seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(configs)} configs and {len(seeds)} seeds do not match")
+        vocab_size = self._model.config.vocab_size
         for i, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {i} is empty; begin it with the BOS id")
-            if min(prompt) < 0 or max(prompt) >= self._vocab_size:
-                raise ValueError(f"prompt {i} holds a token id outside the vocabulary of {self._vocab_size}")
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise ValueError(f"prompt {i} holds a token id outside the vocabulary of {vocab_size}")
 
 
 def _left_pad(prompts: Sequence[Sequence[int]], count: int) -> tuple[np.ndarray, np.ndarray]:

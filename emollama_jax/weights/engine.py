@@ -8,7 +8,7 @@ an error: every tensor is used or on the table's drop list, every parameter is f
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,10 @@ class Table:
     rules: tuple[Rule, ...]
     drop: tuple[str, ...] = ()
     init: tuple[str, ...] = ()
+
+
+# A tensor's name, the change of its layout, and its index in the parameter: (layer,), or () where it is all of it.
+PlannedTensor = tuple[str, Transform, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -145,51 +149,53 @@ def export(
             yield name, np.ascontiguousarray(rule.transform.out(np.asarray(array.astype(out))))
 
 
-def _plan(
-    source: Source, table: Table, params: Mapping[str, Any]
-) -> tuple[dict[str, list[tuple[str, Transform]]], LoadReport]:
-    """For each parameter the tensors that fill it, one a layer, with their transforms.
+def _plan(source: Source, table: Table, params: Mapping[str, Any]) -> tuple[dict[str, list[PlannedTensor]], LoadReport]:
+    """For each parameter the tensors that fill it.
 
     Every name and shape is checked before any data is read.
     """
-    rule_of = {rule.param: rule for rule in table.rules if rule.param in params}
-    expected, plan, initialised = {}, {}, []
+    rules = {rule.param: rule for rule in table.rules}
+    present = set(source.names())
+    plan, initialised, expected = {}, [], {}  # expected: the shape of every tensor that the plan reads
     for path, value in params.items():
-        if path not in rule_of:
-            if not any(re.fullmatch(pattern, path) for pattern in table.init):
-                raise ValueError(f"the table has no rule for the parameter {path}")
+        names, rule = {}, rules.get(path)  # names: the place in the parameter of every tensor
+        if rule is not None:
+            stacked = "{layer}" in rule.tensor
+            names = {rule.tensor.format(layer=i): (i,) for i in range(value.shape[0])} if stacked else {rule.tensor: ()}
+        if not present & set(names) and _matches(table.init, path):
             initialised.append(path)
             continue
-        rule = rule_of[path]
-        stacked = "{layer}" in rule.tensor
-        names = [rule.tensor.format(layer=i) for i in range(value.shape[0])] if stacked else [rule.tensor]
+        if rule is None:
+            raise ValueError(f"the table has no rule for the parameter {path}")
         layer = jax.ShapeDtypeStruct(value.shape[1:] if stacked else value.shape, np.float32)
         expected |= dict.fromkeys(names, jax.eval_shape(rule.transform.out, layer).shape)
-        plan[path] = [(name, rule.transform) for name in names]
+        plan[path] = [(name, rule.transform, index) for name, index in names.items()]
+    dropped = sorted(name for name in present - set(expected) if _matches(table.drop, name))
+    _check(source, expected, dropped)
+    return plan, LoadReport(tuple(expected), tuple(dropped), tuple(initialised))
 
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _check(source: Source, expected: Mapping[str, tuple[int, ...]], dropped: Sequence[str]) -> None:
+    """That the source has the expected tensors in their shapes, and otherwise only those that are dropped."""
     present = set(source.names())
-    for path, tensors in list(plan.items()):
-        may_be_absent = any(re.fullmatch(pattern, path) for pattern in table.init)
-        if may_be_absent and not present & {name for name, _ in tensors}:
-            initialised.append(path)
-            for name, _ in plan.pop(path):
-                del expected[name]
-    dropped = [n for n in present - set(expected) if any(re.fullmatch(pattern, n) for pattern in table.drop)]
     missing = sorted(set(expected) - present)
     unknown = sorted(present - set(expected) - set(dropped))
     shapes = {name: source.shape(name) for name in sorted(present & set(expected))}
     misshaped = [f"{n} is {list(s)}, not {list(expected[n])}" for n, s in shapes.items() if s != expected[n]]
-    if missing or unknown or misshaped:
-        guesses = {name: difflib.get_close_matches(name, missing, 1, 0.9) for name in unknown}
-        unknown = [name + (f" (for {guess[0]}?)" if guess else "") for name, guess in guesses.items()]
-        found = {"missing": missing, "unknown": unknown, "of the wrong shape": misshaped}
-        problems = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names)
+    guesses = {name: difflib.get_close_matches(name, missing, 1, 0.9) for name in unknown}
+    unknown = [name + (f" (for {guess[0]}?)" if guess else "") for name, guess in guesses.items()]
+    found = {"missing": missing, "unknown": unknown, "of the wrong shape": misshaped}
+    problems = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names)
+    if problems:
         raise UserError(f"the tensors do not fit the model: {source.path}; {problems}; check that it is the right file")
-    return plan, LoadReport(tuple(expected), tuple(sorted(dropped)), tuple(initialised))
 
 
-def _fill(source: Source, tensors: list[tuple[str, Transform]], like, place):
-    """One parameter, assembled from the tensors of its layers on its devices.
+def _fill(source: Source, tensors: list[PlannedTensor], like, place):
+    """One parameter, assembled from its tensors on its devices.
 
     `like` is its abstract value (an array, or a quantised array) and `place` the sharding of each of its arrays.
     """
@@ -203,17 +209,15 @@ def _fill(source: Source, tensors: list[tuple[str, Transform]], like, place):
     def store(array):
         return as_kernel(array, like.qtype) if isinstance(like, qwix.QArray) else array.astype(like.dtype)
 
-    if len(tensors) == 1 and like.shape == (array := read(*tensors[0])).shape:
-        return jax.jit(store, out_shardings=place)(array)
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     value = jax.jit(zeros, out_shardings=place)()
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=place)
-    def put(value, array, layer):
-        return jax.tree.map(lambda v, a: v.at[layer].set(a), value, store(array))
+    def put(value, array, index):
+        return jax.tree.map(lambda v, a: v.at[index].set(a), value, store(array))
 
-    for layer, tensor in enumerate(tensors):
-        value = put(value, read(*tensor), layer)
+    for name, transform, index in tensors:
+        value = put(value, read(name, transform), index)
     return value
 
 

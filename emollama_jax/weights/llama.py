@@ -1,5 +1,6 @@
 """LLaMA's names and settings in Hugging Face, Flax and GGUF files."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,23 +86,32 @@ def architecture(source: Source) -> dict[str, Any]:
     """The `LlamaConfig` fields that a file's own configuration fixes.
 
     Raises:
-        UserError: no configuration, another architecture, or a variant of LLaMA that the model does not have.
+        UserError: no configuration, another architecture, a variant of LLaMA that the model does not have, or values
+            that make no sense.
     """
     if source.config is None:
         raise UserError(f"no config.json beside the weights: {source.path}; copy it from where the weights came from")
     try:
         if source.format == "gguf":  # which says that the head is tied by not having one
-            return _gguf_architecture(source.config) | {"tie_embeddings": "output.weight" not in source.names()}
-        return _hugging_face_architecture(source.config)
+            fields = _gguf_architecture(source.config) | {"tie_embeddings": "output.weight" not in source.names()}
+        else:
+            fields = _hugging_face_architecture(source.config)
+        kinds = {field.name: field.type for field in dataclasses.fields(LlamaConfig)}
+        if wrong := [f"{name}={value!r}" for name, value in fields.items() if type(value) is not kinds[name]]:
+            raise ValueError(", ".join(wrong))
+        LlamaConfig(**fields)
+        return fields
     except KeyError as error:
         raise UserError(f"the configuration lacks {error}: {source.path}; it must be a LLaMA model's") from error
-    except ValueError as error:
+    except NotImplementedError as error:
         raise UserError(f"{error}: {source.path}; only LLaMA models without these are supported") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"unusable configuration ({error}): {source.path}; download or copy it again") from error
 
 
 def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "llama":
-        raise ValueError(f"the model is a {config.get('model_type', 'nameless one')}, not a llama")
+        raise NotImplementedError(f"the model is a {config.get('model_type', 'nameless one')}, not a llama")
     rope = config.get("rope_parameters") or {}  # transformers 5; before, rope_theta and rope_scaling
     scaling = config.get("rope_scaling") or rope
     unsupported = {
@@ -110,7 +120,7 @@ def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
         "scaled rotary positions": scaling.get("rope_type", scaling.get("type", "default")) != "default",
     }
     if any(unsupported.values()):
-        raise ValueError(f"the model has {', '.join(name for name, is_set in unsupported.items() if is_set)}")
+        raise NotImplementedError(f"the model has {', '.join(name for name, is_set in unsupported.items() if is_set)}")
     num_heads = config["num_attention_heads"]
     return {
         "vocab_size": config["vocab_size"],
@@ -120,7 +130,7 @@ def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
         "num_heads": num_heads,
         "num_kv_heads": config.get("num_key_value_heads") or num_heads,
         "head_dim": config.get("head_dim") or config["hidden_size"] // num_heads,
-        "rms_norm_eps": config["rms_norm_eps"],
+        "rms_norm_eps": float(config["rms_norm_eps"]),
         "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
@@ -128,9 +138,9 @@ def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
 
 def _gguf_architecture(metadata: dict[str, Any]) -> dict[str, Any]:
     if (found := metadata.get("general.architecture")) != "llama":
-        raise ValueError(f"the model is a {found}, not a llama")
+        raise NotImplementedError(f"the model is a {found}, not a llama")
     if metadata.get("llama.rope.scaling.type", "none") != "none":
-        raise ValueError("the model has scaled rotary positions")
+        raise NotImplementedError("the model has scaled rotary positions")
     of = lambda key: metadata[f"llama.{key}"]
     num_heads = of("attention.head_count")
     return {

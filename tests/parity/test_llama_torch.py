@@ -10,17 +10,19 @@ from flax import nnx
 
 from emollama_jax.models.layers import rotary_angles
 from emollama_jax.models.llama import Llama
+from emollama_jax.sharding import abstract
 
 torch = pytest.importorskip("torch")
 
-from tests.parity.torch_llama import close, from_torch, rows, tiny_config, torch_llama  # noqa: E402
+from tests.models.tiny import close, rows, tiny_config  # noqa: E402
+from tests.parity.torch_llama import as_torch, from_torch, torch_llama  # noqa: E402
 
 PER_LAYER, WHOLE_MODEL = 1e-5, 1e-4
+LENGTHS = (13, 8)  # of two rows, padded at the right
 VARIANTS = {
-    "mha": tiny_config(),
-    "gqa-long-base": tiny_config(num_kv_heads=2, rope_theta=1e5),
+    "mha": tiny_config(num_layers=3, num_kv_heads=6),
+    "gqa-long-base": tiny_config(num_layers=3, rope_theta=1e5),
     "mqa-tied": tiny_config(num_kv_heads=1, tie_embeddings=True, rms_norm_eps=1e-3),
-    "tied-long-base": tiny_config(tie_embeddings=True, rope_theta=1e5, num_layers=1),
 }
 
 
@@ -39,11 +41,11 @@ def forward_torch(model, tokens, mask=None):
     keep = lambda module, inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
     hooks = [part.register_forward_hook(keep) for part in parts]
     with torch.no_grad():
-        mask = None if mask is None else torch.tensor(mask)
-        logits = model(input_ids=torch.tensor(tokens), attention_mask=mask).logits
+        mask = None if mask is None else as_torch(mask)
+        logits = model(input_ids=as_torch(tokens), attention_mask=mask).logits
     for hook in hooks:
         hook.remove()
-    return [output.numpy() for output in outputs], logits
+    return [output.numpy() for output in outputs], logits.numpy()
 
 
 @nnx.jit
@@ -58,11 +60,11 @@ def test_every_layer(pair):
     (embedded, *blocks, normed), logits = forward_torch(theirs, tokens)
     np.testing.assert_array_equal(ours.embed_tokens(tokens), embedded)
     graphdef, stacked = nnx.split(ours.layers)
-    angles = rotary_angles(jnp.asarray(positions), config.head_dim, config.rope_theta)
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
 
     @jax.jit
     def run_block(params, x):
-        return nnx.merge(graphdef, params)(x, angles, jnp.asarray(segment_ids), None, 0, None)[0]
+        return nnx.merge(graphdef, params)(x, angles, segment_ids, None, 0, None)[0]
 
     for i, (before, after) in enumerate(zip([embedded, *blocks], blocks, strict=False)):
         block = run_block(jax.tree.map(lambda a: a[i], stacked), before)  # noqa: B023
@@ -84,26 +86,23 @@ def test_loss_and_its_gradient(pair):
     """Cross entropy and its gradients of the input embeddings and of every parameter."""
     config, theirs, ours = pair
     tokens, positions, segment_ids = rows(config, seed=2)
-    targets = np.roll(tokens, -1, axis=1)
+    targets = jnp.roll(tokens, -1, axis=1)
     theirs.zero_grad()
-    x = theirs.model.embed_tokens(torch.tensor(tokens)).detach().requires_grad_()
+    x = theirs.model.embed_tokens(as_torch(tokens)).detach().requires_grad_()
     logits = theirs(inputs_embeds=x).logits
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten(), reduction="none")
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), as_torch(targets).flatten().long(), reduction="none")
     nll.sum().backward()
 
     graphdef, params = nnx.split(ours)
 
-    @jax.jit
-    @jax.value_and_grad(argnums=(0, 1), has_aux=True)
     def loss(params, x):
         model = nnx.merge(graphdef, params)
         nll = model.token_nll(model(x, positions, segment_ids), targets)
         return nll.sum(), nll
 
-    # fmt: off
-    (_, our_nll), (our_gradient, our_x_gradient) = loss(params, ours.embed_tokens(tokens))
-    # fmt: on
-    close(our_nll, nll.reshape(targets.shape), WHOLE_MODEL, "token nll")
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (our_gradient, our_x_gradient), our_nll = gradient(params, jnp.asarray(x.detach().numpy()))
+    close(our_nll, nll.detach().reshape(targets.shape), WHOLE_MODEL, "token nll")
     close(our_x_gradient, x.grad, WHOLE_MODEL, "gradient of the embeddings")
     close(
         our_gradient.layers.mlp.down_proj.kernel[...],
@@ -118,47 +117,44 @@ def test_loss_and_its_gradient(pair):
 def test_right_padding(pair):
     """torch's attention mask and our segment 0."""
     config, theirs, ours = pair
-    tokens, positions, segment_ids = rows(config, lengths=(13, 8, 1))
+    tokens, positions, segment_ids = rows(config, LENGTHS)
     _, logits = forward_torch(theirs, tokens, mask=segment_ids)
     _, our_logits = forward(ours, tokens, positions, segment_ids)
     assert np.all(np.isfinite(our_logits))
-    close(our_logits[segment_ids > 0], logits[torch.tensor(segment_ids) > 0], WHOLE_MODEL, "logits")
+    close(our_logits * segment_ids[..., None], logits * np.asarray(segment_ids)[..., None], WHOLE_MODEL, "logits")
 
 
 @pytest.fixture(scope="module")
 def gqa():
-    config = VARIANTS["gqa-long-base"]
+    """(configuration, input embeddings, torch's logits and gradient of the sum of their squares, our parameters)."""
+    config = tiny_config()
     theirs = torch_llama(config)
-    tokens = rows(config, lengths=(13, 8))[0]
-    return config, theirs, tokens
+    tokens, _, segment_ids = rows(config, LENGTHS)
+    x = theirs.model.embed_tokens(as_torch(tokens)).detach().requires_grad_()
+    logits = theirs(inputs_embeds=x, attention_mask=as_torch(segment_ids)).logits * as_torch(segment_ids)[..., None]
+    logits.square().sum().backward()
+    return config, jnp.asarray(x.detach().numpy()), logits.detach(), x.grad, nnx.state(from_torch(theirs, config))
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "unrolled"])
+@pytest.mark.parametrize(
+    ("scan_layers", "remat"), [(True, "none"), (True, "full"), (True, "dots"), (False, "none"), (False, "full")]
+)
 def test_every_way_to_run_the_layers(gqa, scan_layers, remat):
-    """torch's logits and input gradients, whether layers are scanned or not and whatever is recomputed."""
-    config, theirs, tokens = gqa
-    _, positions, segment_ids = rows(config, lengths=(13, 8))
-    x = theirs.model.embed_tokens(torch.tensor(tokens)).detach().requires_grad_()
-    weights = torch.tensor(segment_ids)[..., None]
-    logits = theirs(inputs_embeds=x, attention_mask=torch.tensor(segment_ids)).logits
-    (torch.square(logits) * weights).sum().backward()
+    """torch's logits and gradients, whether layers are scanned or not and whatever is recomputed."""
+    config, x, logits, x_gradient, params = gqa
+    config = dataclasses.replace(config, scan_layers=scan_layers, remat=remat)
+    graphdef, _ = abstract(lambda: Llama(config, rngs=nnx.Rngs(0)))
+    _, positions, segment_ids = rows(config, LENGTHS)
 
-    ours = from_torch(theirs, dataclasses.replace(config, scan_layers=scan_layers, remat=remat))
-    graphdef, params = nnx.split(ours)
-
-    @jax.jit
-    @jax.value_and_grad(has_aux=True)
     def loss(x):
         model: Llama = nnx.merge(graphdef, params)
-        logits = model.logits(model(x, positions, segment_ids))
-        return jnp.sum(jnp.square(logits) * segment_ids[..., None]), logits
+        logits = model.logits(model(x, positions, segment_ids)) * segment_ids[..., None]
+        return jnp.sum(jnp.square(logits)), logits
 
-    (_, our_logits), our_gradient = loss(ours.embed_tokens(tokens))
-    seen = segment_ids > 0
-    close(our_logits[seen], logits[seen], WHOLE_MODEL, "logits")
-    scale = float(x.grad.abs().max())
-    close(our_gradient / scale, x.grad / scale, WHOLE_MODEL, "gradient of the embeddings, relative")
+    our_gradient, our_logits = jax.jit(jax.grad(loss, has_aux=True))(x)
+    close(our_logits, logits, WHOLE_MODEL, "logits")
+    scale = float(x_gradient.abs().max())
+    close(our_gradient / scale, x_gradient / scale, WHOLE_MODEL, "gradient of the embeddings, relative")
 
 
 def test_rotary_frequencies_up_to_the_longest_prompt():

@@ -1,0 +1,132 @@
+"""Decoding: how fast greedy answers come, with a key/value cache.
+
+The adapters are left out: once merged into their kernels they cost nothing.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from emollama_jax.bench.peer import PEER, kernel_note, obstacle, torch_llama
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, peak_of, stored_bytes
+from emollama_jax.config import Config, GenerateConfig, to_dict
+from emollama_jax.infer.generate import Generator, bucket
+from emollama_jax.models.llama import Llama
+from emollama_jax.sharding import init_sharded
+from emollama_jax.weights.engine import first_device
+
+COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}
+
+Measure = Callable[[], tuple[Figures, list[list[int]]]]
+
+
+def bench_decode(
+    config: Config,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    prompt: int = 32,
+    new_tokens: int = 64,
+    repeats: int = 3,
+    with_peer: bool = True,
+) -> Report:
+    """Answers of `new_tokens` (2 or more) tokens to random prompts of `prompt` tokens, at several batch sizes."""
+    check_one_device(config)
+    notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
+    why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
+    model = init_sharded(lambda: Llama(config.llama, rngs=nnx.Rngs(config.seed)), first_device(), ())
+    peer = None if why_no_peer else torch_llama(model)
+    notes += [why_no_peer] if why_no_peer else kernel_note(config.llama)
+
+    results, columns = [], dict(COLUMNS)
+    for batch in batch_sizes:
+        prompts = np.random.default_rng(config.seed).integers(0, config.llama.vocab_size, (batch, prompt)).tolist()
+        contenders = {OURS: _ours(model, prompts, new_tokens)}
+        if peer is not None:
+            contenders[PEER] = _peers(peer, prompts, new_tokens)
+        measured = alternate(contenders, batch=batch, repeats=repeats)
+        if peer is not None:
+            ours, theirs = (np.array(result.output) for result in measured)
+            notes.append(f"batch {batch}: {np.mean(ours == theirs):.1%} of the tokens are the same from both")
+        results += measured
+    if peak := peak_of(jax.devices()[0].device_kind):
+        columns |= {"gb_per_token": "GB/token", "bandwidth_percent": "% bandwidth"}
+        notes.append(
+            f"GB/token is all weights and the whole cache; the bandwidth is {peak.bytes_per_s / 1e9:,.0f} GB/s"
+        )
+        for result in results:
+            read = bytes_per_token(model, result.batch, bucket(prompt) + bucket(new_tokens))
+            for run in result.runs:
+                run["gb_per_token"] = read / 1e9
+                run["bandwidth_percent"] = 100 * read / (run["ms_per_token"] / 1e3 * peak.bytes_per_s)
+    settings = {"prompt": prompt, "new_tokens": new_tokens, "repeats": repeats}
+    return Report("Greedy decoding, random weights", to_dict(config), settings, columns, results, notes)
+
+
+def bytes_per_token(model: Llama, batch: int, slots: int) -> int:
+    """What one token of every row reads: the weights, of an untied embedding only the rows asked for, and the cache."""
+    config = model.config
+    cache = 2 * config.num_layers * batch * slots * config.num_kv_heads * config.head_dim
+    embedding = 0 if config.tie_embeddings else stored_bytes(model.embed)
+    return stored_bytes(model) - embedding + cache * np.dtype(config.compute_dtype).itemsize
+
+
+def _ours(model: Llama, prompts: list[list[int]], new_tokens: int) -> Measure:
+    generator = Generator(model, eos_ids=())
+    config = GenerateConfig(max_new_tokens=new_tokens)
+
+    def measure():
+        answers, times = [[] for _ in prompts], [time.perf_counter()]
+        for new in generator.stream(prompts, config):  # host integers: the device has finished them
+            times.append(time.perf_counter())
+            for answer, tokens in zip(answers, new, strict=True):
+                answer.extend(tokens)
+        return _figures(answers, times[1] - times[0], times[-1] - times[0]), answers
+
+    return measure
+
+
+def _peers(peer: Any, prompts: list[list[int]], new_tokens: int) -> Measure:
+    import torch
+
+    inputs, stamps = torch.tensor(prompts, device=peer.device), []
+    never = torch.zeros(len(prompts), dtype=torch.bool, device=peer.device)
+
+    def stamp(tokens, scores, **_):
+        """Notes when the first token is there: a criterion to stop, asked after every token."""
+        if not stamps:
+            tokens[0, -1].item()  # waits for the device
+            stamps.append(time.perf_counter())
+        return never
+
+    @torch.inference_mode()
+    def measure():
+        stamps.clear()
+        start = time.perf_counter()
+        answers = peer.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            stopping_criteria=[stamp],
+        )
+        answers = answers[:, inputs.shape[1] :].tolist()
+        return _figures(answers, stamps[0] - start, time.perf_counter() - start), answers
+
+    return measure
+
+
+def _figures(answers: list[list[int]], first_s: float, total_s: float) -> Figures:
+    """From the seconds until every answer's first and last token."""
+    tokens = sum(map(len, answers))
+    return {
+        "tokens": tokens,
+        "seconds": total_s,
+        "tokens_per_s": tokens / total_s,
+        "prefill_ms": 1e3 * first_s,
+        "ms_per_token": 1e3 * (total_s - first_s) / (len(answers[0]) - 1),
+    }

@@ -1,0 +1,221 @@
+"""What every measurement shares: repeats that alternate, the machine's name and peaks, the table and the JSON."""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.dtypes
+from flax import nnx
+
+from emollama_jax.config import Config
+from emollama_jax.errors import UserError
+
+OURS = "emollama_jax"
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")
+Figures = dict[str, float | int]
+SETTLE_S = 0.3  # between two contenders, for the threads of the one before, which go on waiting for work
+
+
+class Peak(NamedTuple):
+    """A device's dense half-precision speed and its memory bandwidth, as its maker states them."""
+
+    flops: float
+    bytes_per_s: float
+
+
+# The first entry counts that a device's kind begins with. Sources: NVIDIA's data sheets (dense tensor-core figures in
+# bfloat16, in float16 for T4) and Google's pages on the architecture of each TPU (bfloat16).
+PEAKS = {
+    "NVIDIA H200": Peak(989e12, 4800e9),
+    "NVIDIA H100 PCIe": Peak(756e12, 2000e9),
+    "NVIDIA H100": Peak(989e12, 3350e9),
+    "NVIDIA A100-SXM4-40GB": Peak(312e12, 1555e9),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2039e9),
+    "NVIDIA A100-PCIE-40GB": Peak(312e12, 1555e9),
+    "NVIDIA A100 80GB PCIe": Peak(312e12, 1935e9),
+    "NVIDIA L4": Peak(121e12, 300e9),
+    "Tesla T4": Peak(65e12, 320e9),
+    "TPU v6 lite": Peak(918e12, 1640e9),
+    "TPU v6e": Peak(918e12, 1640e9),
+    "TPU v5 lite": Peak(197e12, 819e9),
+    "TPU v5e": Peak(197e12, 819e9),
+    "TPU v5": Peak(459e12, 2765e9),  # v5p; v5e calls itself lite
+    "TPU v4": Peak(275e12, 1228e9),
+}
+
+
+def peak_of(kind: str) -> Peak | None:
+    """The peaks of a device by its `device_kind`; None where they are not known."""
+    return next((peak for name, peak in PEAKS.items() if f"{kind} ".startswith(f"{name} ")), None)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure needs beside it to mean something."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.devices()[0].platform,
+        "versions": versions,
+    }
+
+
+def peak_memory() -> dict[str, float]:
+    """GiB this process has held at most: on the host, and on the first device where it counts."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    on_device = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in on_device:
+        memory["device_gib"] = on_device["peak_bytes_in_use"] / 2**30
+    return memory
+
+
+def stored_bytes(module: nnx.Module) -> int:
+    """Memory of a module's parameters."""
+    leaves = jax.tree.leaves(nnx.state(module))
+    return sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in leaves) // 8
+
+
+def check_one_device(config: Config) -> None:
+    """Raises a UserError for a mesh of several devices."""
+    for axis, size in dataclasses.asdict(config.mesh).items():
+        if size != 1:
+            raise UserError(f"config.mesh.{axis}={size}: bench measures one device; leave config.mesh at 1")
+
+
+@dataclass
+class Result:
+    """One contender at one batch size: the figures of every repeat, the first call (compilation, warm-up) apart, and
+    what its last call produced."""
+
+    who: str
+    batch: int
+    first_call_s: float
+    runs: list[Figures]
+    output: Any
+
+    @property
+    def best(self) -> Figures:
+        return max(self.runs, key=lambda run: run["tokens_per_s"])
+
+
+def alternate(contenders: dict[str, Callable[[], tuple[Figures, Any]]], *, batch: int, repeats: int) -> list[Result]:
+    """Calls each contender once to warm up, then all in turn, `repeats` times.
+
+    A contender's call does the work once and returns its figures, "tokens_per_s" among them, and what it produced.
+    """
+    results = []
+    for who, measure in contenders.items():
+        start = time.perf_counter()
+        _, output = measure()
+        results.append(Result(who, batch, time.perf_counter() - start, [], output))
+    for _ in range(repeats):
+        for result in results:
+            time.sleep(SETTLE_S)
+            figures, result.output = contenders[result.who]()
+            result.runs.append(figures)
+    return results
+
+
+@dataclass
+class Report:
+    """A finished measurement.
+
+    Attributes:
+        columns: the figures of the table, by name in `Result.runs`, with their headings.
+    """
+
+    title: str
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    columns: dict[str, str]
+    results: list[Result]
+    notes: list[str]
+
+    def __post_init__(self):
+        self.machine, self.memory = machine(), peak_memory()
+
+    def __str__(self) -> str:
+        machine = "{cpu}, {cores} cores, {memory_gib} GiB".format(**self.machine)
+        device = "" if self.machine["platform"] == "cpu" else f"; {self.machine['device']}"
+        versions = [f"{name} {version}" for name, version in self.machine["versions"].items() if version]
+        settings = [f"{name.replace('_', ' ')} {value}" for name, value in self.settings.items()]
+        memory = [f"{value:.2f} GiB on the {name[:-4]}" for name, value in self.memory.items()]
+        return "\n".join(
+            [
+                self.title,
+                f"machine   {machine}{device}",
+                f"versions  {', '.join(versions)}",
+                f"settings  {', '.join(settings)}",
+                "",
+                *_align(self._rows()),
+                "",
+                *(f"- {note}" for note in self.notes),
+                f"- the most memory this process held: {', '.join(memory)}",
+            ]
+        )
+
+    def _rows(self) -> list[list[str]]:
+        rows = [["", "batch", *self.columns.values(), "first call s", "speed-up"]]
+        peers = {result.batch: result for result in self.results if result.who != OURS}
+        for result in self.results:
+            figures = [_number(result.best[name]) if name in result.best else "" for name in self.columns]
+            peer = peers.get(result.batch)
+            speed_up = ""
+            if result.who == OURS and peer:
+                speed_up = f"{result.best['tokens_per_s'] / peer.best['tokens_per_s']:.2f}x"
+            rows.append([result.who, str(result.batch), *figures, f"{result.first_call_s:.1f}", speed_up])
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, with every repeat, in JSON's types."""
+        results = [
+            {
+                "who": result.who,
+                "batch": result.batch,
+                "first_call_s": result.first_call_s,
+                "runs": result.runs,
+                "best": result.best,
+            }
+            for result in self.results
+        ]
+        fields = ("title", "machine", "memory", "config", "settings", "notes")
+        return {name: getattr(self, name) for name in fields} | {"results": results}
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _number(value: float | int) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

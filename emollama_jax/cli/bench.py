@@ -1,0 +1,70 @@
+"""Measure speed and memory on this machine."""
+
+import argparse
+from pathlib import Path
+
+from emollama_jax.bench.decode import bench_decode
+from emollama_jax.bench.step import bench_step
+from emollama_jax.config import parse_flags
+
+
+def run(argv: list[str]) -> None:
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    config, rest = parse_flags(argv)
+    arguments = vars(parser.parse_args(rest))
+    bench, file = arguments.pop("bench"), arguments.pop("json")
+    if file:
+        file.touch()  # an unwritable place is better known before the work than after
+    report = bench(config, **arguments)
+    print(report)
+    if file:
+        report.save(file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(  # for the help: parse_flags has taken it by then
+        "--config",
+        metavar="NAME_OR_PATH",
+        default=argparse.SUPPRESS,
+        help="the experiment; --config.GROUP.FIELD=VALUE changes it",
+    )
+    common.add_argument("--repeats", type=_positive, default=3, metavar="N", help="measurements (default: %(default)s)")
+    common.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to a file")
+    common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure only ourselves")
+
+    parser = argparse.ArgumentParser(
+        prog="emollama bench",
+        description="Measures an experiment's language model with random weights, and beside it, in the same run, the "
+        "same model in torch (transformers, PEFT) where that is installed. The table shows the best of the repeats.",
+        epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step}")
+    decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
+    decode.set_defaults(bench=bench_decode)
+    decode.add_argument(
+        "--batch", dest="batch_sizes", type=_positive, nargs="+", default=[1, 8], metavar="B", help="default: 1 8"
+    )
+    decode.add_argument("--prompt", type=_positive, default=32, metavar="T", help="tokens (default: %(default)s)")
+    decode.add_argument("--new-tokens", type=_several, default=64, metavar="T", help="default: %(default)s")
+    step = verbs.add_parser("step", parents=[common], help="LoRA training steps")
+    step.set_defaults(bench=bench_step)
+    step.add_argument("--batch", type=_positive, default=1, metavar="B", help="rows (default: %(default)s)")
+    step.add_argument("--length", type=_several, default=256, metavar="T", help="tokens a row (default: %(default)s)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _several(text: str) -> int:
+    return _at_least(2, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Training: what changes the adapters, one step at a time."""

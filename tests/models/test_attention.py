@@ -1,0 +1,127 @@
+"""Attention, by every implementation that runs here, against plain NumPy and against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emollama_jax.config import DEFAULT_SHARDING
+from emollama_jax.models.attention import attention
+from emollama_jax.sharding import make_mesh, use_mesh
+from tests.models.tiny import close
+
+
+def inputs(batch: int, length: int, heads: int, kv_heads: int, head_dim: int = 16):
+    """Queries, keys, values, and the cotangent of the output; segment ids of packed rows with padding inside."""
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=(batch, length, n, head_dim)) for n in (heads, kv_heads, kv_heads, heads)]
+    cuts = np.sort(random.integers(1, length, (batch, 4)), axis=1)
+    segment_ids = np.sum(np.arange(length)[:, None] >= cuts[:, None], axis=-1)
+    segment_ids = np.array([5, 0, 2, 7, 0])[segment_ids]
+    return *(jnp.asarray(x, jnp.float32) for x in arrays), jnp.asarray(segment_ids)
+
+
+def naive(q, k, v, q_segment_ids, kv_segment_ids, q_offset: int = 0) -> np.ndarray:
+    """One query at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    batch, length, heads, head_dim = q.shape
+    out = np.zeros_like(q)
+    for b, t, n in np.ndindex(batch, length, heads):
+        kv_head = n // (heads // k.shape[2])
+        seen = [s for s in range(q_offset + t + 1) if kv_segment_ids[b, s] == q_segment_ids[b, t]]
+        scores = k[b, seen, kv_head] @ q[b, t, n] / np.sqrt(head_dim)
+        weights = np.exp(scores - np.max(scores))
+        out[b, t, n] = weights @ v[b, seen, kv_head] / np.sum(weights)
+    return out
+
+
+def with_gradients(implementation: str, q, k, v, cotangent, segment_ids):
+    """Output, and gradients of q, k and v."""
+
+    @jax.jit
+    def run(q, k, v, segment_ids):
+        f = lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, implementation=implementation)
+        y, pull = jax.vjp(f, q, k, v)
+        return y, *pull(cotangent)
+
+    return run(q, k, v, segment_ids)
+
+
+def same(found, expected) -> None:
+    for what, a, b in zip(("output", "gradient of q", "gradient of k", "gradient of v"), found, expected, strict=True):
+        close(a, b, 1e-5, what)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+def test_attention_is_the_textbook_one(implementation, kv_heads):
+    q, k, v, _, segment_ids = inputs(2, 17, 6, kv_heads, head_dim=10)
+    segments = (segment_ids, segment_ids)
+    close(attention(q, k, v, *segments, implementation=implementation), naive(q, k, v, *segments), 1e-5, "output")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("length", [1, 3])
+def test_queries_against_a_cache(length):
+    """The last tokens alone see what they see among all: T = 1 is one step of decoding."""
+    q, k, v, _, segment_ids = inputs(2, 17, 6, 2)
+    whole = attention(q, k, v, segment_ids, segment_ids, implementation="xla")
+    for offset in (17 - length, 9):
+        part = slice(offset, offset + length)
+        ours = attention(q[:, part], k, v, segment_ids[:, part], segment_ids, q_offset=jnp.int32(offset))
+        close(ours, whole[:, part], 1e-6, f"queries from {offset} on")
+        expected = naive(q[:, part], k, v, segment_ids[:, part], segment_ids, offset)
+        close(ours, expected, 1e-5, f"queries from {offset} on, against NumPy")
+
+
+def test_half_precision_has_its_softmax_in_float32():
+    """Scores of 64 more or less: rounded to bfloat16 they would be wrong by up to 1/8, and the weights with them."""
+    q, k, v, _, segment_ids = inputs(2, 17, 4, 2)
+    halves = [x.astype(jnp.bfloat16) for x in (q.at[..., 0].set(16), k.at[..., 0].add(16), v)]
+    ours = attention(*halves, segment_ids, segment_ids)
+    assert ours.dtype == jnp.bfloat16
+    expected = naive(*halves, segment_ids, segment_ids)
+    error = np.linalg.norm(np.asarray(ours, np.float64) - expected) / np.linalg.norm(expected)
+    print(f"relative error in bfloat16: {error:.1e}")
+    assert error < 2**-8
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(128, 4, 4), (256, 4, 2), (640, 2, 1)])
+def test_splash_is_attention(length, heads, kv_heads):
+    """Rows of one block, of two, and of blocks that are not the largest; grouped heads; several segments."""
+    args = inputs(2, length, heads, kv_heads)
+    same(with_gradients("splash", *args), with_gradients("xla", *args))
+
+
+@pytest.mark.smoke
+def test_splash_on_a_mesh():
+    """Rows over data and fsdp, heads over tensor."""
+    args = inputs(4, 128, 4, 2)
+    expected = with_gradients("xla", *args)
+    with use_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), DEFAULT_SHARDING):
+        found = with_gradients("splash", *args)
+        same(with_gradients("xla", *args), expected)
+    same(found, expected)
+    assert found[0].addressable_shards[0].data.shape == (1, 128, 2, 16)
+
+
+@pytest.mark.smoke
+def test_splash_refuses_rows_of_other_lengths():
+    q, k, v, _, segment_ids = inputs(1, 100, 2, 2)
+    with pytest.raises(ValueError, match="a multiple of 128 tokens, not 100"):
+        attention(q, k, v, segment_ids, segment_ids, implementation="splash")
+
+
+def test_splash_refuses_heads_that_do_not_split_alike():
+    q, k, v, _, segment_ids = inputs(2, 128, 4, 2)
+    with use_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 4}), DEFAULT_SHARDING):
+        with pytest.raises(ValueError, match="cannot split 4 heads and 2 key/value heads alike"):
+            jax.eval_shape(lambda: attention(q, k, v, segment_ids, segment_ids, implementation="splash"))
+
+
+@pytest.mark.smoke
+def test_unknown_implementation():
+    q, k, v, _, segment_ids = inputs(1, 4, 2, 2)
+    with pytest.raises(ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash"):
+        attention(q, k, v, segment_ids, segment_ids, implementation="flash")

@@ -1,0 +1,231 @@
+"""Layers against plain NumPy in float64, and kernels stored in few bits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emollama_jax.models.layers import (
+    QUANTISED,
+    Embedding,
+    Linear,
+    RMSNorm,
+    as_array,
+    as_kernel,
+    matmul,
+    rotary_angles,
+    rotate,
+)
+from emollama_jax.models.llama import Llama
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.weights.engine import param_values, set_params
+from tests.models.tiny import close, random_llama, rows, tiny_config
+
+# The 16 numbers of NF4 (QLoRA, arXiv:2305.14314, appendix E).
+NF4 = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334]
+    + [-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
+    + [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+)
+
+
+def relative(found, expected) -> float:
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+# ---- norm and rotary embedding
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_rms_norm(epsilon):
+    norm = RMSNorm(12, epsilon=epsilon, dtype="float32")
+    np.testing.assert_array_equal(norm.scale[...], 1)
+    random = np.random.default_rng(0)
+    norm.scale[...] = jnp.asarray(random.normal(size=12), jnp.float32)
+    x = random.normal(size=(3, 5, 12)).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + epsilon) * np.asarray(norm.scale[...], np.float64)
+    close(norm(jnp.asarray(x)), expected, 1e-6, "RMS norm")
+
+
+@pytest.mark.smoke
+def test_rms_norm_of_half_precision_is_computed_in_float32():
+    """Values whose squares and whose sum bfloat16 could not hold."""
+    x = jnp.asarray(300 + np.random.default_rng(0).normal(size=(4, 512)), jnp.bfloat16)
+    y = RMSNorm(512, epsilon=1e-5, dtype="bfloat16")(x)
+    assert y.dtype == jnp.bfloat16
+    wide = np.asarray(x, np.float64)
+    expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + 1e-5)
+    np.testing.assert_array_equal(y, jnp.asarray(expected, jnp.float32).astype(jnp.bfloat16))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("theta", [1e4, 1e5])
+def test_rotary_embedding_is_a_rotation_of_complex_numbers(theta):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 9, 3, 10)).astype(np.float32)
+    positions = random.integers(0, 40, (2, 9))
+    angles = positions[..., None] * theta ** (-np.arange(0, 10, 2) / 10)
+    turned = (x[..., :5] + 1j * x[..., 5:]) * np.exp(1j * angles)[:, :, None]
+    ours = rotate(jnp.asarray(x), rotary_angles(jnp.asarray(positions), 10, theta))
+    close(ours, np.concatenate([turned.real, turned.imag], -1), 1e-5, "rotated")
+
+
+@pytest.mark.smoke
+def test_rotary_angles_stay_exact_to_the_last_bit_of_float32_at_far_positions():
+    positions = np.arange(0, 4096, 91)
+    angles = rotary_angles(jnp.asarray(positions)[None], 128, 1e4)[0, :, 0]
+    expected = positions[:, None] * 1e4 ** (-np.arange(0, 128, 2) / 128)
+    assert relative(angles, expected) < 2**-23
+    assert np.max(np.abs(angles - expected)) <= 4096 * 2**-23
+    half = rotate(jnp.ones((1, len(positions), 1, 128), jnp.bfloat16), angles[None, :, None])
+    assert half.dtype == jnp.bfloat16
+    both = np.concatenate([np.cos(expected) - np.sin(expected), np.cos(expected) + np.sin(expected)], -1)
+    assert np.max(np.abs(np.asarray(half[0, :, 0], np.float64) - both)) < 2**-8 * 1.5  # bfloat16's rounding
+
+
+# ---- initial values
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *QUANTISED])
+def test_initial_kernels(dtype):
+    """Normal with the standard deviation asked for, other numbers in each layer, whatever they are stored as."""
+    layer = Linear(64, 48, axes=("embed", "mlp"), kernel_dtype=dtype, init_std=0.1, num_layers=3, rngs=nnx.Rngs(0))
+    kernel = np.asarray(as_array(layer.kernel.get_value()), np.float64)
+    assert kernel.shape == (3, 64, 48)
+    assert np.std(kernel) == pytest.approx(0.1, rel=0.05)
+    assert abs(np.mean(kernel)) < 0.005
+    assert abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.1
+    assert layer.kernel.get_metadata("out_sharding") == ("layers", "embed", "mlp")
+
+
+@pytest.mark.smoke
+def test_embedding_looks_rows_up():
+    embed = Embedding(7, 4, dtype="bfloat16", rngs=nnx.Rngs(0))
+    tokens = jnp.array([[6, 0], [3, 3]])
+    table = np.asarray(embed.embedding[...], np.float32)
+    np.testing.assert_array_equal(np.asarray(embed(tokens), np.float32), table[np.asarray(tokens)])
+    assert embed(tokens).dtype == jnp.bfloat16
+
+
+# ---- quantised kernels
+
+SHAPES = [(128, 48), (192, 40), (100, 48), (24, 16)]  # inputs that are a multiple of NF4's 64, and that are not
+
+
+def weight(shape: tuple[int, int]) -> np.ndarray:
+    """Normal numbers with channels of very different size."""
+    random = np.random.default_rng(0)
+    return (random.normal(size=shape) * 10 ** random.uniform(-3, 1, shape[1])).astype(np.float32)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_is_the_nearest_of_256_levels_per_output_channel(shape):
+    w = weight(shape)
+    kernel = as_kernel(jnp.asarray(w), "int8")
+    assert kernel.qvalue.dtype == jnp.int8 and kernel.qvalue.shape == kernel.shape == shape
+    assert kernel.scale.dtype == jnp.float32 and kernel.scale.shape == (1, shape[1])
+    largest = np.max(np.abs(w), axis=0)
+    error = np.abs(np.asarray(as_array(kernel), np.float64) - w)
+    assert np.all(error <= largest / 254)
+    print(f"int8 {shape}: relative error {relative(as_array(kernel), w):.4f}")
+    assert relative(as_array(kernel) / largest, w / largest) < 0.009
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nf4_is_the_nearest_of_its_16_levels_per_block(shape):
+    w = weight(shape)
+    kernel = as_kernel(jnp.asarray(w), "nf4")
+    block = 64 if shape[0] % 64 == 0 else shape[0]
+    assert kernel.qvalue.dtype == jnp.uint4 and kernel.qvalue.shape == kernel.shape == shape
+    assert kernel.scale.dtype == jnp.float32 and kernel.scale.shape == (shape[0] // block, shape[1])
+    blocks = w.astype(np.float64).reshape(-1, block, shape[1])
+    largest = np.max(np.abs(blocks), axis=1, keepdims=True)
+    nearest = NF4[np.argmin(np.abs((blocks / largest)[..., None] - NF4), axis=-1)] * largest
+    found = np.asarray(as_array(kernel), np.float64).reshape(blocks.shape)
+    np.testing.assert_allclose(found, nearest, rtol=0, atol=1e-6 * np.max(largest))
+    print(f"nf4 {shape}: relative error {relative(found, blocks):.4f}")
+    assert relative(found / largest, blocks / largest) < 0.1
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.009), ("nf4", 0.1)])
+def test_matmul_and_its_gradient_through_a_quantised_kernel(dtype, bound, shape):
+    """Both are those of the dequantised kernel, and near those of the original one."""
+    w = jnp.asarray(weight(shape))
+    kernel = as_kernel(w, dtype)
+    x = jax.random.normal(jax.random.key(1), (2, 5, shape[0]))
+    loss = lambda x, kernel: jnp.sum(jnp.square(matmul(x, kernel))) / 2
+    value, gradient = jax.value_and_grad(loss)(x, kernel)
+    plain_value, plain_gradient = jax.value_and_grad(loss)(x, as_array(kernel))
+    np.testing.assert_allclose(matmul(x, kernel), x @ as_array(kernel), rtol=0, atol=1e-5 * jnp.max(jnp.abs(x @ w)))
+    np.testing.assert_allclose(value, plain_value, rtol=1e-6)
+    assert relative(gradient, plain_gradient) < 1e-6
+    by_channel = np.max(np.abs(w), axis=0)
+    error = relative(matmul(x, kernel) / by_channel, x @ w / by_channel)
+    print(f"{dtype} {shape}: relative error of the output {error:.4f}")
+    assert error < bound
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_float_kernels_are_cast_and_multiplied_in_the_dtype_of_x(dtype):
+    w = jax.random.normal(jax.random.key(0), (8, 6))
+    kernel = as_kernel(w, dtype)
+    assert kernel.dtype == dtype and as_array(kernel) is kernel
+    x = jax.random.normal(jax.random.key(1), (3, 8), jnp.bfloat16)
+    assert matmul(x, kernel).dtype == jnp.bfloat16
+    assert matmul(x.astype(jnp.float32), kernel).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_stacked_kernels_are_stored_layer_by_layer(dtype):
+    w = jax.random.normal(jax.random.key(0), (3, 128, 8))
+    together = jax.vmap(lambda w: as_kernel(w, dtype))(w)
+    assert together.shape == w.shape
+    apart = jnp.stack([as_array(as_kernel(layer, dtype)) for layer in w])
+    np.testing.assert_array_equal(as_array(together), apart)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_and_gradient(graphdef, state, x):
+    def loss(x):
+        model: Llama = nnx.merge(graphdef, state)
+        tokens, positions, segment_ids = rows(model.config)
+        hidden = model(x, positions, segment_ids)
+        return jnp.sum(model.token_nll(hidden, tokens)), hidden
+
+    gradient, hidden = jax.grad(loss, has_aux=True)(x)
+    return hidden, gradient
+
+
+# Bounds of the relative errors of a whole random model's hidden states and input gradient, against float32.
+WHOLE = {"int8": (0.015, 0.03), "nf4": (0.2, 0.35)}
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_whole_model_with_quantised_kernels(dtype):
+    """It is exactly the model of the dequantised kernels, and near the original one."""
+    lora, sizes = LoRAConfig(rank=4, alpha=4.0), {"hidden_size": 64, "intermediate_size": 192}
+    graphdef, original = nnx.split(random_llama(tiny_config(**sizes), lora))
+    quantised = random_llama(tiny_config(**sizes, kernel_dtype=dtype), lora)
+    state = nnx.state(quantised)
+    set_params(state, {path: as_array(value) for path, value in param_values(state).items()})
+    x = jax.random.normal(jax.random.key(0), (2, 13, 64))
+    found = hidden_and_gradient(*nnx.split(quantised), x)
+    dequantised = hidden_and_gradient(graphdef, state, x)
+    expected = hidden_and_gradient(graphdef, original, x)
+    for i, what in enumerate(("hidden states", "gradient")):
+        close(found[i], dequantised[i], 1e-5, f"{dtype}: {what}, against the dequantised kernels")
+        error = relative(found[i], expected[i])
+        print(f"{dtype}: {what}, relative error against the original kernels {error:.4f}")
+        assert error < WHOLE[dtype][i]

@@ -1,0 +1,257 @@
+"""Base checkpoints: written, read back, put on a mesh, and damaged in every file."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from emollama_jax.config import DEFAULT_SHARDING
+from emollama_jax.models.llama import Llama
+from emollama_jax.models.lora import LoRAConfig, is_trainable
+from emollama_jax.sharding import make_mesh
+from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
+from emollama_jax.weights.pretrained import load_llama
+from tests.weights.tiny import (
+    FLOAT32,
+    assert_bit_equal,
+    logits_of,
+    random_weights,
+    save_flax,
+    stored_values,
+    tiny_config,
+    user_error,
+    write_config,
+    write_folder,
+    write_gguf,
+)
+
+KERNELS = ("float32", "bfloat16", "int8", "nf4")
+LORA = LoRAConfig(rank=4, targets=("k_proj", "down_proj"))
+CONFIG = tiny_config(num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """By the storage of the kernels: (folder, model that was saved, fingerprint). Tests only look at them."""
+    where = tmp_path_factory.mktemp("bases")
+    weights = write_folder(where / "hf", CONFIG, random_weights(CONFIG))
+    made = {}
+    for dtype in KERNELS:
+        floats = "bfloat16" if dtype == "bfloat16" else "float32"
+        model, _ = load_llama(weights, kernel_dtype=dtype, param_dtype=floats, compute_dtype="float32", remat="none")
+        (where / dtype).mkdir()
+        made[dtype] = where / dtype, model, save_base(where / dtype, model, source="tiny")
+    return made
+
+
+@pytest.fixture
+def damaged(bases, tmp_path):
+    """A copy of the int8 checkpoint, for a test to spoil."""
+    return shutil.copytree(bases["int8"][0], tmp_path / "base")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", KERNELS)
+def test_round_trip(bases, dtype):
+    folder, model, fingerprint = bases[dtype]
+    assert is_base_checkpoint(folder)
+    manifest = read_manifest(folder)
+    assert (manifest["fingerprint"], manifest["source"], manifest["format"]) == (fingerprint, "tiny", 1)
+    assert manifest["llama"] == model.config
+    again, report = load_llama(folder)
+    assert again.config == model.config
+    assert set(report.read) == set(stored_values(model))
+    assert (report.dropped, report.initialised) == ((), ())
+    assert_bit_equal(stored_values(again), stored_values(model))
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", KERNELS)
+def test_onto_a_mesh(bases, dtype):
+    folder, model, _ = bases[dtype]
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
+    again, _ = load_llama(folder, mesh=mesh, rules=DEFAULT_SHARDING)
+    assert_bit_equal(stored_values(again), stored_values(model))
+    for path, value in stored_values(again).items():
+        for leaf in jax.tree.leaves(value):
+            assert len(leaf.sharding.device_set) == 8, path
+    down = jax.tree.leaves(stored_values(again)["layers.mlp.down_proj.kernel"])[0]
+    assert {shard.data.shape for shard in down.addressable_shards} == {(2, 64, 32)}
+    assert {shard.data.shape for shard in again.embed.embedding[...].addressable_shards} == {(320, 32)}
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_new_adapters_come_from_the_seed(bases, on_mesh):
+    places = {}
+    if on_mesh:
+        places = {"mesh": make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8]), "rules": DEFAULT_SHARDING}
+    folder, model, _ = bases["nf4"]
+    again, report = load_llama(folder, lora=LORA, seed=5, **places)
+    values, new = stored_values(again), stored_values(Llama(model.config, LORA, rngs=nnx.Rngs(5)))
+    adapters = {path for path in new if "lora_" in path}
+    assert set(report.initialised) == adapters
+    assert len(adapters) == 4
+    assert_bit_equal({p: values[p] for p in adapters}, {p: new[p] for p in adapters})
+    assert_bit_equal({p: values[p] for p in set(values) - adapters}, stored_values(model))
+
+
+def test_adapters_are_not_saved(bases, tmp_path):
+    folder, _, fingerprint = bases["float32"]
+    model, _ = load_llama(folder, lora=LORA)
+    assert save_base(tmp_path, model, source="with adapters") == fingerprint
+    assert not nnx.state(load_llama(tmp_path)[0], is_trainable)
+
+
+# --- other dtypes ---
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")]
+)
+def test_floats_are_cast(bases, stored, wanted):
+    folder, model, _ = bases[stored]
+    again, _ = load_llama(folder, kernel_dtype=wanted, param_dtype=wanted)
+    expected = {path: value.astype(wanted) for path, value in stored_values(model).items()}
+    assert_bit_equal(stored_values(again), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_quantised_kernels_keep_their_scales_when_the_rest_is_cast(bases, dtype):
+    folder, model, _ = bases[dtype]
+    again, _ = load_llama(folder, param_dtype="bfloat16")
+    for path, value in stored_values(model).items():
+        quantised = "_proj" in path
+        expected = value if quantised else value.astype(jnp.bfloat16)
+        assert_bit_equal({path: stored_values(again)[path]}, {path: expected})
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [("int8", "nf4"), ("nf4", "int8"), ("int8", "float32"), ("nf4", "bfloat16"), ("float32", "nf4")],
+)
+def test_kernels_that_cannot_be_had(bases, stored, wanted):
+    folder, _, _ = bases[stored]
+    with user_error(f"holds {stored} kernels, not {wanted}", str(folder), f"--kernel-dtype {wanted}"):
+        load_llama(folder, kernel_dtype=wanted)
+
+
+def test_execution_fields_are_the_callers(bases):
+    model, _ = load_llama(bases["int8"][0], compute_dtype="bfloat16", remat="full", scan_layers=False)
+    assert (model.config.compute_dtype, model.config.remat, model.config.scan_layers) == ("bfloat16", "full", False)
+    assert model.config.kernel_dtype == "int8"
+
+
+# --- fingerprints ---
+
+
+def test_fingerprint_does_not_depend_on_the_format(bases, tmp_path):
+    weights = random_weights(CONFIG)
+    write_config(tmp_path / "flax", CONFIG)
+    save_flax(weights, tmp_path / "flax/flax_model.msgpack")
+    write_gguf(tmp_path / "tiny.gguf", CONFIG, weights)
+    prints = {bases["float32"][2]}
+    for where in ("flax", "tiny.gguf"):
+        model, _ = load_llama(tmp_path / where, **FLOAT32)
+        (tmp_path / f"base {where}").mkdir()
+        prints.add(save_base(tmp_path / f"base {where}", model, source=where))
+    assert len(prints) == 1
+    assert next(iter(prints)).startswith("sha256:")
+
+
+def test_fingerprint_tells_any_number_and_any_dtype(bases, tmp_path):
+    prints = {fingerprint for _, _, fingerprint in bases.values()}
+    assert len(prints) == 4
+    weights = random_weights(CONFIG)
+    for name in ("model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"):
+        changed = dict(weights)
+        changed[name] = weights[name].copy()
+        changed[name].flat[5] = np.nextafter(changed[name].flat[5], np.float32(9))
+        folder = tmp_path / name
+        write_folder(folder, CONFIG, changed)
+        (folder / "base").mkdir()
+        prints.add(save_base(folder / "base", load_llama(folder, **FLOAT32)[0], source=name))
+    swapped = dict(weights)
+    one, other = (f"model.layers.{i}.self_attn.o_proj.weight" for i in range(2))
+    swapped[one], swapped[other] = weights[other], weights[one]
+    save_file(swapped, folder / "model.safetensors")
+    (folder / "swapped").mkdir()
+    prints.add(save_base(folder / "swapped", load_llama(folder, **FLOAT32)[0], source="swapped"))
+    assert len(prints) == 8
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m | {"format": 2}, ["format 2, not 1"]),
+        (lambda m: {k: v for k, v in m.items() if k != "format"}, ["damaged", "'format'"]),
+        (lambda m: {k: v for k, v in m.items() if k != "llama"}, ["damaged", "'llama'"]),
+        (lambda m: {k: v for k, v in m.items() if k != "fingerprint"}, ["damaged", "'fingerprint'"]),
+        (lambda m: m | {"llama": m["llama"] | {"new_field": 1}}, ["damaged", "new_field"]),
+        (lambda m: m | {"llama": m["llama"] | {"num_layers": 0}}, ["damaged", "num_layers"]),
+        (lambda m: m | {"llama": m["llama"] | {"num_layers": "2"}}, ["damaged"]),
+        (lambda m: m | {"llama": None}, ["damaged"]),
+        (lambda m: [m], ["damaged"]),
+        (lambda m: None, ["damaged"]),
+    ],
+)
+def test_damaged_manifest(damaged, change, words):
+    file = damaged / "model.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with user_error(str(file), "again", *words):
+        load_llama(damaged)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00"])
+def test_manifest_that_is_no_json(damaged, content):
+    (damaged / "model.json").write_bytes(content)
+    with user_error(str(damaged / "model.json"), "damaged", "again"):
+        load_llama(damaged)
+
+
+def test_manifest_of_another_model(damaged):
+    file = damaged / "model.json"
+    manifest = json.loads(file.read_text())
+    manifest["llama"]["num_layers"] = 3
+    file.write_text(json.dumps(manifest))
+    with user_error("damaged", str(damaged / "params"), "again"):
+        load_llama(damaged)
+
+
+def test_folder_without_parameters(damaged):
+    shutil.rmtree(damaged / "params")
+    with user_error("damaged", str(damaged / "params"), "again"):
+        load_llama(damaged)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_damaged_file_gives_wrong_numbers(bases, damaged):
+    """Every file of the parameters in turn, cut short, emptied and removed: an error of one line or the right numbers."""
+    good = stored_values(bases["int8"][1])
+    noticed = set()
+    files = sorted(file for file in (damaged / "params").rglob("*") if file.is_file())
+    for file in files:
+        content = file.read_bytes()
+        for kept in (content[: len(content) // 2], content[:-1], b"", None):
+            if kept is None:
+                file.unlink()
+            else:
+                file.write_bytes(kept)
+            try:
+                with user_error("damaged", str(damaged / "params"), "again"):
+                    model, _ = load_llama(damaged)
+            except pytest.fail.Exception:  # no error at all
+                assert_bit_equal(stored_values(model), good)
+            else:
+                noticed.add(file)
+            file.write_bytes(content)
+    assert max(files, key=lambda file: file.stat().st_size) in noticed
+    assert_bit_equal(stored_values(load_llama(damaged)[0]), good)
