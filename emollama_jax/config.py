@@ -58,7 +58,7 @@ class GenerateConfig:
     top_p: float = 1.0
     """Sampling keeps the most likely tokens whose probabilities reach this sum."""
     repetition_penalty: float = 1.0
-    """Factor by which a token already in the answer loses; 1 is none."""
+    """Factor by which a token already in the prompt or the answer loses; 1 is none."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -110,8 +110,8 @@ class Config:
             axes = (axes,) if isinstance(axes, str) else axes or ()
             if not set(axes) <= set(mesh_axes) or len(set(axes)) < len(axes):
                 raise ValueError(f"sharding: {name!r} over {axes}; choose among the mesh axes {', '.join(mesh_axes)}")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must be at least 0 and below 2**32")
 
 
 def load_config(name_or_path: str) -> Config:

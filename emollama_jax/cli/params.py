@@ -52,12 +52,12 @@ def table(config: Config) -> str:
         for part in counted:
             part.add(value)
     rows = [*(group for group in GROUPS if group in parts), "all", "frozen", "trainable"]
-    lines = [f"{'part':<12}{'parameters':>15}{'share':>12}{'memory':>12}  stored as"]
+    lines = [f"{'part':<12}{'parameters':>15}{'share':>12}{'memory':>15}  stored as"]
     for name in rows:
         part = parts[name]
         share = 100 * part.parameters / parts["all"].parameters
-        stored = ", ".join(sorted(part.dtypes))
-        lines.append(f"{name:<12}{part.parameters:>15,}{share:>10.4f} %{part.bits / 8 / 2**20:>8,.1f} MiB  {stored}")
+        stored = ", ".join(sorted(part.dtypes)) or "-"
+        lines.append(f"{name:<12}{part.parameters:>15,}{share:>10.4f} %{part.bits / 8 / 2**20:>11,.1f} MiB  {stored}")
     return "\n".join(lines)
 
 

@@ -91,7 +91,7 @@ def _next_token(logits, decode: DecodeState, sampling: Sampling, eos_ids) -> Dec
         decode,
         token=token,
         position=decode.position + 1,
-        seen=decode.seen.at[jnp.arange(token.shape[0]), token].set(True, mode="drop"),
+        seen=decode.seen.at[jnp.arange(token.shape[0]), token].set(True),  # -1 marks rows whose draws no longer count
         done=decode.done | ended | (step >= sampling.max_new_tokens),
         step=step,
     )
@@ -162,6 +162,8 @@ class Generator:
     def _check(self, prompts, configs, seeds) -> None:
         if not len(prompts) == len(configs) == len(seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(configs)} configs and {len(seeds)} seeds do not match")
+        if not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds {list(seeds)} must be at least 0 and below 2**32")
         vocab_size = self._model.config.vocab_size
         for i, prompt in enumerate(prompts):
             if not len(prompt):

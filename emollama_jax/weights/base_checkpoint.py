@@ -42,7 +42,7 @@ def save_base(folder: Path, model: Llama, *, source: str) -> str:
     values = param_values(nnx.state(model, nnx.Not(is_trainable)))
     fingerprint = fingerprint_of(values)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save((folder / "params").resolve(), jax.jit(_packed)(values))
+        checkpointer.save((folder / "params").resolve(), _packed(values))
     manifest = {
         "format": FORMAT,
         "llama": dataclasses.asdict(model.config),
@@ -64,6 +64,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
+        if missing := {"llama", "fingerprint", "source"} - set(manifest):
+            raise KeyError(", ".join(sorted(missing)))
         return {**manifest, "llama": LlamaConfig(**manifest["llama"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged base checkpoint: {file} ({error}); convert the model again") from error
@@ -110,7 +112,8 @@ def load_base(
     except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"damaged base checkpoint: {Path(path) / 'params'} ({reason}); convert it again") from error
-    values = jax.jit(lambda packed: _unpacked(packed, frozen), out_shardings=where, donate_argnums=0)(packed)
+    # Each packed array goes as soon as it is unpacked.
+    values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)
     set_params(state, values | initial_values(build(config), adapters, param_values(places)))
     return nnx.merge(graphdef, state), LoadReport(tuple(frozen), (), adapters)
@@ -129,21 +132,20 @@ def fingerprint_of(values: Mapping[str, Any]) -> str:
 
 def _packed(values):
     """4-bit arrays as bytes, two numbers of the last axis in each: TensorStore has no unsigned 4-bit type."""
-    return jax.tree.map(lambda x: _pack(x) if x.dtype == jnp.uint4 else x, values)
+
+    @jax.jit
+    def pack(x):
+        even, odd = x[..., 0::2].astype(jnp.uint8), x[..., 1::2].astype(jnp.uint8)
+        return even | (odd << 4)
+
+    return jax.tree.map(lambda x: pack(x) if x.dtype == jnp.uint4 else x, values)
 
 
-def _pack(x: jax.Array) -> jax.Array:
-    even, odd = x[..., 0::2].astype(jnp.uint8), x[..., 1::2].astype(jnp.uint8)
-    return even | (odd << 4)
+def _unpacked(packed, like, place):
+    """The inverse of `_packed`, given the abstract values and the sharding of each array."""
 
+    def unpack(x, like, place):
+        pairs = lambda x: jnp.stack([x & 15, x >> 4], axis=-1).reshape(like.shape).astype(like.dtype)
+        return jax.jit(pairs, out_shardings=place)(x) if like.dtype == jnp.uint4 else x
 
-def _unpacked(packed, like):
-    """The inverse of `_packed`, given the abstract values."""
-
-    def unpack(x, abstract_value):
-        if abstract_value.dtype != jnp.uint4:
-            return x
-        pairs = jnp.stack([x & 15, x >> 4], axis=-1)
-        return pairs.reshape(abstract_value.shape).astype(jnp.uint4)
-
-    return jax.tree.map(unpack, packed, like)
+    return jax.tree.map(unpack, packed, like, place)

@@ -37,6 +37,11 @@ PLAIN = {
     "alpha_pattern": (None, {}),
     "layers_to_transform": (None, []),
     "layer_replication": (None, []),
+    "lora_bias": (False, None),
+    "use_qalora": (False, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
 }
 
 
@@ -62,7 +67,9 @@ def adapter_config(folder: str | Path) -> LoRAConfig:
     file = Path(folder) / CONFIG
     try:
         settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        if not isinstance(settings, dict):
+            raise ValueError("not a JSON object")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {CONFIG}: {folder}; give the folder that PEFT's save_pretrained wrote") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the adapter's settings: {file} ({error}); copy it again") from error
@@ -70,11 +77,13 @@ def adapter_config(folder: str | Path) -> LoRAConfig:
         if settings.get(name, plain[0]) not in plain:
             raise UserError(f"adapter setting {name}={settings[name]!r}: {file}; only plain LoRA is supported")
     try:
-        targets = settings["target_modules"]
-        if isinstance(targets, str):
-            raise ValueError("target_modules is a pattern; list the layers' names instead")
+        targets, rank = settings["target_modules"], settings["r"]
+        if not (targets and isinstance(targets, list) and all(isinstance(target, str) for target in targets)):
+            raise ValueError(f"target_modules={targets!r} is no list of layers' names")
+        if not (isinstance(rank, int) and rank > 0):
+            raise ValueError(f"r={rank!r} is no rank")
         return LoRAConfig(
-            rank=settings["r"],
+            rank=rank,
             alpha=float(settings["lora_alpha"]),
             dropout=float(settings.get("lora_dropout", 0.0)),
             targets=tuple(sorted(targets)),

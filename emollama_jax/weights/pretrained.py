@@ -61,7 +61,7 @@ def load_tokenizer_of(where: str | Path | Source, vocab_size: int) -> Tokenizer:
     path = where.path if isinstance(where, Source) else Path(where).expanduser()
     if isinstance(where, Source) and where.format == "gguf":
         tokenizer = tokenizer_from_gguf(where.config)
-    elif path.suffix == ".gguf":
+    elif path.suffix == ".gguf" and path.is_file():
         with open_source(path) as source:
             return load_tokenizer_of(source, vocab_size)
     else:

@@ -152,6 +152,17 @@ def test_as_hugging_face_generates():
     assert set(ends) == {True, False}
 
 
+@pytest.mark.smoke
+def test_the_penalty_does_not_count_padding():
+    """Which is made of token 0."""
+    model, config = tiny_model(), GenerateConfig(max_new_tokens=16, repetition_penalty=2.0)
+    generator, prompts = Generator(model, eos_ids=(-7, -8)), [[5, 6, 7]]
+    likely = generator.generate(prompts, config)[0].tokens[0]
+    assert likely not in (0, 5, 6, 7)
+    model.lm_head.kernel[...] = model.lm_head.kernel[...].at[:, 0].set(1.01 * model.lm_head.kernel[:, likely])
+    assert generator.generate(prompts, config)[0].tokens[0] == 0
+
+
 # A request and those beside it.
 
 
@@ -405,6 +416,8 @@ def test_bad_input_is_named(generator):
         (([good[0], [-1, 3]],), f"prompt 1 holds a token id outside the vocabulary of {VOCAB}"),
         ((good, [GREEDY]), "2 prompts, 1 configs and 2 seeds do not match"),
         ((good, GREEDY, [1, 2, 3]), "2 prompts, 2 configs and 3 seeds do not match"),
+        ((good, GREEDY, [0, -1]), "seeds [0, -1] must be at least 0 and below 2**32"),
+        ((good, GREEDY, [0, 2**32]), "seeds [0, 4294967296] must be at least 0 and below 2**32"),
         (([], [GREEDY]), "0 prompts, 1 configs and 0 seeds do not match"),
     ]:
         for call in (generator.generate, lambda *args: list(generator.stream(*args))):

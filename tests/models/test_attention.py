@@ -87,9 +87,9 @@ def test_half_precision_has_its_softmax_in_float32():
     assert error < 2**-8
 
 
-@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(128, 4, 4), (256, 4, 2), (640, 2, 1)])
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (640, 4, 2)])
 def test_splash_is_attention(length, heads, kv_heads):
-    """Rows of one block, of two, and of blocks that are not the largest; grouped heads; several segments."""
+    """Rows of one block and of several; grouped heads; several segments."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("splash", *args), with_gradients("xla", *args))
 
