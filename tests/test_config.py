@@ -235,7 +235,7 @@ def test_the_sharding_table_can_be_overridden():
         ("--config.seed.x=3", "--config.seed.x: --config.seed has no fields; write --config.seed=VALUE"),
         ("--config.mesh=3", "--config.mesh: a group; set its fields one by one: data, fsdp, tensor"),
         ("--config.seed", "--config.seed: no value given; write --config.seed=VALUE"),
-        ("--config.seed=-1", "--config.seed=-1: must be at least 0 and below"),
+        ("--config.seed=-1", "--config.seed=-1: must be at least 0 and below 2**32"),
         ("--config.mesh.data=0", "--config.mesh.data=0: give a number of devices, or -1 for all that are left"),
     ],
 )

@@ -68,7 +68,6 @@ def float_nll(model, tokens):
     return float(mean_nll(model, tokens))
 
 
-@pytest.mark.smoke
 def test_it_knows_the_capital_of_france(model, tokenizer):
     assert model.config.tie_embeddings
     assert (model.config.num_layers, model.config.num_kv_heads) == (30, 3)
@@ -88,11 +87,11 @@ def test_it_predicts_english_as_torch_does(folder, float_nll, tokens):
     with torch.no_grad():
         torch_nll = theirs(ids, labels=ids).loss.item()
     print(f"mean NLL of {tokens.shape[1] - 1} tokens: {float_nll:.6f}, torch {torch_nll:.6f}")
-    assert abs(float_nll - torch_nll) <= 1e-3
+    assert abs(float_nll - torch_nll) <= 1e-4
     assert 2 < float_nll < 4
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.05), ("nf4", 0.5)])
+@pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.01), ("nf4", 0.1)])
 def test_quantisation_costs_little(folder, float_nll, tokens, dtype, bound):
     model, _ = load_llama(folder, kernel_dtype=dtype, **FLOAT32)
     nll = float(mean_nll(model, tokens))
