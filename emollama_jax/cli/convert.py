@@ -7,10 +7,11 @@ import jax
 
 from emollama_jax.errors import UserError
 from emollama_jax.models.layers import QUANTISED
-from emollama_jax.models.llama import FLOAT_DTYPES
+from emollama_jax.models.llama import FLOAT_DTYPES, LlamaConfig
 from emollama_jax.models.lora import merge
 from emollama_jax.weights.atomic import atomic_folder
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
+from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, load_adapter
 from emollama_jax.weights.pretrained import NO_LORA, load_llama, load_tokenizer_of, save_hugging_face
 from emollama_jax.weights.sources import open_source
@@ -52,12 +53,14 @@ def run(argv: list[str]) -> None:
 def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     is_base = is_base_checkpoint(arguments.input)
     source = arguments.input if is_base else open_source(arguments.input)
+    found = read_manifest(source)["llama"] if is_base else LlamaConfig(**architecture(source))
     execution = {"param_dtype": arguments.dtype, "kernel_dtype": arguments.kernel_dtype or arguments.dtype}
     if is_base and arguments.to == "hf":
-        execution["kernel_dtype"] = read_manifest(source)["llama"].kernel_dtype  # they are dequantised on the way out
+        execution["kernel_dtype"] = found.kernel_dtype  # they are dequantised on the way out
+    # What is small comes first: nobody waits for the weights to learn that the tokenizer is missing.
+    tokenizer = load_tokenizer_of(source, found.vocab_size)
     lora = adapter_config(arguments.adapter) if arguments.adapter else NO_LORA
     model, report = load_llama(source, lora=lora, **execution)
-    tokenizer = load_tokenizer_of(source, model.config.vocab_size)
     print(f"read    {len(report.read)} {'parameters' if is_base else f'{source.format} tensors'} of {arguments.input}")
     print(f"dropped {', '.join(report.dropped) or 'nothing'}")
     if arguments.adapter:

@@ -324,6 +324,13 @@ def test_a_faulty_input_is_one_line_and_leaves_nothing(capsys, tmp_path, fault):
         assert word in error
 
 
+@pytest.mark.parametrize("fault", ["architecture", "no tokenizer", "vocabulary"])
+def test_what_is_small_is_checked_before_the_weights_are_read(capsys, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(convert, "load_llama", None)
+    make, words = FAULTS[fault]
+    assert words[0] in refused(capsys, make(tmp_path / "in"), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -53,7 +53,6 @@ def test_rms_norm(epsilon):
     close(norm(jnp.asarray(x)), expected, 1e-6, "RMS norm")
 
 
-@pytest.mark.smoke
 def test_rms_norm_of_half_precision_is_computed_in_float32():
     """Values whose squares and whose sum bfloat16 could not hold."""
     x = jnp.asarray(300 + np.random.default_rng(0).normal(size=(4, 512)), jnp.bfloat16)
@@ -76,7 +75,6 @@ def test_rotary_embedding_is_a_rotation_of_complex_numbers(theta):
     close(ours, np.concatenate([turned.real, turned.imag], -1), 1e-5, "rotated")
 
 
-@pytest.mark.smoke
 def test_rotary_angles_stay_exact_to_the_last_bit_of_float32_at_far_positions():
     positions = np.arange(0, 4096, 91)
     angles = rotary_angles(jnp.asarray(positions)[None], 128, 1e4)[0, :, 0]
@@ -92,11 +90,11 @@ def test_rotary_angles_stay_exact_to_the_last_bit_of_float32_at_far_positions():
 # ---- initial values
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", *QUANTISED])
 def test_initial_kernels(dtype):
     """Normal with the standard deviation asked for, other numbers in each layer, whatever they are stored as."""
-    layer = Linear(64, 48, axes=("embed", "mlp"), kernel_dtype=dtype, init_std=0.1, num_layers=3, rngs=nnx.Rngs(0))
+    options = {"axes": ("embed", "mlp"), "kernel_dtype": dtype, "init_std": 0.1, "num_layers": 3}
+    layer = nnx.jit(lambda: Linear(64, 48, **options, rngs=nnx.Rngs(0)))()
     kernel = np.asarray(as_array(layer.kernel.get_value()), np.float64)
     assert kernel.shape == (3, 64, 48)
     assert np.std(kernel) == pytest.approx(0.1, rel=0.05)
@@ -105,7 +103,6 @@ def test_initial_kernels(dtype):
     assert layer.kernel.get_metadata("out_sharding") == ("layers", "embed", "mlp")
 
 
-@pytest.mark.smoke
 def test_embedding_looks_rows_up():
     embed = Embedding(7, 4, dtype="bfloat16", rngs=nnx.Rngs(0))
     tokens = jnp.array([[6, 0], [3, 3]])
@@ -116,7 +113,8 @@ def test_embedding_looks_rows_up():
 
 # ---- quantised kernels
 
-SHAPES = [(128, 48), (192, 40), (100, 48), (24, 16)]  # inputs that are a multiple of NF4's 64, and that are not
+SHAPES = [(192, 40), (100, 48)]  # inputs that are a multiple of NF4's 64, and that are not
+quantise = jax.jit(as_kernel, static_argnums=1)
 
 
 def weight(shape: tuple[int, int]) -> np.ndarray:
@@ -129,7 +127,7 @@ def weight(shape: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_is_the_nearest_of_256_levels_per_output_channel(shape):
     w = weight(shape)
-    kernel = as_kernel(jnp.asarray(w), "int8")
+    kernel = quantise(jnp.asarray(w), "int8")
     assert kernel.qvalue.dtype == jnp.int8 and kernel.qvalue.shape == kernel.shape == shape
     assert kernel.scale.dtype == jnp.float32 and kernel.scale.shape == (1, shape[1])
     largest = np.max(np.abs(w), axis=0)
@@ -143,7 +141,7 @@ def test_int8_is_the_nearest_of_256_levels_per_output_channel(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nf4_is_the_nearest_of_its_16_levels_per_block(shape):
     w = weight(shape)
-    kernel = as_kernel(jnp.asarray(w), "nf4")
+    kernel = quantise(jnp.asarray(w), "nf4")
     block = 64 if shape[0] % 64 == 0 else shape[0]
     assert kernel.qvalue.dtype == jnp.uint4 and kernel.qvalue.shape == kernel.shape == shape
     assert kernel.scale.dtype == jnp.float32 and kernel.scale.shape == (shape[0] // block, shape[1])
@@ -156,17 +154,16 @@ def test_nf4_is_the_nearest_of_its_16_levels_per_block(shape):
     assert relative(found / largest, blocks / largest) < 0.1
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.009), ("nf4", 0.1)])
 def test_matmul_and_its_gradient_through_a_quantised_kernel(dtype, bound, shape):
     """Both are those of the dequantised kernel, and near those of the original one."""
     w = jnp.asarray(weight(shape))
-    kernel = as_kernel(w, dtype)
+    kernel = quantise(w, dtype)
     x = jax.random.normal(jax.random.key(1), (2, 5, shape[0]))
-    loss = lambda x, kernel: jnp.sum(jnp.square(matmul(x, kernel))) / 2
-    value, gradient = jax.value_and_grad(loss)(x, kernel)
-    plain_value, plain_gradient = jax.value_and_grad(loss)(x, as_array(kernel))
+    loss = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(jnp.square(matmul(x, kernel))) / 2))
+    value, gradient = loss(x, kernel)
+    plain_value, plain_gradient = loss(x, as_array(kernel))
     np.testing.assert_allclose(matmul(x, kernel), x @ as_array(kernel), rtol=0, atol=1e-5 * jnp.max(jnp.abs(x @ w)))
     np.testing.assert_allclose(value, plain_value, rtol=1e-6)
     assert relative(gradient, plain_gradient) < 1e-6
@@ -176,7 +173,6 @@ def test_matmul_and_its_gradient_through_a_quantised_kernel(dtype, bound, shape)
     assert error < bound
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_float_kernels_are_cast_and_multiplied_in_the_dtype_of_x(dtype):
     w = jax.random.normal(jax.random.key(0), (8, 6))
@@ -192,7 +188,7 @@ def test_stacked_kernels_are_stored_layer_by_layer(dtype):
     w = jax.random.normal(jax.random.key(0), (3, 128, 8))
     together = jax.vmap(lambda w: as_kernel(w, dtype))(w)
     assert together.shape == w.shape
-    apart = jnp.stack([as_array(as_kernel(layer, dtype)) for layer in w])
+    apart = jnp.stack([as_array(quantise(layer, dtype)) for layer in w])
     np.testing.assert_array_equal(as_array(together), apart)
 
 

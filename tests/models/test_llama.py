@@ -122,8 +122,7 @@ class Runner:
         self.forward, self.prefill, self.extend = (functools.partial(method, params) for method in methods)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "unrolled"])
+@pytest.mark.parametrize("scan_layers", [pytest.param(True, marks=pytest.mark.smoke), False], ids=["scan", "unrolled"])
 def test_prefill_and_extend_are_the_full_forward(scan_layers):
     """Prompts of 7 and 4 tokens, padded in front, and 6 more tokens one or three at a time."""
     config = tiny_config(scan_layers=scan_layers)
@@ -180,7 +179,6 @@ def test_the_loss_does_not_depend_on_its_chunks(loss_chunk):
     close(nll, expected, 1e-5, "token losses")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_logits_and_loss_are_float32(dtype):
     config = tiny_config(**dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), dtype))
@@ -236,8 +234,7 @@ def test_the_logits_of_a_row_never_exist_at_once(tie_embeddings):
 # ---- sizes
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("kernel_dtype", ["bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize("kernel_dtype", ["bfloat16", "int8", pytest.param("nf4", marks=pytest.mark.smoke)])
 def test_parameters_of_llama2_7b(kernel_dtype):
     """As many as published, and 33,554,432 of adapters; counting them allocates nothing."""
     before = sum(x.nbytes for x in jax.live_arrays())
@@ -317,7 +314,6 @@ def test_remat_policies_give_different_computations():
     assert len({trained_step(tiny_config(remat=policy)) for policy in ("none", "full", "dots")}) == 3
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("target", PROJECTIONS)
 def test_every_target_gets_an_adapter(target):
     _, state = abstract(lambda: Llama(tiny_config(), LoRAConfig(rank=4, targets=(target,)), rngs=nnx.Rngs(0)))
@@ -325,7 +321,6 @@ def test_every_target_gets_an_adapter(target):
     assert {path[-2:] for path in found} == {(target, "lora_a"), (target, "lora_b")}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -28,10 +28,24 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request):
-    """(configuration, torch's model, ours)."""
+    """(configuration, torch's model, ours, ours compiled)."""
     config = VARIANTS[request.param]
     theirs = torch_llama(config)
-    return config, theirs, from_torch(theirs, config)
+    ours = from_torch(theirs, config)
+    graphdef, params = nnx.split(ours)
+
+    def loss(params, x, positions, segment_ids, targets):
+        model = nnx.merge(graphdef, params)
+        hidden = model(x, positions, segment_ids)
+        nll = model.token_nll(hidden, targets)
+        return nll.sum(), (hidden, model.logits(hidden), nll)
+
+    def run(x, positions, segment_ids, targets):
+        """((gradients of parameters and x), (hidden states, logits, token losses))."""
+        return gradient(params, jnp.asarray(x), positions, segment_ids, targets)
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    return config, theirs, ours, run
 
 
 def forward_torch(model, tokens, mask=None):
@@ -48,14 +62,8 @@ def forward_torch(model, tokens, mask=None):
     return [output.numpy() for output in outputs], logits.numpy()
 
 
-@nnx.jit
-def forward(model, tokens, positions, segment_ids):
-    hidden = model(model.embed_tokens(tokens), positions, segment_ids)
-    return hidden, model.logits(hidden)
-
-
 def test_every_layer(pair):
-    config, theirs, ours = pair
+    config, theirs, ours, _ = pair
     tokens, positions, segment_ids = rows(config)
     (embedded, *blocks, normed), logits = forward_torch(theirs, tokens)
     np.testing.assert_array_equal(ours.embed_tokens(tokens), embedded)
@@ -74,17 +82,27 @@ def test_every_layer(pair):
 
 
 def test_whole_model(pair):
-    config, theirs, ours = pair
+    config, theirs, ours, run = pair
     tokens, positions, segment_ids = rows(config)
     outputs, logits = forward_torch(theirs, tokens)
-    hidden, our_logits = forward(ours, tokens, positions, segment_ids)
+    _, (hidden, our_logits, _) = run(ours.embed_tokens(tokens), positions, segment_ids, tokens)
     close(hidden, outputs[-1], WHOLE_MODEL, "hidden states")
     close(our_logits, logits, WHOLE_MODEL, "logits")
 
 
+def test_right_padding(pair):
+    """torch's attention mask and our segment 0."""
+    config, theirs, ours, run = pair
+    tokens, positions, segment_ids = rows(config, LENGTHS)
+    _, logits = forward_torch(theirs, tokens, mask=segment_ids)
+    _, (_, our_logits, _) = run(ours.embed_tokens(tokens), positions, segment_ids, tokens)
+    assert np.all(np.isfinite(our_logits))
+    close(our_logits * segment_ids[..., None], logits * np.asarray(segment_ids)[..., None], WHOLE_MODEL, "logits")
+
+
 def test_loss_and_its_gradient(pair):
-    """Cross entropy and its gradients of the input embeddings and of every parameter."""
-    config, theirs, ours = pair
+    """Cross entropy and its gradients: of the input embeddings, of the last of a block's kernels, and of the head."""
+    config, theirs, _, run = pair
     tokens, positions, segment_ids = rows(config, seed=2)
     targets = jnp.roll(tokens, -1, axis=1)
     theirs.zero_grad()
@@ -93,35 +111,13 @@ def test_loss_and_its_gradient(pair):
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), as_torch(targets).flatten().long(), reduction="none")
     nll.sum().backward()
 
-    graphdef, params = nnx.split(ours)
-
-    def loss(params, x):
-        model = nnx.merge(graphdef, params)
-        nll = model.token_nll(model(x, positions, segment_ids), targets)
-        return nll.sum(), nll
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (our_gradient, our_x_gradient), our_nll = gradient(params, jnp.asarray(x.detach().numpy()))
-    close(our_nll, nll.detach().reshape(targets.shape), WHOLE_MODEL, "token nll")
-    close(our_x_gradient, x.grad, WHOLE_MODEL, "gradient of the embeddings")
-    close(
-        our_gradient.layers.mlp.down_proj.kernel[...],
-        np.stack([layer.mlp.down_proj.weight.grad.T for layer in theirs.model.layers]),
-        WHOLE_MODEL,
-        "gradient of down_proj",
-    )
-    head = our_gradient.embed.embedding[...] if config.tie_embeddings else our_gradient.lm_head.kernel[...].T
+    (gradient, x_gradient), (_, _, our_nll) = run(x.detach().numpy(), positions, segment_ids, targets)
+    close(our_nll, nll.detach().reshape(targets.shape), WHOLE_MODEL, "token losses")
+    close(x_gradient, x.grad, WHOLE_MODEL, "gradient of the embeddings")
+    down_proj = np.stack([layer.mlp.down_proj.weight.grad.T for layer in theirs.model.layers])
+    close(gradient.layers.mlp.down_proj.kernel[...], down_proj, WHOLE_MODEL, "gradient of down_proj")
+    head = gradient.embed.embedding[...] if config.tie_embeddings else gradient.lm_head.kernel[...].T
     close(head, theirs.lm_head.weight.grad, WHOLE_MODEL, "gradient of the head")
-
-
-def test_right_padding(pair):
-    """torch's attention mask and our segment 0."""
-    config, theirs, ours = pair
-    tokens, positions, segment_ids = rows(config, LENGTHS)
-    _, logits = forward_torch(theirs, tokens, mask=segment_ids)
-    _, our_logits = forward(ours, tokens, positions, segment_ids)
-    assert np.all(np.isfinite(our_logits))
-    close(our_logits * segment_ids[..., None], logits * np.asarray(segment_ids)[..., None], WHOLE_MODEL, "logits")
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,6 @@ def test_round_trip(bases, dtype):
     np.testing.assert_array_equal(logits_of(again), logits_of(model))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", KERNELS)
 def test_onto_a_mesh(bases, dtype):
     folder, model, _ = bases[dtype]

@@ -285,7 +285,6 @@ def test_new_adapters_on_a_mesh_are_those_of_one_device(mesh):
 # --- out ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("tied", [False, True])
 def test_export_gives_back_names_and_numbers(tied):
     config = tiny_config(tie_embeddings=tied)

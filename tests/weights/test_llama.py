@@ -346,7 +346,6 @@ def folders(tmp_path_factory):
     return {name: write_folder(where / name, config, random_weights(config)) for name, config in VARIANTS.items()}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_saved_folder_is_the_one_loaded(tmp_path, folders, variant):
     """The same tensors under the same names, and a configuration that says the same."""
