@@ -1,4 +1,4 @@
-"""A LLaMA of 79 thousand parameters for tests and trials, in float32 throughout.
+"""A LLaMA of 79 thousand parameters, and encoders as small, for tests and trials, in float32 throughout.
 
     emollama params --config tiny
 
@@ -6,11 +6,17 @@ Expected: 78,816 base and 3,072 LoRA parameters, 3.7515 % of all.
 """
 
 from emollama_jax.config import Config
+from emollama_jax.models.eva_vit import EvaVitConfig
+from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.models.mae import MaeConfig
+from emollama_jax.models.videomae import VideoMaeConfig
 
 
 def get_config() -> Config:
+    float32 = dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), "float32")
+    small = {"num_layers": 2, "num_heads": 4, "hidden_size": 32, "intermediate_size": 64, **float32}
     return Config(
         llama=LlamaConfig(
             vocab_size=640,
@@ -20,9 +26,13 @@ def get_config() -> Config:
             num_heads=4,
             num_kv_heads=4,
             head_dim=8,
-            kernel_dtype="float32",
-            param_dtype="float32",
-            compute_dtype="float32",
+            **float32,
         ),
         lora=LoRAConfig(rank=8),
+        eva_vit=EvaVitConfig(
+            num_layers=3, num_heads=4, hidden_size=48, intermediate_size=209, image_size=56, **float32
+        ),
+        mae=MaeConfig(image_size=32, patch_size=8, **small),
+        videomae=VideoMaeConfig(image_size=32, patch_size=8, num_frames=4, **small),
+        hubert=HubertConfig(conv_dims=(32,) * 7, position_kernel=16, position_groups=4, **small),
     )

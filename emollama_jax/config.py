@@ -23,8 +23,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emollama_jax.errors import UserError
+from emollama_jax.models.eva_vit import EvaVitConfig
+from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.models.mae import MaeConfig
+from emollama_jax.models.videomae import VideoMaeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,14 @@ class Config:
     """The language model."""
     lora: LoRAConfig = LoRAConfig()
     """Its adapters."""
+    eva_vit: EvaVitConfig = EvaVitConfig()
+    """The encoder of the frame."""
+    mae: MaeConfig = MaeConfig()
+    """The encoder of the face."""
+    videomae: VideoMaeConfig = VideoMaeConfig()
+    """The encoder of the motion."""
+    hubert: HubertConfig = HubertConfig()
+    """The encoder of the voice."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
     sharding: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_SHARDING
@@ -278,8 +290,13 @@ def _wrong_type(where: str, hint: Any, value: Any) -> UserError:
 
 
 def _no_such_field(where: str, name: str, group: type) -> UserError:
-    near = difflib.get_close_matches(name, _paths(group), n=1)
-    remedy = f"did you mean {where}.{near[0]}?" if near else f"{where} has {', '.join(get_type_hints(group))}"
+    paths = _paths(group)
+    near = [path for path in paths if path.endswith(f".{name}")] or difflib.get_close_matches(name, paths, n=1)
+    remedy = (
+        f"did you mean {' or '.join(f'{where}.{path}' for path in near)}?"
+        if near
+        else f"{where} has {', '.join(get_type_hints(group))}"
+    )
     return UserError(f"{where}.{name}: no such field; {remedy}")
 
 

@@ -144,7 +144,7 @@ def edited(path: str, value) -> dict:
     "path, value, message",
     [
         ("llama.num_layer", 3, r"config\.llama\.num_layer: no such field; did you mean config\.llama\.num_layers\?"),
-        ("zzzz", 3, r"config\.zzzz: no such field; config has llama, lora, mesh"),
+        ("zzzz", 3, r"config\.zzzz: no such field; config has llama, lora, eva_vit, mae, videomae, hubert, mesh"),
         ("seed", "3", r"config\.seed: expected int, not '3'"),
         ("seed", True, r"config\.seed: expected int, not True"),
         ("seed", None, r"config\.seed: expected int, not None"),
@@ -221,10 +221,16 @@ def test_the_sharding_table_can_be_overridden():
             "--config.lama.num_layers=3",
             "--config.lama.num_layers: no such field; did you mean --config.llama.num_layers?",
         ),
-        ("--config.num_layers=3", "--config.num_layers: no such field; did you mean --config.llama.num_layers?"),
+        (
+            "--config.num_layers=3",
+            "--config.num_layers: no such field; did you mean --config.llama.num_layers or "
+            "--config.eva_vit.num_layers or --config.mae.num_layers or --config.videomae.num_layers or "
+            "--config.hubert.num_layers?",
+        ),
         (
             "--config.zzzz=3",
-            "--config.zzzz: no such field; --config has llama, lora, mesh, sharding, generate, seed",
+            "--config.zzzz: no such field; --config has llama, lora, eva_vit, mae, videomae, hubert, mesh, sharding, "
+            "generate, seed",
         ),
         ("--config.seed=abc", "--config.seed: expected int, not 'abc'"),
         ("--config.seed=1.5", "--config.seed: expected int, not '1.5'"),

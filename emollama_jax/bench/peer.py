@@ -1,18 +1,25 @@
-"""The peer: the same LLaMA in torch, by Hugging Face's transformers with PEFT's LoRA, holding the same numbers."""
+"""The peer: the same models in torch, by Hugging Face's transformers with PEFT's LoRA, holding the same numbers."""
 
 import importlib.util
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from emollama_jax.models.eva_vit import EvaVitConfig
+from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.models.mae import MaeConfig
+from emollama_jax.models.videomae import VideoMaeConfig
+from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.weights.engine import export
 from emollama_jax.weights.llama import hugging_face_config, hugging_face_table
 from emollama_jax.weights.peft import adapter_table
+from emollama_jax.weights.sources import Source, StoredTensor
 
 PEER = "torch"
 
@@ -59,6 +66,72 @@ def add_adapters(peer: Any, model: Llama, lora: LoRAConfig) -> Any:
     adapters = ((name, value) for name, value in peer.named_parameters() if "lora_" in name)
     _fill(adapters, export(model, adapter_table(lora.targets, adapter="default"), dtype="float32"))
     return peer.train()
+
+
+def torch_encoder(config: EncoderConfig, seed: int = 0) -> Any:
+    """The class of Hugging Face that is this encoder, float32 on the CPU, with random parameters.
+
+    EVA-ViT-G is BLIP-2's vision model, MAE is set not to mask.
+    """
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _torch_encoder(config).eval()
+
+
+def _torch_encoder(config: EncoderConfig) -> Any:
+    import transformers
+
+    common = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "layer_norm_eps": config.layer_norm_eps,
+    }
+    match config:
+        case HubertConfig():
+            settings = transformers.HubertConfig(
+                **common,
+                conv_dim=config.conv_dims,
+                conv_kernel=config.conv_kernels,
+                conv_stride=config.conv_strides,
+                feat_extract_norm=config.conv_norm,
+                conv_bias=config.conv_bias,
+                feat_proj_layer_norm=config.feature_norm,
+                do_stable_layer_norm=config.norm_first,
+                num_conv_pos_embeddings=config.position_kernel,
+                num_conv_pos_embedding_groups=config.position_groups,
+            )
+            return transformers.HubertModel(settings)
+        case EvaVitConfig():
+            size = {"image_size": config.image_size, "patch_size": config.patch_size}
+            model = transformers.Blip2VisionModel(transformers.Blip2VisionConfig(**common, **size))
+            model.post_layernorm.eps = config.output_norm_eps
+            return model
+        case MaeConfig():
+            size = {"image_size": config.image_size, "patch_size": config.patch_size}
+            return transformers.ViTMAEModel(transformers.ViTMAEConfig(**common, **size, mask_ratio=0.0))
+        case VideoMaeConfig():
+            settings = transformers.VideoMAEConfig(
+                **common,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                num_frames=config.num_frames,
+                tubelet_size=config.tubelet_size,
+                use_mean_pooling=not config.final_norm,
+            )
+            return transformers.VideoMAEModel(settings)
+    raise TypeError(f"no peer of {type(config).__name__}")
+
+
+def source_of(model: Any) -> Source:
+    """The parameters and the configuration of one of Hugging Face's models, as if read from its files."""
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    stored = {name: StoredTensor(tuple(t.shape), lambda t=t: t.cpu().float().numpy()) for name, t in tensors.items()}
+    return Source(Path(type(model).__name__), "torch", stored, model.config.to_dict())
 
 
 def _fill(parameters: Iterable[tuple[str, Any]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -104,30 +104,39 @@ def check_one_device(config: Config) -> None:
 
 @dataclass
 class Result:
-    """One contender at one batch size: the figures of every repeat, the first call (compilation, warm-up) apart, and
-    what its last call produced."""
+    """One contender at one batch size of one kind of work: the figures of every repeat, the first call (compilation,
+    warm-up) apart, and what its last call produced. The figure named `rate` says which repeat was best."""
 
     who: str
+    what: str
     batch: int
+    rate: str
     first_call_s: float
     runs: list[Figures]
     output: Any
 
     @property
     def best(self) -> Figures:
-        return max(self.runs, key=lambda run: run["tokens_per_s"])
+        return max(self.runs, key=lambda run: run[self.rate])
 
 
-def alternate(contenders: dict[str, Callable[[], tuple[Figures, Any]]], *, batch: int, repeats: int) -> list[Result]:
+def alternate(
+    contenders: dict[str, Callable[[], tuple[Figures, Any]]],
+    *,
+    batch: int,
+    repeats: int,
+    what: str = "",
+    rate: str = "tokens_per_s",
+) -> list[Result]:
     """Calls each contender once to warm up, then all in turn, `repeats` times.
 
-    A contender's call does the work once and returns its figures, "tokens_per_s" among them, and what it produced.
+    A contender's call does the work once and returns its figures, `rate` among them, and what it produced.
     """
     results = []
     for who, measure in contenders.items():
         start = time.perf_counter()
         _, output = measure()
-        results.append(Result(who, batch, time.perf_counter() - start, [], output))
+        results.append(Result(who, what, batch, rate, time.perf_counter() - start, [], output))
     for _ in range(repeats):
         for result in results:
             time.sleep(SETTLE_S)
@@ -176,14 +185,22 @@ class Report:
 
     def _rows(self) -> list[list[str]]:
         rows = [["", "batch", *self.columns.values(), "first call s", "speed-up"]]
-        peers = {result.batch: result for result in self.results if result.who != OURS}
+        peers = {(result.what, result.batch): result for result in self.results if result.who != OURS}
         for result in self.results:
             figures = [_number(result.best[name]) if name in result.best else "" for name in self.columns]
-            peer = peers.get(result.batch)
+            peer = peers.get((result.what, result.batch))
             speed_up = ""
             if result.who == OURS and peer:
-                speed_up = f"{result.best['tokens_per_s'] / peer.best['tokens_per_s']:.2f}x"
-            rows.append([result.who, str(result.batch), *figures, f"{result.first_call_s:.1f}", speed_up])
+                speed_up = f"{result.best[result.rate] / peer.best[result.rate]:.2f}x"
+            rows.append(
+                [
+                    f"{result.what} {result.who}".strip(),
+                    str(result.batch),
+                    *figures,
+                    f"{result.first_call_s:.1f}",
+                    speed_up,
+                ]
+            )
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,6 +208,7 @@ class Report:
         results = [
             {
                 "who": result.who,
+                "what": result.what,
                 "batch": result.batch,
                 "first_call_s": result.first_call_s,
                 "runs": result.runs,

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from emollama_jax.bench.decode import bench_decode
+from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.step import bench_step
 from emollama_jax.config import parse_flags
+from emollama_jax.models.layers import FLOAT_DTYPES
 
 
 def run(argv: list[str]) -> None:
@@ -37,11 +39,12 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="emollama bench",
-        description="Measures an experiment's language model with random weights, and beside it, in the same run, the "
-        "same model in torch (transformers, PEFT) where that is installed. The table shows the best of the repeats.",
+        description="Measures an experiment's language model, or its encoders, with random weights, and beside it, in "
+        "the same run, the same model in torch (transformers, PEFT) where that is installed. The table shows the best "
+        "of the repeats.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -53,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     step.set_defaults(bench=bench_step)
     step.add_argument("--batch", type=_positive, default=1, metavar="B", help="rows (default: %(default)s)")
     step.add_argument("--length", type=_several, default=256, metavar="T", help="tokens a row (default: %(default)s)")
+    encode = verbs.add_parser("encode", parents=[common], help="frames, faces, clips and voices to features")
+    encode.set_defaults(bench=bench_encode)
+    encode.add_argument(
+        "--encoders", choices=tuple(ENCODERS), nargs="+", default=tuple(ENCODERS), metavar="E", help="default: all four"
+    )
+    encode.add_argument(
+        "--batch", dest="batch_sizes", type=_positive, nargs="+", default=[1], metavar="B", help="clips (default: 1)"
+    )
+    encode.add_argument("--seconds", type=_positive, default=3, metavar="S", help="of sound (default: %(default)s)")
+    encode.add_argument(
+        "--dtype",
+        choices=FLOAT_DTYPES,
+        help="of kernels and activations (default: float32 on CPUs, the experiment's elsewhere)",
+    )
     return parser
 
 

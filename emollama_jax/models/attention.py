@@ -1,10 +1,10 @@
-"""Causal self-attention over packed rows, by backend.
+"""Attention by backend: causal over packed rows (the decoder), and bidirectional (the encoders).
 
 Axes: B batch, T queries, S keys, N heads, K key/value heads (N a multiple of K), H head size.
 
-A query sees a key when both lie in the same segment and the key does not come later in the row. Segment 0 is padding.
-Positions within a segment rise along the row, so the order in the row is the order in the segment: no implementation
-needs the positions themselves, which enter through the rotary embedding.
+In packed rows a query sees a key when both lie in the same segment and the key does not come later in the row. Segment
+0 is padding. Positions within a segment rise along the row, so the order in the row is the order in the segment: no
+implementation needs the positions themselves, which enter through the rotary embedding.
 """
 
 import math
@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int
 from emollama_jax.sharding import partition_spec
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+BIDIRECTIONAL = ("auto", "xla", "cudnn", "chunked")
+CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
 SPLASH_LANES = 128  # splash attention works on rows of a multiple of this length
 
 
@@ -55,10 +57,58 @@ def attention(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
 
+def bidirectional_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    lengths: Int[Array, " B"] | None = None,
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attention with scale 1/sqrt(H) and the softmax in float32, every token of a row on the first `lengths[b]` of it
+    (1 or more; default: all). What the tokens beyond get means nothing.
+
+    `implementation`: "xla" and "cudnn" as in `attention`; "chunked" works on a few heads at a time, whose scores stay
+    in a processor's cache, and is what "auto" takes on CPUs.
+
+    Raises:
+        ValueError: the kernel named does not take these shapes or dtypes.
+    """
+    if implementation == "auto":
+        implementation = "chunked" if jax.default_backend() == "cpu" else _best_bidirectional(q)
+    if implementation == "chunked":
+        return _chunked(q, k, v, lengths)
+    if implementation not in BIDIRECTIONAL:
+        raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(BIDIRECTIONAL)}")
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+
+
+def _chunked(q: Array, k: Array, v: Array, lengths: Array | None) -> Array:
+    batch, length, heads, head_dim = q.shape
+    bias = jnp.zeros((batch, length))
+    if lengths is not None:
+        bias = jnp.where(jnp.arange(length) < lengths[:, None], 0, -jnp.inf)
+
+    def of_head(q, k, v, bias):  # [T, H], and [T] for the keys
+        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) + bias
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+    rows = [x.swapaxes(1, 2).reshape(-1, length, head_dim) for x in (q * head_dim**-0.5, k, v)]
+    rows.append(jnp.repeat(bias, heads, axis=0))
+    y = jax.lax.map(lambda row: of_head(*row), rows, batch_size=max(1, CHUNK_SCORES // length**2))
+    return y.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+
+
 def _best(q: Array) -> str:
-    device, (_, length, _, head_dim) = jax.devices()[0], q.shape
-    if device.platform == "tpu" and length % SPLASH_LANES == 0:
+    if jax.devices()[0].platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
         return "splash"
+    return _best_bidirectional(q)
+
+
+def _best_bidirectional(q: Array) -> str:
+    device, (_, length, _, head_dim) = jax.devices()[0], q.shape
     if device.platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and length > 1:
         # What cuDNN's flash attention takes, forward and backward, from Ampere on.
         if float(getattr(device, "compute_capability", 0)) >= 8.0 and head_dim <= 128 and head_dim % 8 == 0:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 NF4_TILE = 64  # weights that share one scale, along the input axis (QLoRA, arXiv:2305.14314)
 QUANTISED = ("int8", "nf4")
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def param(value, axes: tuple[str | None, ...], kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
@@ -52,15 +53,16 @@ def matmul(x: Float[Array, "*B in"], kernel: Array | qwix.QArray) -> Float[Array
 
 
 class Linear(nnx.Module):
-    """y = x W. The kernel is [in, out], or [L, in, out] when stacked."""
+    """y = x W, or x W + b where the bias has a dtype. W is [in, out], b [out]; a leading L when stacked."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
-        axes: tuple[str, str],
+        axes: tuple[str | None, str | None],
         kernel_dtype: str,
+        bias_dtype: str | None = None,
         init_std: float = 0.02,
         num_layers: int | None = None,
         rngs: nnx.Rngs,
@@ -69,9 +71,12 @@ class Linear(nnx.Module):
             return as_kernel(init_std * jax.random.normal(key, (in_features, out_features)), kernel_dtype)
 
         self.kernel = param(stacked(init, rngs.params(), num_layers), stacked_axes(axes, num_layers))
+        shape = (out_features,) if num_layers is None else (num_layers, out_features)
+        self.bias = bias_dtype and param(jnp.zeros(shape, bias_dtype), stacked_axes(axes[1:], num_layers))
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        return matmul(x, self.kernel.get_value())
+        y = matmul(x, self.kernel.get_value())
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -86,6 +91,22 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
         return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm in float32 (arXiv:1607.06450); the result has x's dtype."""
+
+    def __init__(self, features: int, *, epsilon: float, dtype: str, num_layers: int | None = None):
+        self.epsilon = epsilon
+        shape = (features,) if num_layers is None else (num_layers, features)
+        self.scale = param(jnp.ones(shape, dtype), stacked_axes((None,), num_layers))
+        self.bias = param(jnp.zeros(shape, dtype), stacked_axes((None,), num_layers))
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

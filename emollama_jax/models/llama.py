@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from emollama_jax.models import attention
-from emollama_jax.models.layers import QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
+from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
 from emollama_jax.models.lora import LoRAConfig, LoRALinear
 from emollama_jax.sharding import constrain
 
@@ -29,7 +29,6 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class LoRALinear(Linear):
         in_features: int,
         out_features: int,
         *,
-        axes: tuple[str, str],
+        axes: tuple[str | None, str | None],
         lora: LoRAConfig,
         num_layers: int | None = None,
         rngs: nnx.Rngs,
@@ -70,7 +70,7 @@ class LoRALinear(Linear):
         self.lora_b = param(b, stacked_axes(("lora_rank", axes[1]), num_layers), nnx.LoRAParam)
 
     def __call__(self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "*B out"]:
-        y = matmul(x, self.kernel.get_value())
+        y = super().__call__(x)
         if self.merged:
             return y
         if dropout_key is not None and self.dropout > 0:

@@ -34,7 +34,7 @@ class Transform:
 
 
 SAME = Transform(lambda x: x, lambda x: x)
-TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)
+TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # of a convolution: [out, in, K] <-> [K, in, out]
 
 
 @dataclass(frozen=True)
@@ -206,19 +206,32 @@ def _fill(source: Source, tensors: list[PlannedTensor], like, place):
             raise UserError(f"tensor {name} holds NaN or infinity: {source.path}; download or copy it again")
         return array
 
+    (arrays, structure), places = jax.tree.flatten(like), jax.tree.leaves(place)
+    zeros, put = _compiled_fill(structure, tuple((x.shape, x.dtype) for x in arrays), tuple(places))
+    value = zeros()
+    for name, transform, index in tensors:
+        value = put(value, read(name, transform), index)
+    return value
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled_fill(structure, arrays: tuple[tuple[tuple[int, ...], Any], ...], places: tuple[Any, ...]):
+    """(a parameter of zeros, one with a tensor put in): compiled once for all parameters stored alike."""
+    like = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*array) for array in arrays])
+    place = jax.tree.unflatten(structure, places)
+
     def store(array):
         return as_kernel(array, like.qtype) if isinstance(like, qwix.QArray) else array.astype(like.dtype)
 
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    value = jax.jit(zeros, out_shardings=place)()
+    @functools.partial(jax.jit, out_shardings=place)
+    def zeros():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=place)
     def put(value, array, index):
         return jax.tree.map(lambda v, a: v.at[index].set(a), value, store(array))
 
-    for name, transform, index in tensors:
-        value = put(value, read(name, transform), index)
-    return value
+    return zeros, put
 
 
 def initial_values(

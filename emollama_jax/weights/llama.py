@@ -1,11 +1,10 @@
 """LLaMA's names and settings in Hugging Face, Flax and GGUF files."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from emollama_jax.errors import UserError
 from emollama_jax.models.llama import LlamaConfig
+from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Table, Transform
 from emollama_jax.weights.sources import Source
 
@@ -89,38 +88,24 @@ def architecture(source: Source) -> dict[str, Any]:
         UserError: no configuration, another architecture, a variant of LLaMA that the model does not have, or values
             that make no sense.
     """
-    if source.config is None:
-        raise UserError(f"no config.json beside the weights: {source.path}; copy it from where the weights came from")
-    try:
+
+    def parse(config: dict[str, Any]) -> dict[str, Any]:
         if source.format == "gguf":  # which says that the head is tied by not having one
-            fields = _gguf_architecture(source.config) | {"tie_embeddings": "output.weight" not in source.names()}
-        else:
-            fields = _hugging_face_architecture(source.config)
-        kinds = {field.name: field.type for field in dataclasses.fields(LlamaConfig)}
-        if wrong := [f"{name}={value!r}" for name, value in fields.items() if type(value) is not kinds[name]]:
-            raise ValueError(", ".join(wrong))
-        LlamaConfig(**fields)
-        return fields
-    except KeyError as error:
-        raise UserError(f"the configuration lacks {error}: {source.path}; it must be a LLaMA model's") from error
-    except NotImplementedError as error:
-        raise UserError(f"{error}: {source.path}; only LLaMA models without these are supported") from error
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"unusable configuration ({error}): {source.path}; download or copy it again") from error
+            return _gguf_architecture(config) | {"tie_embeddings": "output.weight" not in source.names()}
+        return _hugging_face_architecture(config)
+
+    return read_architecture(source, parse, LlamaConfig, "LLaMA")
 
 
 def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
-    if config.get("model_type") != "llama":
-        raise NotImplementedError(f"the model is a {config.get('model_type', 'nameless one')}, not a llama")
     rope = config.get("rope_parameters") or {}  # transformers 5; before, rope_theta and rope_scaling
     scaling = config.get("rope_scaling") or rope
     unsupported = {
-        "biases": config.get("attention_bias") or config.get("mlp_bias"),
+        "biases": bool(config.get("attention_bias") or config.get("mlp_bias")),
         f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
         "scaled rotary positions": scaling.get("rope_type", scaling.get("type", "default")) != "default",
     }
-    if any(unsupported.values()):
-        raise NotImplementedError(f"the model has {', '.join(name for name, is_set in unsupported.items() if is_set)}")
+    check_variant(config, ("llama",), unsupported)
     num_heads = config["num_attention_heads"]
     return {
         "vocab_size": config["vocab_size"],

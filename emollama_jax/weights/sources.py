@@ -87,6 +87,14 @@ class Source:
         """One tensor in its stored dtype (GGUF: float32), maybe a view on the file. KeyError for an unknown name."""
         return self._tensors[name].read()
 
+    def stored(self, name: str) -> StoredTensor:
+        """A tensor as it lies in the file. Raises KeyError for an unknown name."""
+        return self._tensors[name]
+
+    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "Source":
+        """The same source with other tensors: renamed ones, or ones computed from the file's as they are read."""
+        return Source(self.path, self.format, tensors, self.config, self.extra)
+
     def close(self) -> None:
         """Let go of the files. A closed source has no tensors; arrays read before stay valid."""
         self._tensors = {}

@@ -1,0 +1,183 @@
+"""Encoding: how fast frames, faces, clips of frames and voices become tokens and feature vectors."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from emollama_jax.bench.peer import PEER, obstacle, source_of, torch_encoder
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, peak_of
+from emollama_jax.config import Config, to_dict
+from emollama_jax.media.audio import SAMPLE_RATE, standardize
+from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD, EvaVit
+from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.mae import Mae
+from emollama_jax.models.videomae import VideoMae
+from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
+from emollama_jax.sharding import init_sharded
+from emollama_jax.weights.engine import first_device
+from emollama_jax.weights.eva_vit import load_eva_vit
+from emollama_jax.weights.hubert import load_hubert
+from emollama_jax.weights.mae import load_mae
+from emollama_jax.weights.videomae import load_videomae
+
+ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}  # by the field of the experiment
+COLUMNS = {"clips_per_s": "clips/s", "ms_per_batch": "ms/batch"}
+
+Encoder = EvaVit | Mae | VideoMae | Hubert
+Measure = Callable[[], tuple[Figures, np.ndarray]]
+
+
+def bench_encode(
+    config: Config,
+    *,
+    encoders: Sequence[str] = tuple(ENCODERS),
+    batch_sizes: Sequence[int] = (1,),
+    seconds: float = 3.0,
+    dtype: str | None = None,
+    repeats: int = 3,
+    with_peer: bool = True,
+) -> Report:
+    """Each encoder on random clips: one frame, one face, one clip of frames, or `seconds` of sound.
+
+    Args:
+        dtype: of kernels and activations, in place of the experiment's; default: float32 on CPUs, the experiment's
+            elsewhere.
+    """
+    check_one_device(config)
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
+    why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
+    notes = [f"a clip is one frame (eva_vit), one face (mae), one clip of frames (videomae), {seconds:g} s (hubert)"]
+    notes += [why_no_peer] if why_no_peer else []
+    changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
+    config = dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **changes) for name in encoders}
+    )
+    peak, results, columns = peak_of(jax.devices()[0].device_kind), [], dict(COLUMNS)
+    for name in encoders:
+        settings = getattr(config, name)
+        peer = None if why_no_peer else torch_encoder(settings, config.seed)
+        model = load_peer(settings, peer) if peer else random_encoder(name, settings, config.seed)
+        for batch in batch_sizes:
+            inputs = random_inputs(settings, batch, seconds, config.seed)
+            contenders = {OURS: _ours(model, inputs)}
+            if peer is not None:
+                contenders[PEER] = _peers(peer, settings, inputs)
+            measured = alternate(contenders, what=name, batch=batch, repeats=repeats, rate="clips_per_s")
+            if peer is not None:
+                ours, theirs = (np.asarray(result.output, np.float64) for result in measured)
+                error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+                notes.append(f"{name}, batch {batch}: the outputs differ by {error:.1e} of their largest value")
+            if peak:
+                tflops = flops_per_clip(model, seconds) * batch / 1e12
+                for run in (run for result in measured for run in result.runs):
+                    run["tflops"] = tflops / (run["ms_per_batch"] / 1e3)
+                    run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
+            results += measured
+        del model, peer, contenders  # the next encoder's memory
+    if peak:
+        columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
+        notes.append(f"TFLOP/s counts matrix products and convolutions; the peak is {peak.flops / 1e12:,.0f} TFLOP/s")
+    settings = {"seconds": seconds, "repeats": repeats} | ({"dtype": dtype} if dtype else {})
+    return Report("Encoding, random weights", to_dict(config), settings, columns, results, notes)
+
+
+def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
+    """Our encoder with the parameters of torch's."""
+    names = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
+    execution = {name: getattr(config, name) for name in names}
+    source = source_of(peer)
+    match peer.config.model_type:
+        case "hubert":
+            return load_hubert(source, **execution)[0]
+        case "vit_mae":
+            return load_mae(source, pool=config.pool, **execution)[0]
+        case "videomae":
+            return load_videomae(source, **execution)[0]
+    return load_eva_vit(source, config)[0]
+
+
+def random_encoder(name: str, config: EncoderConfig, seed: int) -> Encoder:
+    return init_sharded(lambda: ENCODERS[name](config, rngs=nnx.Rngs(seed)), first_device(), ())
+
+
+def random_inputs(config: EncoderConfig, batch: int, seconds: float, seed: int) -> tuple[np.ndarray, ...]:
+    """What the encoder's `encode` takes: noise, of full length."""
+    random = np.random.default_rng(seed)
+    if hasattr(config, "conv_kernels"):
+        samples = int(seconds * SAMPLE_RATE)
+        waveforms = [standardize(random.normal(size=samples).astype(np.float32)) for _ in range(batch)]
+        return np.stack(waveforms), np.full(batch, samples, np.int32)
+    frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
+    return (random.integers(0, 256, (batch, *frames, config.image_size, config.image_size, 3), np.uint8),)
+
+
+def flops_per_clip(model: Encoder, seconds: float) -> int:
+    """Floating-point operations of one clip: twice the multiplications of matrix products and convolutions."""
+    cfg = model.config
+    if isinstance(model, Hubert):
+        frames, stem = int(seconds * SAMPLE_RATE), 0
+        for conv, taps, stride in zip(model.convs, cfg.conv_kernels, cfg.conv_strides, strict=True):
+            frames = (frames - taps) // stride + 1
+            stem += frames * conv.conv.kernel[...].size
+        stem += frames * (model.proj.kernel.get_value().size + model.positions.kernel[...].size)
+        tokens = frames
+    else:
+        patches = model.patches if isinstance(model, VideoMae) else model.embed.patches
+        frames = cfg.num_frames // cfg.tubelet_size if isinstance(model, VideoMae) else 1
+        tokens = frames * cfg.grid**2 + (0 if isinstance(model, VideoMae) else 1)
+        stem = tokens * patches.proj.kernel.get_value().size
+    kernels = cfg.num_layers * (4 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.intermediate_size)
+    attention = cfg.num_layers * 2 * tokens * cfg.hidden_size
+    return 2 * (stem + tokens * (kernels + attention))
+
+
+def _ours(model: Encoder, inputs: tuple[np.ndarray, ...]) -> Measure:
+    graphdef, state = nnx.split(model)
+    encode = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state).encode(*inputs))
+    on_device = [jnp.asarray(x) for x in inputs]
+
+    def measure():
+        start = time.perf_counter()
+        output = jax.block_until_ready(encode(state, *on_device))
+        return _figures(len(inputs[0]), time.perf_counter() - start), np.asarray(output)
+
+    return measure
+
+
+def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> Measure:
+    """The same from torch; its pixels are normalised beforehand."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    peer = peer.to(device, getattr(torch, config.compute_dtype))
+    kind, further = peer.config.model_type, {}
+    pool = {"vit_mae": lambda x: x[:, 0] if config.pool == "cls" else x[:, 1:].mean(1)}
+    pool |= dict.fromkeys(("videomae", "hubert"), lambda x: x.mean(1))
+    if kind == "hubert":
+        x = inputs[0]
+    else:
+        stats = (IMAGENET_MEAN, IMAGENET_STD) if kind in pool else (CLIP_MEAN, CLIP_STD)
+        x = np.moveaxis(np.asarray(normalize(jnp.asarray(inputs[0]), *stats)), -1, -3)
+    if kind == "vit_mae":  # without noise the patches come out in the order they went in
+        further["noise"] = torch.zeros(len(x), config.grid**2, device=device)
+    x = torch.tensor(np.ascontiguousarray(x)).to(device, getattr(torch, config.compute_dtype))
+
+    @torch.inference_mode()
+    def measure():
+        start = time.perf_counter()
+        output = pool.get(kind, lambda x: x)(peer(x, **further).last_hidden_state.float())
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return _figures(len(x), time.perf_counter() - start), output.cpu().numpy()
+
+    return measure
+
+
+def _figures(clips: int, seconds: float) -> Figures:
+    return {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "ms_per_batch": 1e3 * seconds}

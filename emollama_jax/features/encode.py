@@ -1,0 +1,96 @@
+"""Batches of clips through an encoder, with a handful of compiled programs whatever the clips' number and length.
+
+Axes: N clips or images, t frames, I x J pixels, S samples, D width.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from emollama_jax.errors import UserError
+from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.mae import Mae
+from emollama_jax.models.videomae import VideoMae
+
+# Compiled lengths of audio, in seconds: two to an octave, so that at most a third of a row is padding.
+BUCKETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+def encode_images(
+    model: EvaVit | Mae | VideoMae, images: UInt8[np.ndarray, "N ..."], *, batch_size: int = 8
+) -> Float[np.ndarray, "N ... D"]:
+    """`model.encode` of frames, faces or clips of frames (`media/images.py`), `batch_size` at a time, float32.
+
+    EVA-ViT gives tokens [N, T, D], MAE and VideoMAE vectors [N, D].
+    """
+    graphdef, state = nnx.split(model)
+    size = _rows(len(images), batch_size)
+    like = jax.eval_shape(lambda state, x: _encode(graphdef, state, x), state, _filled(images[:0], 1))
+    outputs = np.empty((len(images), *like.shape[1:]), np.float32)
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        outputs[start : start + size] = _encode(graphdef, state, _filled(batch, size))[: len(batch)]
+    return outputs
+
+
+def encode_audio(
+    model: Hubert, waveforms: Sequence[Float[np.ndarray, " S"]], *, batch_seconds: float = 64
+) -> Float[np.ndarray, "N D"]:
+    """`model.encode` of prepared waveforms (`media/audio.py`), in batches of similar length, float32.
+
+    A clip's vector does not depend on the others, nor on how far it is padded.
+
+    Args:
+        batch_seconds: audio that is on the device at once; one clip may be longer.
+
+    Raises:
+        UserError: a clip that is shorter than one frame, or longer than the longest bucket; none is encoded then.
+    """
+    graphdef, state = nnx.split(model)
+    outputs = np.empty((len(waveforms), model.config.hidden_size), np.float32)
+    by_bucket: dict[float, list[int]] = {}
+    for index, waveform in enumerate(waveforms):
+        by_bucket.setdefault(_bucket(model, waveform, index), []).append(index)
+    for seconds, clips in sorted(by_bucket.items()):
+        size = _rows(len(clips), max(1, int(batch_seconds / seconds)))
+        for start in range(0, len(clips), size):
+            batch = clips[start : start + size]
+            rows = np.zeros((size, int(seconds * SAMPLE_RATE)), np.float32)
+            lengths = np.full(size, model.config.min_samples, np.int32)
+            for row, index in enumerate(batch):
+                lengths[row] = len(waveforms[index])
+                rows[row, : lengths[row]] = waveforms[index]
+            outputs[batch] = _encode(graphdef, state, rows, lengths)[: len(batch)]
+    return outputs
+
+
+def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> float:
+    """The compiled length, in seconds, that serves a waveform."""
+    samples, least = len(waveform), model.config.min_samples
+    if samples < least:
+        raise UserError(f"clip {index}: {samples} samples of audio, fewer than one frame's {least}; leave it out")
+    for seconds in BUCKETS:
+        if samples <= seconds * SAMPLE_RATE:
+            return seconds
+    raise UserError(f"clip {index}: {samples / SAMPLE_RATE:.0f} s of audio, more than {BUCKETS[-1]} s; cut it shorter")
+
+
+def _rows(count: int, limit: int) -> int:
+    """Rows of a batch: `limit`, or the power of two that holds `count` where that is less."""
+    return min(limit, 1 << max(0, count - 1).bit_length())
+
+
+def _filled(batch: np.ndarray, rows: int) -> np.ndarray:
+    """The batch with zeros in the rows that it lacks."""
+    return np.concatenate([batch, np.zeros((rows - len(batch), *batch.shape[1:]), batch.dtype)])
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _encode(graphdef, state, *inputs):
+    return nnx.merge(graphdef, state).encode(*inputs)

@@ -1,0 +1,223 @@
+"""The transformer encoder that EVA-ViT, MAE, VideoMAE and HuBERT share, and what the vision ones share besides
+(arXiv:2010.11929).
+
+Axes: B batch, T tokens, D width, N heads, H head size, F MLP width, L layers (leading: their parameters are stacked),
+I x J image, t frames, P patches.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from emollama_jax.models.attention import BIDIRECTIONAL, bidirectional_attention
+from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, param
+from emollama_jax.sharding import constrain
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """Architecture and execution of a stack of encoder blocks; the defaults are ViT-L's."""
+
+    group = "encoder"  # the field's path in the experiment, for messages
+
+    hidden_size: int = 1024
+    """Width D of the residual stream."""
+    intermediate_size: int = 4096
+    """Width F of the MLP."""
+    num_layers: int = 24
+    """Encoder blocks L."""
+    num_heads: int = 16
+    """Attention heads N."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of the layer norms."""
+    kernel_dtype: str = "bfloat16"
+    """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
+    param_dtype: str = "float32"
+    """Storage of all the rest: float32, bfloat16 or float16."""
+    compute_dtype: str = "bfloat16"
+    """Dtype of activations; norms, softmax and the encoder's output are float32 throughout."""
+    attention: str = "auto"
+    """Attention kernel: auto, xla, cudnn or chunked."""
+
+    def __post_init__(self):
+        choices = {
+            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
+            "param_dtype": FLOAT_DTYPES,
+            "compute_dtype": FLOAT_DTYPES,
+            "attention": BIDIRECTIONAL,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{self.group}.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and value <= 0:
+                raise ValueError(f"{self.group}.{field.name}={value}: must be above 0")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"{self.group}.hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VitConfig(EncoderConfig):
+    """An encoder of square images cut into square patches."""
+
+    image_size: int = 224
+    """Pixels along each side."""
+    patch_size: int = 16
+    """Pixels along each side of a patch."""
+
+    def __post_init__(self):
+        EncoderConfig.__post_init__(self)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"{self.group}.image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side."""
+        return self.image_size // self.patch_size
+
+
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The exact GELU (arXiv:1606.08415), by the error function in float32."""
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Bidirectional attention. Queries, values and the output have biases; keys where `key_bias` says so."""
+
+    def __init__(self, config: EncoderConfig, *, key_bias: bool, rngs: nnx.Rngs):
+        self.config = config
+        linear = lambda axes, has_bias=True: Linear(
+            config.hidden_size,
+            config.hidden_size,
+            axes=axes,
+            kernel_dtype=config.kernel_dtype,
+            bias_dtype=config.param_dtype if has_bias else None,
+            num_layers=config.num_layers,
+            rngs=rngs,
+        )
+        self.q_proj = linear(("embed", "heads"))
+        self.k_proj = linear(("embed", "heads"), has_bias=key_bias)
+        self.v_proj = linear(("embed", "heads"))
+        self.o_proj = linear(("heads", "embed"))
+
+    def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B T D"]:
+        heads = (*x.shape[:2], self.config.num_heads, -1)
+        q, k, v = (
+            constrain(proj(x).reshape(heads), "batch", None, "heads", None)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = bidirectional_attention(q, k, v, lengths, implementation=self.config.attention)
+        return self.o_proj(y.reshape(x.shape))
+
+
+class MLP(nnx.Module):
+    """down(gelu(up(x)))."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        d, f = config.hidden_size, config.intermediate_size
+        common = {
+            "kernel_dtype": config.kernel_dtype,
+            "bias_dtype": config.param_dtype,
+            "num_layers": config.num_layers,
+            "rngs": rngs,
+        }
+        self.up_proj = Linear(d, f, axes=("embed", "mlp"), **common)
+        self.down_proj = Linear(f, d, axes=("mlp", "embed"), **common)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down_proj(constrain(gelu(self.up_proj(x)), "batch", None, "mlp"))
+
+
+class Block(nnx.Module):
+    """One encoder layer, its norms before attention and MLP, or after the additions (`norm_first` false)."""
+
+    def __init__(self, config: EncoderConfig, *, key_bias: bool, norm_first: bool, rngs: nnx.Rngs):
+        self.norm_first = norm_first
+        norm = lambda: LayerNorm(
+            config.hidden_size, epsilon=config.layer_norm_eps, dtype=config.param_dtype, num_layers=config.num_layers
+        )
+        self.attn_norm, self.mlp_norm = norm(), norm()
+        self.attn = Attention(config, key_bias=key_bias, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None) -> Float[Array, "B T D"]:
+        if self.norm_first:
+            x = constrain(x + self.attn(self.attn_norm(x), lengths), "batch", None, None)
+            return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None)
+        x = constrain(self.attn_norm(x + self.attn(x, lengths)), "batch", None, None)
+        return constrain(self.mlp_norm(x + self.mlp(x)), "batch", None, None)
+
+
+def run_blocks(
+    blocks: Block, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None
+) -> Float[Array, "B T D"]:
+    """All layers of stacked blocks; of a row of `lengths[b]` tokens those beyond are not seen by the others."""
+    graphdef, params = nnx.split(blocks)
+
+    def step(x, layer):
+        return nnx.merge(graphdef, layer, copy=True)(x, lengths), None
+
+    return jax.lax.scan(step, constrain(x, "batch", None, None), params)[0]
+
+
+class PatchEmbed(nnx.Module):
+    """A linear map of the pixels of each patch, which is what a convolution without overlap is.
+
+    The kernel is [t p p 3, D], for patches of p x p pixels in t frames, the channels last.
+    """
+
+    def __init__(self, config: VitConfig, *, frames: int = 1, rngs: nnx.Rngs):
+        self.size = (frames, config.patch_size)
+        self.proj = Linear(
+            frames * config.patch_size**2 * 3,
+            config.hidden_size,
+            axes=(None, "embed"),
+            kernel_dtype=config.param_dtype,
+            bias_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, pixels: Float[Array, "B t I J 3"]) -> Float[Array, "B P D"]:
+        """Patches in the order of time, rows, columns."""
+        (t, p), (batch, frames, height, width, _) = self.size, pixels.shape
+        x = pixels.reshape(batch, frames // t, t, height // p, p, width // p, p, 3)
+        return self.proj(x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, t * p * p * 3))
+
+
+class ImageEmbed(nnx.Module):
+    """Patches of an image behind a class token, with learned (or stored) positions."""
+
+    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patches = PatchEmbed(config, rngs=rngs)
+        normal = lambda *shape: (0.02 * jax.random.normal(rngs.params(), shape)).astype(config.param_dtype)
+        self.cls_token = param(normal(config.hidden_size), ("embed",))
+        self.positions = param(normal(1 + config.grid**2, config.hidden_size), (None, "embed"))
+
+    def __call__(self, pixels: Float[Array, "B I J 3"]) -> Float[Array, "B T D"]:
+        """Tokens in the compute dtype: the class token, then the patches row by row."""
+        x = self.patches(pixels[:, None].astype(self.config.compute_dtype))
+        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+        return jnp.concatenate([cls, x], axis=1) + self.positions[...].astype(x.dtype)
+
+
+def normalize(
+    frames: UInt8[Array, "*B I J 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Array, "*B I J 3"]:
+    """Pixels from 0 to 255 to float32 of about zero mean and unit variance, channel by channel."""
+    scale = 1 / (255 * np.array(std))
+    offset = -np.array(mean) / np.array(std)
+    return frames.astype(jnp.float32) * scale.astype(np.float32) + offset.astype(np.float32)

@@ -1,0 +1,47 @@
+"""A model's settings as its own files state them, checked."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, get_origin
+
+from emollama_jax.errors import UserError
+from emollama_jax.weights.sources import Source
+
+
+def read_architecture(
+    source: Source, parse: Callable[[dict[str, Any]], dict[str, Any]], config: type, kind: str
+) -> dict[str, Any]:
+    """The fields of the dataclass `config` that a file's own configuration fixes.
+
+    Args:
+        parse: from the file's configuration to the fields; NotImplementedError for what the model does not have.
+        kind: what the file must be, for messages: "LLaMA".
+
+    Raises:
+        UserError: no configuration, another architecture, a variant that the model does not have, or values that make
+            no sense.
+    """
+    if source.config is None:
+        raise UserError(f"no config.json beside the weights: {source.path}; copy it from where the weights came from")
+    try:
+        fields = parse(source.config)
+        kinds = {field.name: get_origin(field.type) or field.type for field in dataclasses.fields(config)}
+        if wrong := [f"{name}={value!r}" for name, value in fields.items() if type(value) is not kinds[name]]:
+            raise ValueError(", ".join(wrong))
+        config(**fields)
+        return fields
+    except KeyError as error:
+        raise UserError(f"the configuration lacks {error}: {source.path}; it must be a {kind} model's") from error
+    except NotImplementedError as error:
+        raise UserError(f"{error}: {source.path}; only {kind} models without these are supported") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"unusable configuration ({error}): {source.path}; download or copy it again") from error
+
+
+def check_variant(config: dict[str, Any], model_types: tuple[str, ...], unsupported: dict[str, bool]) -> None:
+    """Raises NotImplementedError for another kind of model, or for a variant: `unsupported` says what is set."""
+    if config.get("model_type") not in model_types:
+        found = config.get("model_type", "nameless one")
+        raise NotImplementedError(f"the model is a {found}, not a {' or '.join(model_types)}")
+    if any(unsupported.values()):
+        raise NotImplementedError(f"the model has {', '.join(name for name, is_set in unsupported.items() if is_set)}")

@@ -1,0 +1,77 @@
+"""VideoMAE's encoder from Hugging Face folders, pre-trained or fine-tuned.
+
+model, report = load_videomae("videomae-large")
+"""
+
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from emollama_jax.models.videomae import VideoMae, VideoMaeConfig
+from emollama_jax.sharding import AxisRules
+from emollama_jax.weights.architecture import check_variant, read_architecture
+from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table, load
+from emollama_jax.weights.mae import hugging_face_block_rules, hugging_face_sizes
+from emollama_jax.weights.sources import Source, open_source
+from emollama_jax.weights.vit import norm_rules, patch_rules, without_prefix
+
+
+def load_videomae(
+    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+) -> tuple[VideoMae, LoadReport]:
+    """The encoder in a Hugging Face folder.
+
+    Args:
+        mesh: where the parameters go, after `rules`; default: the first device.
+        settings: `VideoMaeConfig` fields that the file does not fix: `kernel_dtype`, `compute_dtype`, ...
+
+    Raises:
+        UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
+    """
+    if not isinstance(where, Source):
+        with open_source(where) as source:
+            return load_videomae(source, mesh=mesh, rules=rules, **settings)
+    config = VideoMaeConfig(**read_architecture(where, _architecture, VideoMaeConfig, "VideoMAE"), **settings)
+    source = without_prefix(where, "videomae.")
+    return load(lambda: VideoMae(config, rngs=nnx.Rngs(0)), source, hugging_face_table(config), mesh=mesh, rules=rules)
+
+
+def hugging_face_table(config: VideoMaeConfig) -> Table:
+    """Names of `VideoMAEModel`; what pre-training and classification add is dropped."""
+    attention = "encoder.layer.{layer}.attention.attention"
+    window = (config.tubelet_size, config.patch_size, config.patch_size)
+    rules = [
+        *patch_rules("embeddings.patch_embeddings.projection", "patches", *window),
+        *hugging_face_block_rules(),
+        *(
+            Rule(f"{attention}.{theirs}.weight", f"layers.attn.{ours}_proj.kernel", TRANSPOSE)
+            for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"))
+        ),
+        *(Rule(f"{attention}.{part}_bias", f"layers.attn.{part}_proj.bias") for part in "qv"),
+    ]
+    if config.final_norm:
+        rules += norm_rules([("layernorm", "final_norm")])
+    drop = (
+        r"(decoder|encoder_to_decoder)\..*",
+        r"mask_token",
+        r"(fc_norm|classifier)\..*",
+        r"(embeddings\.)?position_embeddings",  # fixed sines, which we compute
+    )
+    return Table(tuple(rules), drop)
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    act = config.get("hidden_act", "gelu")
+    unsupported = {
+        f"activation {act}": act != "gelu",
+        "no biases of queries and values": not config.get("qkv_bias", True),
+        f"frames of {config.get('num_channels')} channels": config.get("num_channels", 3) != 3,
+    }
+    check_variant(config, ("videomae",), unsupported)
+    return hugging_face_sizes(config) | {
+        "num_frames": config["num_frames"],
+        "tubelet_size": config["tubelet_size"],
+        "final_norm": not config.get("use_mean_pooling", True),
+    }
