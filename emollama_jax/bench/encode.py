@@ -38,7 +38,7 @@ def bench_encode(
     *,
     encoders: Sequence[str] = tuple(ENCODERS),
     batch_sizes: Sequence[int] = (1,),
-    seconds: float = 3.0,
+    seconds: int = 3,
     dtype: str | None = None,
     repeats: int = 3,
     with_peer: bool = True,
@@ -52,7 +52,7 @@ def bench_encode(
     check_one_device(config)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
     why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
-    notes = [f"a clip is one frame (eva_vit), one face (mae), one clip of frames (videomae), {seconds:g} s (hubert)"]
+    notes = [f"a clip is one frame (eva_vit), one face (mae), one clip of frames (videomae), {seconds} s (hubert)"]
     notes += [why_no_peer] if why_no_peer else []
     changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
     config = dataclasses.replace(
@@ -106,22 +106,22 @@ def random_encoder(name: str, config: EncoderConfig, seed: int) -> Encoder:
     return init_sharded(lambda: ENCODERS[name](config, rngs=nnx.Rngs(seed)), first_device(), ())
 
 
-def random_inputs(config: EncoderConfig, batch: int, seconds: float, seed: int) -> tuple[np.ndarray, ...]:
+def random_inputs(config: EncoderConfig, batch: int, seconds: int, seed: int) -> tuple[np.ndarray, ...]:
     """What the encoder's `encode` takes: noise, of full length."""
     random = np.random.default_rng(seed)
     if hasattr(config, "conv_kernels"):
-        samples = int(seconds * SAMPLE_RATE)
+        samples = seconds * SAMPLE_RATE
         waveforms = [standardize(random.normal(size=samples).astype(np.float32)) for _ in range(batch)]
         return np.stack(waveforms), np.full(batch, samples, np.int32)
     frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
     return (random.integers(0, 256, (batch, *frames, config.image_size, config.image_size, 3), np.uint8),)
 
 
-def flops_per_clip(model: Encoder, seconds: float) -> int:
+def flops_per_clip(model: Encoder, seconds: int) -> int:
     """Floating-point operations of one clip: twice the multiplications of matrix products and convolutions."""
     cfg = model.config
     if isinstance(model, Hubert):
-        frames, stem = int(seconds * SAMPLE_RATE), 0
+        frames, stem = seconds * SAMPLE_RATE, 0
         for conv, taps, stride in zip(model.convs, cfg.conv_kernels, cfg.conv_strides, strict=True):
             frames = (frames - taps) // stride + 1
             stem += frames * conv.conv.kernel[...].size
@@ -179,5 +179,10 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
     return measure
 
 
-def _figures(clips: int, seconds: float) -> Figures:
-    return {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "ms_per_batch": 1e3 * seconds}
+def _figures(clips: int, elapsed_s: float) -> Figures:
+    return {
+        "clips": clips,
+        "seconds": elapsed_s,
+        "clips_per_s": clips / elapsed_s,
+        "ms_per_batch": 1e3 * elapsed_s,
+    }

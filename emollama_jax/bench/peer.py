@@ -90,6 +90,7 @@ def _torch_encoder(config: EncoderConfig) -> Any:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "layer_norm_eps": config.layer_norm_eps,
+        "initializer_range": 0.02,  # BLIP-2's own would leave nothing but the norms' epsilons
     }
     match config:
         case HubertConfig():

@@ -40,7 +40,7 @@ def encode_images(
 
 
 def encode_audio(
-    model: Hubert, waveforms: Sequence[Float[np.ndarray, " S"]], *, batch_seconds: float = 64
+    model: Hubert, waveforms: Sequence[Float[np.ndarray, " _"]], *, batch_seconds: int = 64
 ) -> Float[np.ndarray, "N D"]:
     """`model.encode` of prepared waveforms (`media/audio.py`), in batches of similar length, float32.
 
@@ -54,7 +54,7 @@ def encode_audio(
     """
     graphdef, state = nnx.split(model)
     outputs = np.empty((len(waveforms), model.config.hidden_size), np.float32)
-    by_bucket: dict[float, list[int]] = {}
+    by_bucket: dict[int | float, list[int]] = {}
     for index, waveform in enumerate(waveforms):
         by_bucket.setdefault(_bucket(model, waveform, index), []).append(index)
     for seconds, clips in sorted(by_bucket.items()):
@@ -70,7 +70,7 @@ def encode_audio(
     return outputs
 
 
-def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> float:
+def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> int | float:
     """The compiled length, in seconds, that serves a waveform."""
     samples, least = len(waveform), model.config.min_samples
     if samples < least:

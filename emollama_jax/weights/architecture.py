@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from emollama_jax.errors import UserError
 from emollama_jax.weights.sources import Source
@@ -25,8 +25,8 @@ def read_architecture(
         raise UserError(f"no config.json beside the weights: {source.path}; copy it from where the weights came from")
     try:
         fields = parse(source.config)
-        kinds = {field.name: get_origin(field.type) or field.type for field in dataclasses.fields(config)}
-        if wrong := [f"{name}={value!r}" for name, value in fields.items() if type(value) is not kinds[name]]:
+        kinds = {field.name: field.type for field in dataclasses.fields(config)}
+        if wrong := [f"{name}={value!r}" for name, value in fields.items() if not _is_of(kinds[name], value)]:
             raise ValueError(", ".join(wrong))
         config(**fields)
         return fields
@@ -36,6 +36,13 @@ def read_architecture(
         raise UserError(f"{error}: {source.path}; only {kind} models without these are supported") from error
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"unusable configuration ({error}): {source.path}; download or copy it again") from error
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value has the type of a field: a plain one, or a tuple of any length."""
+    if get_origin(kind) is tuple:
+        return type(value) is tuple and all(type(item) is get_args(kind)[0] for item in value)
+    return type(value) is kind
 
 
 def check_variant(config: dict[str, Any], model_types: tuple[str, ...], unsupported: dict[str, bool]) -> None:

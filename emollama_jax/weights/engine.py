@@ -214,7 +214,7 @@ def _fill(source: Source, tensors: list[PlannedTensor], like, place):
     return value
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled_fill(structure, arrays: tuple[tuple[tuple[int, ...], Any], ...], places: tuple[Any, ...]):
     """(a parameter of zeros, one with a tensor put in): compiled once for all parameters stored alike."""
     like = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*array) for array in arrays])

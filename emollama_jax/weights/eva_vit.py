@@ -109,7 +109,8 @@ def blip2_table(config: EvaVitConfig) -> Table:
         _further_layers(r"encoder\.layers", config.num_layers),
         # Adds the same to all of a query's scores, which the softmax takes out again; zero in what was trained.
         r"encoder\.layers\.\d+\.self_attn\.qkv\.bias\[k\]",
-        r"(qformer|language_model|language_projection)\..*",
+        r"(qformer|language_model|language_projection|vision_projection|text_projection|itm_head)\..*",
+        r"embeddings\.(word|position)_embeddings\.weight",  # of its retrieval model's text
         r"query_tokens",
     )
     return Table(tuple(rules), drop)

@@ -3,6 +3,7 @@
 Nested dicts are flattened with "/" between the levels: `{"model": {"a.weight": t}}` gives `model/a.weight`.
 """
 
+import argparse
 import pickle
 import re
 from pathlib import Path
@@ -30,7 +31,8 @@ def open_torch(path: Path) -> Contents:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save theirs; it runs nothing
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         leaves = dict(flatten(checkpoint))
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))

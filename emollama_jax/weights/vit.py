@@ -79,7 +79,7 @@ def split_qkv(source: Source) -> Source:
     tensors = {}
     for name in source.names():
         stored = source.stored(name)
-        if not name.endswith((".qkv.weight", ".qkv.bias")) or stored.shape[0] % 3:
+        if not name.endswith((".qkv.weight", ".qkv.bias")) or not stored.shape or stored.shape[0] % 3:
             tensors[name] = stored
             continue
         rows = stored.shape[0] // 3

@@ -12,6 +12,7 @@ from emollama_jax import cli
 from emollama_jax.bench import peer as bench_peer
 from emollama_jax.bench import report as bench_report
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
+from emollama_jax.bench.encode import ENCODERS, bench_encode, flops_per_clip, random_encoder
 from emollama_jax.bench.report import OURS, Peak, Report, Result, peak_of
 from emollama_jax.bench.step import bench_step, flops_per_step
 from emollama_jax.config import Config, load_config
@@ -186,6 +187,46 @@ def test_bytes_and_operations_are_counted_by_hand():
         assert flops == 2 * 16 * (4 * (kernels + head) + 6 * adapters + attention)
 
 
+def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
+    """The outputs of both agree: the same parameters and inputs."""
+    pytest.importorskip("torch")
+    file = tmp_path / "encode.json"
+    argv = ["encode", "--batch=2", "--seconds=1", "--repeats=2", "--dtype=float32", "--json", str(file)]
+    table = run(*argv, capsys=capsys)
+    data = json.loads(file.read_text())
+    assert [(r["what"], r["who"]) for r in data["results"]] == [(n, who) for n in ENCODERS for who in (OURS, PEER)]
+    for result in data["results"]:
+        assert len(result["runs"]) == 2
+        for figures in result["runs"]:
+            assert figures["clips_per_s"] == pytest.approx(2 / figures["seconds"])
+    assert data["settings"] == {"seconds": 1, "repeats": 2, "dtype": "float32"}
+    errors = [note.split(" by ")[1].split()[0] for note in data["notes"] if "the outputs differ" in note]
+    assert len(errors) == 4 and 0 < max(map(float, errors)) < 1e-5
+    assert all(f"{name} {OURS}" in table for name in ENCODERS)
+
+
+@pytest.mark.smoke
+def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
+    monkeypatch.setattr("emollama_jax.bench.encode.peak_of", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
+    (figures,) = report.results[0].runs
+    flops = 2 * flops_per_clip(random_encoder("mae", TINY.mae, 0), seconds=3)
+    assert figures["peak_percent"] == pytest.approx(100 * flops / figures["seconds"] / 1e9)
+    assert "% peak" in str(report)
+
+
+@pytest.mark.smoke
+def test_operations_of_the_encoders_are_counted_by_hand():
+    count = lambda name: flops_per_clip(random_encoder(name, getattr(TINY, name), 0), seconds=1)
+    block = lambda tokens, width, mlp: tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
+    assert count("eva_vit") == 2 * (17 * 3 * 14**2 * 48 + 3 * block(17, 48, 209))
+    assert count("mae") == 2 * (17 * 3 * 8**2 * 32 + 2 * block(17, 32, 64))
+    assert count("videomae") == 2 * (32 * 2 * 3 * 8**2 * 32 + 2 * block(32, 32, 64))
+    frames = (3199, 1599, 799, 399, 199, 99, 49)
+    convs = 32 * 10 * frames[0] + 32 * 32 * (3 * sum(frames[1:5]) + 2 * sum(frames[5:]))
+    assert count("hubert") == 2 * (convs + 49 * (32 * 32 + 16 * 8 * 32) + 2 * block(49, 32, 64))
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kind", "name"),
@@ -209,12 +250,22 @@ def test_a_devices_peaks_are_found_by_its_kind(kind, name):
 @pytest.mark.smoke
 def test_the_best_repeat_is_the_fastest():
     runs = [{"tokens_per_s": rate, "ms_per_token": 1e3 / rate} for rate in (10.0, 30.0, 20.0)]
-    ours, theirs = Result(OURS, 1, 2.0, runs, None), Result("other", 1, 0.5, runs[:1], None)
+    result = lambda who, what, first, runs: Result(who, what, 1, "tokens_per_s", first, runs, None)
+    ours, theirs = result(OURS, "", 2.0, runs), result("other", "", 0.5, runs[:1])
     assert ours.best == runs[1]
     columns = {"tokens_per_s": "tokens/s", "ms_per_token": "ms/token"}
     table = str(Report("Title", {}, {}, columns, [ours, theirs], ["a note"]))
     assert f"{OURS}      1        30     33.33           2.0     3.00x" in table
     assert table.startswith("Title\n") and "\n- a note\n" in table
+
+    mixed = [
+        result(OURS, "this", 1.0, runs),
+        result("other", "this", 1.0, runs[2:]),
+        result("other", "that", 1.0, runs),
+    ]
+    assert f"this {OURS}      1        30     33.33           1.0     1.50x" in str(
+        Report("", {}, {}, columns, mixed, [])
+    )
 
 
 @pytest.mark.smoke
@@ -224,10 +275,11 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step}" in error("--config=tiny")
+    assert "required: {decode,step,encode}" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")
+    assert "invalid choice: 'voice'" in error("encode", "--config=tiny", "--encoders", "voice")
     assert "absent" in error("step", "--config=tiny", f"--json={tmp_path}/absent/x.json")
 
 

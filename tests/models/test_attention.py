@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from emollama_jax.config import DEFAULT_SHARDING
-from emollama_jax.models.attention import attention
+from emollama_jax.models import attention as attention_module
+from emollama_jax.models.attention import attention, bidirectional_attention
 from emollama_jax.sharding import make_mesh, use_mesh
 from tests.models.tiny import close
 
@@ -122,6 +123,39 @@ def test_splash_refuses_heads_that_do_not_split_alike():
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize("implementation", ["auto", "xla", "chunked"])
+@pytest.mark.parametrize("lengths", [None, (11, 1, 7)])
+def test_bidirectional_attention_is_the_textbook_one(implementation, lengths, monkeypatch):
+    """Also where only some of the heads are worked on at once, and where these do not divide the heads."""
+    monkeypatch.setattr(attention_module, "CHUNK_SCORES", 4 * 11 * 11)
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.normal(size=(3, 11, 3, 8)), jnp.float32) for _ in range(3))
+    given = None if lengths is None else jnp.asarray(lengths)
+    found = jax.jit(bidirectional_attention, static_argnames="implementation")(
+        q, k, v, given, implementation=implementation
+    )
+    for b, length in enumerate(lengths or (11,) * 3):
+        scores = np.einsum("tnh,snh->nts", q[b], k[b, :length], dtype=np.float64) / np.sqrt(8)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        expected = np.einsum("nts,snh->tnh", weights / weights.sum(-1, keepdims=True), v[b, :length])
+        close(found[b], expected, 1e-6, f"row {b}")
+
+
+def test_chunks_of_half_precision_have_their_softmax_in_float32():
+    """1,024 equal weights, whose sum bfloat16 would round."""
+    q = jnp.zeros((1, 1024, 1, 8), jnp.bfloat16)
+    v = jnp.ones_like(q)
+    found = bidirectional_attention(q, q, v, implementation="chunked")
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, v)
+
+
+def test_unknown_bidirectional_implementation():
+    q = jnp.zeros((1, 2, 1, 8))
+    with pytest.raises(ValueError, match="attention 'splash' is unknown; choose one of auto, xla, cudnn, chunked"):
+        bidirectional_attention(q, q, q, implementation="splash")
+
+
 def test_unknown_implementation():
     q, k, v, _, segment_ids = inputs(1, 4, 2, 2)
     with pytest.raises(ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash"):

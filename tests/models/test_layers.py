@@ -11,6 +11,7 @@ from flax import nnx
 from emollama_jax.models.layers import (
     QUANTISED,
     Embedding,
+    LayerNorm,
     Linear,
     RMSNorm,
     as_array,
@@ -51,6 +52,35 @@ def test_rms_norm(epsilon):
     wide = x.astype(np.float64)
     expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + epsilon) * np.asarray(norm.scale[...], np.float64)
     close(norm(jnp.asarray(x)), expected, 1e-6, "RMS norm")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_layer_norm(epsilon):
+    norm = LayerNorm(12, epsilon=epsilon, dtype="float32")
+    np.testing.assert_array_equal(norm.scale[...], 1)
+    np.testing.assert_array_equal(norm.bias[...], 0)
+    random = np.random.default_rng(0)
+    norm.scale[...], norm.bias[...] = (jnp.asarray(random.normal(size=12), jnp.float32) for _ in range(2))
+    x = 50 + random.normal(size=(3, 5, 12)).astype(np.float32)
+    wide, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon) * scale + bias
+    close(norm(jnp.asarray(x)), expected, 1e-5, "layer norm")
+    assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.smoke
+def test_a_linear_layer_has_a_bias_where_it_is_given_a_dtype():
+    linear = functools.partial(Linear, 4, 6, axes=("embed", "mlp"), kernel_dtype="float32", rngs=nnx.Rngs(0))
+    assert linear().bias is None
+    layer = linear(bias_dtype="float32", num_layers=3)
+    assert layer.bias.shape == (3, 6)
+    assert layer.bias.get_metadata("out_sharding") == ("layers", "mlp")
+    layer = linear(bias_dtype="float32")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), jnp.float32)
+    without = layer(x)
+    layer.bias[...] = jnp.arange(6, dtype=jnp.float32)
+    close(layer(x) - without, np.broadcast_to(np.arange(6), (2, 6)), 1e-6, "bias")
 
 
 def test_rms_norm_of_half_precision_is_computed_in_float32():

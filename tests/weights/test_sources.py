@@ -1,5 +1,7 @@
 """Safetensors, torch and Flax weights written by their own libraries and read back; every bad input is one line."""
 
+import argparse
+import fractions
 import json
 import pickle
 import sys
@@ -398,10 +400,16 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, how):
 
 def test_refusal_names_the_culprit(tmp_path):
     torch = pytest.importorskip("torch")
-    import argparse
+    torch.save({"model": {"a": torch.ones(2)}, "lr": fractions.Fraction(1, 2)}, tmp_path / "odd.pth")
+    fails(tmp_path / "odd.pth", "fractions.Fraction")
 
+
+def test_the_settings_that_training_scripts_save_are_no_obstacle(tmp_path):
+    torch = pytest.importorskip("torch")
     torch.save({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}, tmp_path / "mae.pth")
-    fails(tmp_path / "mae.pth", "argparse.Namespace")
+    with open_source(tmp_path / "mae.pth") as source:
+        assert source.names() == ["model/a"]
+        assert source.extra["args"] == argparse.Namespace(lr=1)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
