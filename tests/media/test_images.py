@@ -281,7 +281,7 @@ def test_photos_are_turned_upright(tmp_path, name, orientation):
         (Image.new("F", (5, 5)), "'F'"),
         (Image.new("La", (5, 5)), "'La'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,  # an image's own text has its address
 )
 def test_what_is_no_image_is_refused(pixels, problem):
     with pytest.raises(UserError, match=f"^image: .*{problem}.*(give uint8|leave it out|convert it)") as caught:
