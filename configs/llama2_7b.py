@@ -2,7 +2,7 @@
 
     emollama params --config llama2_7b
 
-Expected: 6,738,415,616 base and 33,554,432 LoRA parameters, 0.4955 % of all: the paper's "34M, 0.495 %".
+Expected: 33,554,432 LoRA parameters, 0.4955 % of them and LLaMA's 6,738,415,616: the paper's "34M, 0.495 %".
 """
 
 from emollama_jax.config import Config

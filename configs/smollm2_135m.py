@@ -2,7 +2,7 @@
 
     emollama params --config smollm2_135m
 
-Expected: 134,515,008 base and 3,686,400 LoRA parameters, 2.6674 % of all.
+Expected: 3,686,400 LoRA parameters, 2.6674 % of them and the language model's 134,515,008.
 """
 
 from emollama_jax.config import Config

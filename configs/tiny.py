@@ -2,7 +2,7 @@
 
     emollama params --config tiny
 
-Expected: 78,816 base and 3,072 LoRA parameters, 3.7515 % of all.
+Expected: 3,072 LoRA parameters, 3.7515 % of them and LLaMA's 78,816; 109,216 are trained.
 """
 
 from emollama_jax.config import Config

@@ -23,12 +23,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emollama_jax.errors import UserError
+from emollama_jax.models.emotion_llama import TRAINABLE, image_tokens_of
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.mae import MaeConfig
+from emollama_jax.models.projectors import ProjectorsConfig
 from emollama_jax.models.videomae import VideoMaeConfig
+from emollama_jax.text.prompts import PromptConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,12 @@ class Config:
     """The encoder of the motion."""
     hubert: HubertConfig = HubertConfig()
     """The encoder of the voice."""
+    projectors: ProjectorsConfig = ProjectorsConfig()
+    """From the encoders' outputs to soft tokens."""
+    trainable: tuple[str, ...] = TRAINABLE
+    """What is trained: any of lora, image_proj, mae_proj, videomae_proj, hubert_proj and cls_proj."""
+    prompt: PromptConfig = PromptConfig()
+    """What is asked about a clip."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
     sharding: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_SHARDING
@@ -114,6 +123,9 @@ class Config:
     """Origin of all randomness: initial adapters, dropout, sampling."""
 
     def __post_init__(self):
+        if unknown := [part for part in self.trainable if part not in TRAINABLE]:
+            raise ValueError(f"trainable: no part {unknown[0]!r}; choose among {', '.join(TRAINABLE)}")
+        image_tokens_of(self.eva_vit, self.projectors)
         logical = [name for name, _ in DEFAULT_SHARDING]
         if sorted(name for name, _ in self.sharding) != sorted(logical):
             raise ValueError(f"sharding={self.sharding}: give one rule for each of {', '.join(logical)}")

@@ -5,6 +5,7 @@ maps each name to mesh axes; it is given in the configuration, so that no module
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -25,14 +26,24 @@ def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None =
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    names, sizes = list(axis_sizes), list(axis_sizes.values())
-    if sizes.count(-1) == 1:
-        known = -int(np.prod(sizes))
-        sizes[sizes.index(-1)] = len(devices) // known if known else 0
-    if min(sizes) < 1 or np.prod(sizes) != len(devices):
+    sizes = mesh_sizes(axis_sizes, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def mesh_sizes(axis_sizes: dict[str, int], devices: int) -> dict[str, int]:
+    """The sizes with the one that is -1, if any, replaced by the devices that the others leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = dict(axis_sizes)
+    for name in [name for name, size in sizes.items() if size == -1][:1]:
+        known = -math.prod(sizes.values())
+        sizes[name] = devices // known if known else 0
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
         wanted = " x ".join(f"{n}={s}" for n, s in axis_sizes.items())
-        raise ValueError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to that number")
-    return jax.make_mesh(tuple(sizes), tuple(names), axis_types=(AxisType.Auto,) * len(names), devices=devices)
+        raise ValueError(f"mesh {wanted} does not fit {devices} devices; the sizes must multiply to that number")
+    return sizes
 
 
 @contextlib.contextmanager

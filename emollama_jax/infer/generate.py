@@ -1,6 +1,6 @@
 """Text generation with a static cache: one compiled prefill and one compiled decode loop a bucket of lengths.
 
-Axes: B requests, P prompt tokens (padded in front to a bucket), S cache slots, V vocabulary.
+Axes: B requests, P prompt tokens (padded in front to a bucket), C cache slots, V vocabulary, S soft tokens, D width.
 """
 
 import dataclasses
@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.config import GenerateConfig
 from emollama_jax.infer.sampling import Sampling, sample
+from emollama_jax.models.emotion_llama import place
 from emollama_jax.models.llama import KVCache, Llama
+from emollama_jax.text.prompts import Sample
 
 MIN_BUCKET = 16
+
+Prompt = Sequence[int] | Sample
 
 
 def bucket(length: int) -> int:
@@ -51,14 +55,18 @@ class Completion:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache_size"))
-def _prefill(graphdef, state, tokens, segment_ids, sampling, eos_ids, *, cache_size):
-    """Prompts [B, P], padded in front with segment 0 -> the first token of every answer, inside a DecodeState."""
+def _prefill(graphdef, state, tokens, soft_index, soft, segment_ids, sampling, eos_ids, *, cache_size):
+    """Prompts [B, P], padded in front with segment 0, and their soft tokens [B, S, D] if there are any -> the first
+    token of every answer, inside a DecodeState."""
     model: Llama = nnx.merge(graphdef, state)
     lengths = segment_ids.sum(axis=1)
     positions = jnp.maximum(jnp.arange(tokens.shape[1]) - (tokens.shape[1] - lengths)[:, None], 0)
-    hidden, cache = model.prefill(model.embed_tokens(tokens), positions, segment_ids, cache_size)
+    x = model.embed_tokens(tokens)
+    x = x if soft is None else place(x, soft, soft_index)
+    hidden, cache = model.prefill(x, positions, segment_ids, cache_size)
     rows = jnp.arange(tokens.shape[0])[:, None]
-    seen = jnp.zeros((tokens.shape[0], model.config.vocab_size), bool).at[rows, tokens].max(segment_ids > 0)
+    counts = (segment_ids > 0) if soft is None else jnp.zeros_like(segment_ids, bool)
+    seen = jnp.zeros((tokens.shape[0], model.config.vocab_size), bool).at[rows, tokens].max(counts)
     blank = DecodeState(cache, tokens[:, -1], lengths - 1, seen, lengths == 0, jnp.int32(0))
     return _next_token(model.logits(hidden[:, -1]), blank, sampling, eos_ids)
 
@@ -100,7 +108,8 @@ def _next_token(logits, decode: DecodeState, sampling: Sampling, eos_ids) -> Dec
 class Generator:
     """Batched generation from one model.
 
-    A request's answer depends on its prompt, its settings and its seed, not on the requests beside it.
+    A request's answer depends on its prompt, its settings and its seed, not on the requests beside it. A repetition
+    penalty counts the prompt too, but not that of a clip, whose question lists the very labels it asks for.
 
     Args:
         model: the decoder; its parameters stay where they are placed.
@@ -115,16 +124,21 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         config: GenerateConfig | Sequence[GenerateConfig] = GenerateConfig(),
         seeds: Sequence[int] | None = None,
+        *,
+        soft: Float[Array, "N S D"] | None = None,
     ) -> list[Completion]:
-        """The answers to `prompts`, which hold token ids, BOS included where the model wants one.
+        """The answers to `prompts`: token ids, BOS included where the model wants one, or samples about clips.
 
-        `config` may be one for all or one a prompt. `seeds` gives each request its own randomness (default 0).
+        Args:
+            config: one for all, or one a prompt.
+            seeds: each request's own randomness (default 0).
+            soft: the soft tokens of each sample's clip (`EmotionLlama.soft_tokens`).
         """
         answers: list[list[int]] = [[] for _ in prompts]
-        for new_tokens in self.stream(prompts, config, seeds):
+        for new_tokens in self.stream(prompts, config, seeds, soft=soft):
             for answer, new in zip(answers, new_tokens, strict=True):
                 answer.extend(new)
         eos = set(self._eos_ids.tolist())
@@ -133,24 +147,29 @@ class Generator:
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         config: GenerateConfig | Sequence[GenerateConfig] = GenerateConfig(),
         seeds: Sequence[int] | None = None,
+        *,
+        soft: Float[Array, "N S D"] | None = None,
     ) -> Iterator[list[list[int]]]:
         """Each request's new tokens, as they come; an answer that ends does so with its end-of-sequence id."""
         configs = [config] * len(prompts) if isinstance(config, GenerateConfig) else list(config)
         seeds = [0] * len(prompts) if seeds is None else list(seeds)
-        self._check(prompts, configs, seeds)
+        samples = [_as_sample(prompt) for prompt in prompts]
+        self._check(samples, configs, seeds, soft)
         if not prompts:
             return
         count = 1 << (len(prompts) - 1).bit_length()  # rows are padded to a power of two: few programs compile
-        tokens, segment_ids = _left_pad(prompts, count)
+        tokens, soft_index, segment_ids = _left_pad(samples, count)
+        if soft is not None:
+            soft = jnp.pad(soft, ((0, count - len(prompts)), (0, 0), (0, 0)))
         idle = [dataclasses.replace(configs[0], temperature=0.0)] * (count - len(prompts))
         sampling = Sampling.of(configs + idle, seeds + [0] * len(idle))
         longest = max(c.max_new_tokens for c in configs)
         cache_size = tokens.shape[1] + bucket(longest)
         model = nnx.split(self._model)  # only now: adapters may have been merged since the last call
-        decode = _prefill(*model, tokens, segment_ids, sampling, self._eos_ids, cache_size=cache_size)
+        decode = _prefill(*model, tokens, soft_index, soft, segment_ids, sampling, self._eos_ids, cache_size=cache_size)
         new, finished = np.asarray(decode.token)[:, None], bool(jnp.all(decode.done))
         while True:
             yield [[int(t) for t in row if t >= 0] for row in new[: len(prompts)]]
@@ -159,24 +178,36 @@ class Generator:
             decode, out = _decode(*model, decode, sampling, self._eos_ids, length=self._chunk)
             new, finished = np.asarray(out), bool(jnp.all(decode.done))
 
-    def _check(self, prompts, configs, seeds) -> None:
+    def _check(self, prompts: list[Sample], configs, seeds, soft) -> None:
         if not len(prompts) == len(configs) == len(seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(configs)} configs and {len(seeds)} seeds do not match")
         if not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds {list(seeds)} must be at least 0 and below 2**32")
         vocab_size = self._model.config.vocab_size
         for i, prompt in enumerate(prompts):
-            if not len(prompt):
+            if not len(prompt.tokens):
                 raise ValueError(f"prompt {i} is empty; begin it with the BOS id")
-            if min(prompt) < 0 or max(prompt) >= vocab_size:
+            if prompt.tokens.min() < 0 or prompt.tokens.max() >= vocab_size:
                 raise ValueError(f"prompt {i} holds a token id outside the vocabulary of {vocab_size}")
+            if prompt.soft.max() >= (0 if soft is None else soft.shape[1]):
+                raise ValueError(f"prompt {i} asks for soft token {prompt.soft.max()}; give the clips' soft tokens")
+        if soft is not None and len(soft) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts and the soft tokens of {len(soft)} clips do not match")
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, segment ids) [count, P], every prompt at the right end; rows beyond the prompts are empty."""
-    width = bucket(max(len(p) for p in prompts))
-    tokens, segment_ids = np.zeros((2, count, width), np.int32)
+def _as_sample(prompt: Prompt) -> Sample:
+    if isinstance(prompt, Sample):
+        return prompt
+    tokens = np.array(prompt, np.int32)
+    return Sample(tokens, np.full(len(tokens), -1, np.int32), np.zeros(len(tokens), bool))
+
+
+def _left_pad(prompts: Sequence[Sample], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, soft index, segment ids) [count, P], every prompt at the right end; further rows are empty."""
+    width = bucket(max(len(p.tokens) for p in prompts))
+    tokens, soft_index, segment_ids = np.zeros((3, count, width), np.int32)
+    soft_index[:] = -1
     for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = prompt
-        segment_ids[row, width - len(prompt) :] = 1
-    return tokens, segment_ids
+        here = np.s_[row, width - len(prompt.tokens) :]
+        tokens[here], soft_index[here], segment_ids[here] = prompt.tokens, prompt.soft, 1
+    return tokens, soft_index, segment_ids

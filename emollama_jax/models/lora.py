@@ -83,8 +83,8 @@ class LoRALinear(Linear):
         return self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
 
 
-def is_trainable(path: tuple, variable: nnx.Variable) -> bool:
-    """Whether a parameter is trained: the one place that decides, an NNX filter for `nnx.split` and `nnx.state`."""
+def is_adapter(path: tuple, variable: nnx.Variable) -> bool:
+    """Whether a parameter is an adapter's: an NNX filter for `nnx.split` and `nnx.state`."""
     del path
     return issubclass(getattr(variable, "type", type(variable)), nnx.LoRAParam)
 

@@ -1,7 +1,7 @@
 """One training step over packed rows: loss, gradients and update of what is trained, compiled as one program.
 
     graphdef, frozen, state = init_state(model, optimizer)
-    step = make_step(graphdef, optimizer, text_loss)
+    step = make_step(graphdef, optimizer, clip_loss)
     state, metrics = step(state, frozen, batch, rng)
 
 Axes: B rows, T tokens.
@@ -18,8 +18,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from emollama_jax.models.emotion_llama import TRAINABLE, EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama
-from emollama_jax.models.lora import is_trainable
 
 Batch = Mapping[str, Array]
 # (model, batch, dropout key or None) -> (mean loss of the batch's targets, their number)
@@ -37,11 +37,12 @@ class TrainState:
 
 
 def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation
+    model: nnx.Module, optimizer: optax.GradientTransformation, trainable_parts: tuple[str, ...] = TRAINABLE
 ) -> tuple[nnx.GraphDef, nnx.State, TrainState]:
     """(graphdef, frozen parameters, state before the first step). The parameters stay the model's own arrays; the
-    first step takes over those that are trained."""
-    graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
+    first step takes over those that are trained, which `trainable_parts` (`Config.trainable`) names."""
+    is_trained = functools.partial(is_trainable, parts=trainable_parts)
+    graphdef, trainable, frozen = nnx.split(model, is_trained, ...)
     return graphdef, frozen, TrainState(trainable, optimizer.init(trainable), jnp.int32(0))
 
 
@@ -53,11 +54,21 @@ def text_loss(
     The batch holds, each [B, T]: `tokens` int32; `segment_ids` int32, 0 is padding; `positions` int32, from 0 in every
     segment; `loss_mask` bool, true where the next token is a target.
     """
-    tokens, mask = batch["tokens"], batch["loss_mask"]
-    hidden = model(model.embed_tokens(tokens), batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
-    nll = model.token_nll(hidden, jnp.roll(tokens, -1, axis=1))
-    targets = mask.sum(dtype=jnp.int32)
-    return jnp.where(mask, nll, 0).sum() / jnp.maximum(targets, 1), targets
+    x = model.embed_tokens(batch["tokens"])
+    return _mean_nll(model, model(x, batch["positions"], batch["segment_ids"], dropout_key=dropout_key), batch)
+
+
+def clip_loss(
+    model: EmotionLlama, batch: Batch, dropout_key: Key[Array, ""] | None
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """As `text_loss`, of a packed batch of clips (see `models/emotion_llama.py`)."""
+    return _mean_nll(model.llama, model(batch, dropout_key=dropout_key), batch)
+
+
+def _mean_nll(llama: Llama, hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    nll = llama.token_nll(hidden, jnp.roll(batch["tokens"], -1, axis=1))
+    targets = batch["loss_mask"].sum(dtype=jnp.int32)
+    return jnp.where(batch["loss_mask"], nll, 0).sum() / jnp.maximum(targets, 1), targets
 
 
 def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable:

@@ -1,4 +1,4 @@
-"""Output folders that are either complete or absent."""
+"""Outputs that are either complete or absent."""
 
 import os
 import shutil
@@ -40,3 +40,26 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give the path of a temporary file beside `path` that becomes `path` when the block ends well.
+
+    Raises:
+        UserError: `path` exists already, or its folder cannot be written to.
+    """
+    target = Path(path).resolve()
+    if target.exists():
+        raise UserError(f"the output exists already: {path}; remove it or choose another name")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another place") from error
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from emollama_jax.errors import UserError
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
-from emollama_jax.models.lora import is_trainable
+from emollama_jax.models.lora import is_adapter
 from emollama_jax.sharding import AxisRules, abstract, shardings
 from emollama_jax.weights.engine import LoadReport, first_device, initial_values, param_values, set_params
 
@@ -39,7 +39,7 @@ def save_base(folder: Path, model: Llama, *, source: str) -> str:
 
     `source` says in words where the weights came from.
     """
-    values = param_values(nnx.state(model, nnx.Not(is_trainable)))
+    values = param_values(nnx.state(model, nnx.Not(is_adapter)))
     fingerprint = fingerprint_of(values)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save((folder / "params").resolve(), _packed(values))
@@ -94,7 +94,7 @@ def load_base(
         )
     graphdef, state = abstract(build(config))
     places = shardings(state, mesh or first_device(), rules if mesh else ())
-    frozen = param_values(nnx.filter_state(state, nnx.Not(is_trainable)))
+    frozen = param_values(nnx.filter_state(state, nnx.Not(is_adapter)))
     where = {path: place for path, place in param_values(places).items() if path in frozen}
     items = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

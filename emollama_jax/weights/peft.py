@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from emollama_jax.errors import UserError
-from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_trainable
+from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
     LoadReport,
@@ -22,7 +21,7 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
-from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.sources import Source, open_source, save_safetensors
 
 CONFIG = "adapter_config.json"
 # Settings that change what an adapter computes and that ours do not have, with the values that switch them off.
@@ -99,21 +98,30 @@ def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
         UserError: the adapters are not those of the model (rank, layers, scale), or damaged.
     """
     found = adapter_config(folder)
+    check_adapters(model, found, folder)
+    with open_source(folder) as source:
+        named = any(name.endswith(".lora_A.default.weight") for name in source.names())
+        return load_into(model, is_adapter, source, adapter_table(found.targets, adapter="default" if named else ""))
+
+
+def check_adapters(model: nnx.Module, found: LoRAConfig, where: str | Path) -> None:
+    """Raises UserError when the adapters found are not on the model's layers, or have another scale."""
     layers = dict(adapters(model))
     targets = tuple(sorted({path[-1] for path in layers}))
     scales = {layer.scale for layer in layers.values()}
     if targets != found.targets or scales != {found.alpha / found.rank}:
         raise UserError(
             f"the adapters are on {', '.join(found.targets)} with scale {found.alpha / found.rank:g}, the model's on "
-            f"{', '.join(targets) or 'nothing'} with {', '.join(f'{s:g}' for s in scales) or 'none'}: {folder}; "
+            f"{', '.join(targets) or 'nothing'} with {', '.join(f'{s:g}' for s in scales) or 'none'}: {where}; "
             "make the model with the adapter's lora.targets, lora.rank and lora.alpha"
         )
-    state = nnx.state(model, is_trainable)
+
+
+def load_into(model: nnx.Module, which: nnx.filterlib.Filter, source: Source, table: Table) -> LoadReport:
+    """Reads the parameters that the filter `which` chooses into the model, in place."""
+    state = nnx.state(model, which)
     params = param_values(state)
-    with open_source(folder) as source:
-        named = any(name.endswith(".lora_A.default.weight") for name in source.names())
-        table = adapter_table(found.targets, adapter="default" if named else "")
-        values, report = read_params(source, table, params, jax.tree.map(lambda x: x.sharding, params))
+    values, report = read_params(source, table, params, jax.tree.map(lambda x: x.sharding, params))
     set_params(state, values)
     nnx.update(model, state)
     return report
@@ -130,16 +138,21 @@ def save_adapter(folder: Path, model: nnx.Module, *, base: str = "") -> None:
     targets = tuple(sorted({path[-1] for path in layers}))
     layer = next(iter(layers.values()))
     rank = layer.lora_a.shape[-1]
-    tensors: dict[str, np.ndarray] = dict(export(model, adapter_table(targets)))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora = LoRAConfig(rank=rank, alpha=layer.scale * rank, dropout=layer.dropout, targets=targets)
+    write_adapter(folder, dict(export(model, adapter_table(targets))), lora, base=base)
+
+
+def write_adapter(folder: Path, tensors: dict[str, np.ndarray], lora: LoRAConfig, *, base: str = "") -> None:
+    """Writes adapters under PEFT's names into an existing folder, with their settings."""
+    save_safetensors(folder / "adapter_model.safetensors", tensors)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": layer.scale * rank,
-        "lora_dropout": layer.dropout,
-        "target_modules": list(targets),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

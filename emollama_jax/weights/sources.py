@@ -166,6 +166,15 @@ def open_safetensors(path: Path) -> Contents:
     return tensors, file.metadata() or {}
 
 
+def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Write one safetensors file that torch's side reads too, with the permissions of any other new file."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors makes files that only their owner may read
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # it writes the raw buffer
+    save_file(contiguous, path, metadata={"format": "pt", **metadata})  # transformers refuses files without the format
+    path.chmod(mode)
+
+
 def write_safetensors_folder(
     folder: str | Path, tensors: Iterable[tuple[str, np.ndarray]], *, max_shard_bytes: int = 5 * 2**30
 ) -> None:
@@ -191,16 +200,13 @@ def write_safetensors_folder(
 
     def write_shard() -> None:
         path = folder / f"model-{len(written) + 1:05d}.safetensors"
-        path.touch()
-        mode = path.stat().st_mode  # safetensors makes files that only their owner may read
-        save_file(shard, path, metadata={"format": "pt"})  # transformers refuses files without the format
-        path.chmod(mode)
+        save_safetensors(path, shard)
         written.append(path)
 
     for name, array in tensors:
         if name in shard_of:
             raise ValueError(f"tensor {name} comes twice")
-        array = np.asarray(array, order="C")  # safetensors writes the raw buffer
+        array = np.asarray(array)
         if shard and shard_bytes + array.nbytes > max_shard_bytes:
             write_shard()
             shard, shard_bytes = {}, 0

@@ -1,4 +1,4 @@
-"""Torch checkpoints (`.bin`, `.pth`, `.pt`), read without running anything they hold.
+"""Torch checkpoints (`.bin`, `.pth`, `.pt`), read without running anything they hold, and written.
 
 Nested dicts are flattened with "/" between the levels: `{"model": {"a.weight": t}}` gives `model/a.weight`.
 """
@@ -6,6 +6,7 @@ Nested dicts are flattened with "/" between the levels: `{"model": {"a.weight": 
 import argparse
 import pickle
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from emollama_jax.errors import UserError
+from emollama_jax.weights.atomic import atomic_file
 from emollama_jax.weights.sources import Contents, StoredTensor, damaged, flatten
 
 
@@ -24,10 +26,7 @@ def open_torch(path: Path) -> Contents:
     Raises:
         UserError: torch is not installed, or the file is damaged, holds code, or holds no dict or unreadable tensors.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"reading this file needs torch: {path}; pip install 'emollama_jax[convert]'") from error
+    torch = import_torch(path)
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
@@ -55,6 +54,29 @@ def open_torch(path: Path) -> Contents:
         else:
             extra[name] = leaf
     return tensors, extra
+
+
+def import_torch(path: Path) -> Any:
+    """The package torch, for a file at `path`. Raises UserError where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"this file needs torch: {path}; pip install 'emollama_jax[convert]'") from error
+    return torch
+
+
+def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]], extra: Mapping[str, Any]) -> None:
+    """Writes `{"model": the tensors by name, **extra}` into a new file, complete or not at all."""
+    torch = import_torch(path)
+
+    def as_tensor(array: np.ndarray) -> Any:
+        array = np.array(array)  # its own memory: torch would save all of a view's
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    with atomic_file(path) as partial:
+        torch.save({"model": {name: as_tensor(array) for name, array in tensors}, **extra}, partial)
 
 
 def _as_numpy(name: str, tensor: Any, path: Path) -> np.ndarray:

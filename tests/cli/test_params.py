@@ -1,6 +1,7 @@
 """`emollama params`: the numbers of the paper, from shapes alone."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -22,17 +23,33 @@ LARGE = {
 }
 
 
-def params(capsys, *arguments: str) -> dict[str, tuple[int, float, float, str]]:
-    """The table by part: parameters, share in percent, MiB, dtypes."""
+class Row(NamedTuple):
+    parameters: int
+    share: float  # percent
+    memory: float  # MiB
+    on_a_device: float
+    stored_as: str
+
+
+def params(capsys, *arguments: str) -> dict[str, Row]:
+    """The table by part."""
+    return output(capsys, *arguments)[0]
+
+
+def output(capsys, *arguments: str) -> tuple[dict[str, Row], list[str]]:
+    """The table by part, and the lines below it."""
     assert cli.main(["params", *arguments]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    heading, *lines = captured.out.splitlines()
-    assert heading.split() == ["part", "parameters", "share", "memory", "stored", "as"]
+    table, below = captured.out.split("\n\n")
+    heading, *lines = table.splitlines()
+    assert heading.split() == ["part", "parameters", "share", "memory", "a", "device", "stored", "as"]
     assert len({line.index(" MiB  ") for line in lines}) == 1
-    rows = [re.fullmatch(r"(\w+) +([\d,]+) +([\d.]+) % +([\d.,]+) MiB  (.+)", line) for line in lines]
+    pattern = r"([\w-]+) +([\d,]+) +([\d.]+) % +([\d.,]+) MiB +([\d.,]+) MiB  (.+)"
+    rows = [re.fullmatch(pattern, line) for line in lines]
     number = lambda text: float(text.replace(",", ""))
-    return {row[1]: (int(number(row[2])), number(row[3]), number(row[4]), row[5]) for row in rows}
+    table = {row[1]: Row(int(number(row[2])), *map(number, row.groups()[2:5]), row[6]) for row in rows}
+    return table, below.splitlines()
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -44,52 +61,94 @@ def refused(capsys, *arguments: str) -> str:
     return captured.err
 
 
-def test_the_papers_model(capsys):
-    """Emotion-LLaMA trains "34M, 0.495 %" of LLaMA-2-7B; 13 GB of parameters of which no byte is allocated."""
+@pytest.mark.parametrize("name", ["llama2_7b", "stage1_merr", "stage2_merr", "mer2023", "dfew"])
+def test_the_papers_model(capsys, name):
+    """Emotion-LLaMA trains "34M, 0.495 %" of LLaMA-2-7B, and its projectors; no byte of all these is allocated."""
     before = {id(array) for array in jax.live_arrays()}
-    table = params(capsys, "--config", "llama2_7b")
+    table, below = output(capsys, "--config", name, "--config.mesh.fsdp=1")
     assert {id(array) for array in jax.live_arrays()} <= before
-    assert table["LoRA"][:2] == table["trainable"][:2] == (33_554_432, 0.4955)
-    assert table["frozen"][:2] == (6_738_415_616, 99.5045)
-    assert table["all"][:2] == (6_771_970_048, 100)
-    assert table["trainable"][2:] == (128.0, "float32")
-    assert table["frozen"][2:] == (12_852.5, "bfloat16")
-    assert table["head"] == table["embedding"] == (131_072_000, 1.9355, 250.0, "bfloat16")
-    assert list(table) == ["LoRA", "embedding", "attention", "MLP", "norms", "head", "all", "frozen", "trainable"]
+    assert table["LoRA"].parameters == 33_554_432
+    assert below[0] == "LoRA is 0.4955 % of LLaMA + LoRA, 6,771,970,048 parameters"
+    assert table["projectors"].parameters == 41_439_232
+    assert table["trainable"][:2] == (74_993_664, 0.9614)
+    assert table["trainable"][2:] == (286.1, 286.1, "float32")
+    llama = [table[part].parameters for part in ("embedding", "attention", "MLP", "norms", "head")]
+    assert sum(llama) == 6_738_415_616
+    assert table["EVA-ViT"].parameters == 986_978_688  # that of torch's Blip2VisionModel with 39 layers at 448 pixels
+    assert table["frozen"].parameters == sum(llama) + table["EVA-ViT"].parameters
+    assert table["all"].parameters == table["frozen"].parameters + table["trainable"].parameters
+    assert table["head"] == table["embedding"] == (131_072_000, 1.6803, 250.0, 250.0, "bfloat16")
+    parts = ["LoRA", "projectors", "EVA-ViT", "embedding", "attention", "MLP", "norms", "head"]
+    assert list(table) == [*parts, "all", "frozen", "trainable"]
 
 
 def test_tiny(capsys):
-    """Counted by hand: 640 x 32 twice, 3 x 4 x 32 x 32, 3 x 3 x 32 x 88, 7 x 32, and 3 x 2 x (32 x 8 + 8 x 32)."""
-    table = params(capsys, "--config=tiny")
-    assert {part: row[0] for part, row in table.items()} == {
+    """Counted by hand: 640 x 32 twice, 3 x 4 x 32 x 32, 3 x 3 x 32 x 88, 7 x 32, and 3 x 2 x (32 x 8 + 8 x 32); the
+    projectors 4 x 48 x 32, 3 x 1024 x 32, 48 x 32 and 5 x 32."""
+    table, below = output(capsys, "--config=tiny")
+    assert {part: row.parameters for part, row in table.items() if part not in ("EVA-ViT", "all", "frozen")} == {
         "LoRA": 3072,
+        "projectors": 106144,
         "embedding": 20480,
         "attention": 12288,
         "MLP": 25344,
         "norms": 224,
         "head": 20480,
-        "all": 81888,
-        "frozen": 78816,
-        "trainable": 3072,
+        "trainable": 109216,
     }
-    assert table["trainable"][1] == 3.7515
-    assert sum(row[1] for part, row in table.items() if part not in ("all", "frozen", "trainable")) == pytest.approx(
-        100, abs=1e-3
-    )
+    parts = {part: row for part, row in table.items() if part not in ("all", "frozen", "trainable")}
+    assert sum(row.share for row in parts.values()) == pytest.approx(100, abs=1e-3)
+    assert sum(row.parameters for row in parts.values()) == table["all"].parameters
+    assert below == [
+        "LoRA is 3.7515 % of LLaMA + LoRA, 81,888 parameters",
+        "a device: of 1, data=1 x fsdp=1 x tensor=1",
+    ]
 
 
 def test_tied_and_grouped(capsys):
-    table = params(capsys, "--config", "smollm2_135m")
+    table, below = output(capsys, "--config", "smollm2_135m")
     assert "head" not in table
-    assert table["frozen"][0] == 134_515_008
-    assert table["trainable"][:2] == (3_686_400, 2.6674)
+    assert sum(table[part].parameters for part in ("embedding", "attention", "MLP", "norms")) == 134_515_008
+    assert table["LoRA"].parameters == 3_686_400
+    assert below[0].startswith("LoRA is 2.6674 %")
 
 
 def test_without_adapters(capsys):
-    table = params(capsys, "--config=tiny", "--config.lora.rank=0")
+    table, below = output(capsys, "--config=tiny", "--config.lora.rank=0")
     assert "LoRA" not in table
-    assert table["trainable"] == (0, 0, 0, "-")
-    assert table["frozen"] == table["all"]
+    assert table["trainable"] == table["projectors"]
+    assert below[0].startswith("LoRA is 0.0000 %")
+
+
+def test_a_subset_is_trained(capsys):
+    table = params(capsys, "--config=tiny", "--config.trainable=mae_proj,hubert_proj")
+    assert table["trainable"].parameters == 2 * (1024 * 32 + 32)
+    assert table["all"].parameters == table["trainable"].parameters + table["frozen"].parameters
+    assert "no part 'mae'; choose among lora, image_proj, mae_proj" in refused(
+        capsys, "--config=tiny", "--config.trainable=mae,lora"
+    )
+
+
+def test_memory_on_each_device(capsys):
+    """Over 16 devices: what has the axis "embed" is split, LoRA's B (of rank and heads) and the norms are not."""
+    whole = params(capsys, "--config=stage1_merr", "--devices=1")
+    split, below = output(capsys, "--config=stage1_merr", "--devices=16")
+    assert below[1] == "a device: of 16, data=1 x fsdp=16 x tensor=1"
+    for part in ("embedding", "attention", "MLP", "head"):
+        assert split[part].on_a_device == pytest.approx(whole[part].memory / 16, abs=0.06)
+    assert split["LoRA"].on_a_device == 64 + 64 / 16
+    assert split["norms"].on_a_device == whole["norms"].memory
+    assert split["all"].memory == whole["all"].memory == whole["all"].on_a_device
+    both = params(capsys, "--config=stage1_merr", "--config.mesh.tensor=4", "--devices=16")
+    assert both["attention"].on_a_device == pytest.approx(whole["attention"].memory / 16, abs=0.06)
+    assert both["LoRA"].on_a_device == 64 / 4 + 64 / 4
+    copies = params(capsys, "--config=stage1_merr", "--config.mesh.data=4", "--devices=16")
+    assert copies["MLP"].on_a_device == pytest.approx(whole["MLP"].memory / 4, abs=0.06)
+
+
+def test_a_mesh_that_does_not_fit(capsys):
+    error = refused(capsys, "--config=stage1_merr", "--config.mesh.tensor=3", "--devices=16")
+    assert "mesh data=1 x fsdp=-1 x tensor=3 does not fit 16 devices" in error and "--devices" in error
 
 
 @pytest.mark.parametrize(
@@ -106,12 +165,15 @@ def test_without_adapters(capsys):
 def test_memory_of_quantised_kernels(capsys, dtype, attention, mlp):
     sizes = [f"--config.llama.{name}={value}" for name, value in LARGE.items()]
     table = params(capsys, "--config=tiny", *sizes, f"--config.llama.kernel_dtype={dtype}", "--config.lora.rank=64")
-    assert table["attention"] == (32 * 2**20, table["attention"][1], pytest.approx(attention, abs=0.05), dtype)
-    assert table["MLP"] == (48 * 2**20, table["MLP"][1], pytest.approx(mlp, abs=0.05), dtype)
-    assert table["embedding"][2:] == table["head"][2:] == (8.0, "bfloat16")
-    assert table["LoRA"][0] == 2 * 2**20
-    assert table["LoRA"][2:] == (8.0, "float32")
-    assert table["all"][2] == pytest.approx(attention + mlp + 24, abs=0.1)
+    for part, parameters, memory in (("attention", 32 * 2**20, attention), ("MLP", 48 * 2**20, mlp)):
+        assert table[part].parameters == parameters
+        assert table[part].memory == table[part].on_a_device == pytest.approx(memory, abs=0.05)
+        assert table[part].stored_as == dtype
+    assert table["embedding"][2:] == table["head"][2:] == (8.0, 8.0, "bfloat16")
+    assert table["LoRA"].parameters == 2 * 2**20
+    assert table["LoRA"][2:] == (8.0, 8.0, "float32")
+    others = table["projectors"].memory + table["EVA-ViT"].memory
+    assert table["all"].memory == pytest.approx(attention + mlp + 24 + others, abs=0.2)
 
 
 def test_unknown_arguments(capsys):

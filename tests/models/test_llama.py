@@ -12,7 +12,7 @@ import qwix
 from flax import nnx
 
 from emollama_jax.models.llama import Llama, LlamaConfig
-from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_trainable
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_adapter
 from emollama_jax.sharding import abstract
 from tests.models.tiny import close, random_llama, rows, tiny_config
 
@@ -44,7 +44,7 @@ def packed(layout: list[int | None]):
 @pytest.fixture(scope="module")
 def run_packed():
     """(layouts, weights of the rows) -> hidden states, token losses, gradients of the adapters, places of samples."""
-    graphdef, trained, frozen = nnx.split(random_llama(tiny_config(), LORA), is_trainable, ...)
+    graphdef, trained, frozen = nnx.split(random_llama(tiny_config(), LORA), is_adapter, ...)
 
     @jax.jit
     def run(batch, weights):
@@ -197,7 +197,7 @@ def test_logits_and_loss_are_float32(dtype):
 def trained_step(config: LlamaConfig, lora: LoRAConfig = LORA, batch: int = 2, length: int = 24) -> str:
     """The loss of a batch and its gradients of the adapters and the input, as a computation in JAX's notation."""
     graphdef, state = abstract(lambda: Llama(config, lora, rngs=nnx.Rngs(0)))
-    trained, frozen = nnx.split_state(state, is_trainable, ...)
+    trained, frozen = nnx.split_state(state, is_adapter, ...)
 
     def loss(trained, x, frozen, tokens, key):
         model = nnx.merge(graphdef, trained, frozen)
@@ -241,7 +241,7 @@ def test_parameters_of_llama2_7b(kernel_dtype):
     _, state = abstract(lambda: Llama(LlamaConfig(kernel_dtype=kernel_dtype), LoRAConfig(), rngs=nnx.Rngs(0)))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
     assert sum(x.nbytes for x in jax.live_arrays()) - before < 2**20
-    adapters, base = nnx.split_state(state, is_trainable, ...)
+    adapters, base = nnx.split_state(state, is_adapter, ...)
     count = lambda state: sum(int(np.prod(v.get_value().shape)) for _, v in nnx.to_flat_state(state))
     assert count(base) == 6_738_415_616
     assert count(adapters) == 33_554_432
@@ -317,7 +317,7 @@ def test_remat_policies_give_different_computations():
 @pytest.mark.parametrize("target", PROJECTIONS)
 def test_every_target_gets_an_adapter(target):
     _, state = abstract(lambda: Llama(tiny_config(), LoRAConfig(rank=4, targets=(target,)), rngs=nnx.Rngs(0)))
-    found = [path for path, variable in nnx.to_flat_state(state) if is_trainable(path, variable)]
+    found = [path for path, variable in nnx.to_flat_state(state) if is_adapter(path, variable)]
     assert {path[-2:] for path in found} == {(target, "lora_a"), (target, "lora_b")}
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from emollama_jax.models.layers import as_array
 from emollama_jax.models.llama import Llama
-from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear, adapters, is_trainable, merge, merged_kernel
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear, adapters, is_adapter, merge, merged_kernel
 from emollama_jax.weights.engine import param_values
 from tests.models.tiny import close, random_llama, rows, tiny_config
 
@@ -41,7 +41,7 @@ def test_a_new_adapter_changes_nothing():
     """B starts at zero, and A as PEFT's: uniform with a variance of 1 / (3 in)."""
     config = tiny_config(hidden_size=64)
     model = nnx.jit(lambda: Llama(config, LoRAConfig(rank=32), rngs=nnx.Rngs(0)))()
-    values = param_values(nnx.state(model, is_trainable))
+    values = param_values(nnx.state(model, is_adapter))
     assert not any(np.any(value) for name, value in values.items() if name.endswith("lora_b"))
     args = rows(config)
     with_adapters = hidden_of(model, args)
@@ -137,9 +137,9 @@ def test_merging_keeps_the_dtype_and_is_up_to_its_rounding():
 @pytest.mark.smoke
 def test_only_adapters_are_trained():
     model = random_llama(tiny_config(), LoRAConfig(rank=4, targets=("q_proj", "down_proj")))
-    trained = set(param_values(nnx.state(model, is_trainable)))
+    trained = set(param_values(nnx.state(model, is_adapter)))
     assert trained == {f"layers.{name}.lora_{letter}" for name in ("attn.q_proj", "mlp.down_proj") for letter in "ab"}
-    assert not param_values(nnx.state(random_llama(tiny_config()), is_trainable))
+    assert not param_values(nnx.state(random_llama(tiny_config()), is_adapter))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models.llama import Llama
-from emollama_jax.models.lora import LoRAConfig, adapters, is_trainable
+from emollama_jax.models.lora import LoRAConfig, adapters, is_adapter
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from emollama_jax.weights.engine import param_values
 from tests.models.tiny import close, tiny_config
@@ -65,7 +65,7 @@ def batch() -> dict[str, np.ndarray]:
 
 def outputs(model: Llama, arrays: dict[str, jax.Array]):
     """Logits, and the gradients of the adapters, of a training step's loss."""
-    graphdef, trained, frozen = nnx.split(model, is_trainable, ...)
+    graphdef, trained, frozen = nnx.split(model, is_adapter, ...)
 
     @jax.jit
     def step(trained, frozen, tokens, positions, segment_ids):
@@ -173,7 +173,7 @@ def test_all_meshes_of_eight_devices_are_there():
 def test_nothing_frozen_has_optimiser_state():
     """Adam keeps two numbers for each adapter's, and none for anything else."""
     model = make_model("int8", 2)
-    graphdef, trained, frozen = nnx.split(model, is_trainable, ...)
+    graphdef, trained, frozen = nnx.split(model, is_adapter, ...)
     names = {f"layers.{name}.lora_{letter}" for name in ("attn.q_proj", "mlp.down_proj") for letter in "ab"}
     assert set(param_values(trained)) == names
     assert set(param_values(trained)) | set(param_values(frozen)) == set(shard_shapes(1, 1, 2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapters, is_trainable, merge, unmerge
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapters, is_adapter, merge, unmerge
 from emollama_jax.weights.llama import hugging_face_table
 from emollama_jax.weights.peft import adapter_table
 from tests.models.tiny import close, llama_of, rows, tiny_config
@@ -53,7 +53,7 @@ def test_logits_and_gradients(pair):
     logits = theirs(input_ids=as_torch(tokens)).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), as_torch(targets).flatten().long()).backward()
 
-    graphdef, trained, frozen = nnx.split(ours, is_trainable, ...)
+    graphdef, trained, frozen = nnx.split(ours, is_adapter, ...)
 
     @jax.jit
     def gradient(trained):

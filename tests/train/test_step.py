@@ -9,7 +9,7 @@ from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, load_config
 from emollama_jax.models.llama import Llama
-from emollama_jax.models.lora import LoRAConfig, is_trainable
+from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from emollama_jax.train.step import init_state, make_step, text_loss
 
@@ -149,7 +149,7 @@ def test_dropout_differs_from_step_to_step_and_is_repeatable(batch):
     losses = []
     for _ in range(2):
         model = make_model(LoRAConfig(rank=4, dropout=0.5))
-        flat = nnx.state(model, is_trainable)
+        flat = nnx.state(model, is_adapter)
         nnx.update(model, jax.tree.map(lambda x: x + 0.3, flat))  # B is zero at first, which hides the dropout
         graphdef, frozen, state = init_state(model, optimizer)
         step = make_step(graphdef, optimizer, text_loss)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models.llama import Llama
-from emollama_jax.models.lora import LoRAConfig, is_trainable
+from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import make_mesh
 from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.pretrained import load_llama
@@ -104,7 +104,7 @@ def test_adapters_are_not_saved(bases, tmp_path):
     folder, _, fingerprint = bases["float32"]
     model, _ = load_llama(folder, lora=LORA)
     assert save_base(tmp_path, model, source="with adapters") == fingerprint
-    assert not nnx.state(load_llama(tmp_path)[0], is_trainable)
+    assert not nnx.state(load_llama(tmp_path)[0], is_adapter)
 
 
 # --- other dtypes ---

@@ -1,0 +1,29 @@
+"""The one to copy: the paper's model with what people change first, for labels of your own.
+
+    emollama params --config forkme
+    emollama params --config forkme --config.lora.rank=16 --config.llama.kernel_dtype=int8
+
+Expected: 16,777,216 LoRA parameters (rank 32) and 41,439,232 of the projectors, 58,216,448 trained in all.
+"""
+
+from emollama_jax.config import Config, MeshConfig
+from emollama_jax.models.llama import LlamaConfig
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.text.prompts import PromptConfig
+
+
+def get_config() -> Config:
+    return Config(
+        # Storage of the frozen kernels: "int8" halves their memory, "nf4" quarters it.
+        llama=LlamaConfig(kernel_dtype="bfloat16"),
+        # More rank, or more layers to adapt, is more capacity and more memory.
+        lora=LoRAConfig(rank=32, alpha=16.0, targets=("q_proj", "v_proj")),
+        # All devices share one copy of the parameters; data=2 keeps two copies.
+        mesh=MeshConfig(fsdp=-1),
+        # Your labels, in the order of the question; questions of your own for the reason task.
+        prompt=PromptConfig(
+            labels=("calm", "stressed", "amused"),
+            tasks=("emotion", "reason"),
+            questions=("How does this person feel at work, and what tells you so?",),
+        ),
+    )

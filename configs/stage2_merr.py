@@ -1,0 +1,15 @@
+"""Stage 2: fine captions of MERR, from stage 1.
+
+    emollama params --config stage2_merr
+
+Expected: the 74,993,664 trained parameters of stage 1.
+"""
+
+import dataclasses
+
+from emollama_jax.config import Config, load_config
+
+
+def get_config() -> Config:
+    stage1 = load_config("stage1_merr")
+    return dataclasses.replace(stage1, prompt=dataclasses.replace(stage1.prompt, tasks=("reason_v2",)))

@@ -1,0 +1,91 @@
+"""Write trained adapters and projectors for PyTorch."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.layers import FLOAT_DTYPES
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.weights.atomic import atomic_folder
+from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
+from emollama_jax.weights.emotion_llama import (
+    Trained,
+    is_carried,
+    load_adapters,
+    open_trained,
+    write_folder,
+    write_projectors,
+    write_pth,
+)
+from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of, save_hugging_face
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="emollama export",
+        description="Reads the trained weights of Emotion-LLaMA (a .pth of the reference or of MiniGPT-v2, or a PEFT "
+        "folder with projectors.safetensors) and writes them in one of the forms that PyTorch loads: the reference's "
+        ".pth, a PEFT folder with the projectors beside it, or a whole language model with the adapters added to its "
+        "weights.",
+        epilog="example: emollama export Emotion_LLaMA.pth adapter --to peft",
+    )
+    parser.add_argument("input", type=Path, help="file or folder to read")
+    parser.add_argument("output", type=Path, help="file (pth) or folder to write; must not exist")
+    parser.add_argument("--to", choices=("pth", "peft", "hf"), required=True, help="what to write")
+    parser.add_argument("--base", type=Path, help="the language model, for --to hf: any that emollama convert reads")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=LoRAConfig().alpha,
+        help="the α of the adapters in a .pth, which does not record it (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--adapter-name",
+        metavar="NAME",
+        help="for --to pth: write lora_A.NAME.weight, as newer PEFT versions do with 'default' (default: as read)",
+    )
+    parser.add_argument(
+        "--dtype", choices=FLOAT_DTYPES, default="bfloat16", help="of the model of --to hf (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    if (arguments.to == "hf") != bool(arguments.base):
+        raise UserError("--base: the language model that the adapters are added to goes with --to hf, and only there")
+    if arguments.adapter_name is not None and arguments.to != "pth":
+        raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
+    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
+    trained = open_trained(arguments.input, alpha=arguments.alpha)
+    names = trained.source.names()
+    lora = trained.lora
+    print(
+        f"read    {len(names)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
+        f"on {', '.join(lora.targets)}"
+    )
+    print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
+    print(f"carried {', '.join(filter(is_carried, names)) or 'nothing'}")
+    for line in _write(arguments, trained):
+        print(f"wrote   {line}")
+
+
+def _write(arguments: argparse.Namespace, trained: Trained) -> list[str]:
+    output = arguments.output
+    if arguments.to == "pth":
+        name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
+        written = write_pth(output, trained.tensors(), adapter_name=name)
+        return [f"{output}: {len(written)} tensors"]
+    with atomic_folder(output) as folder:
+        if arguments.to == "peft":
+            written = write_folder(folder, trained.tensors(), trained.lora, adapter_name=trained.adapter_name)
+            return [f"{output}: a PEFT adapter and the projectors, {len(written)} tensors"]
+        is_base = is_base_checkpoint(arguments.base)
+        kernel_dtype = read_manifest(arguments.base)["llama"].kernel_dtype if is_base else arguments.dtype
+        model, _ = load_llama(arguments.base, lora=trained.lora, param_dtype=arguments.dtype, kernel_dtype=kernel_dtype)
+        tokenizer = load_tokenizer_of(arguments.base, model.config.vocab_size)
+        load_adapters(model, trained)
+        save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=True)
+        written = write_projectors(folder, trained.tensors())
+    return [
+        f"{output}: {arguments.base} with the adapters added, a Hugging Face folder in {arguments.dtype}",
+        f"{output / 'projectors.safetensors'}: the projectors, {len(written)} tensors",
+    ]

@@ -1,0 +1,1 @@
+"""Annotations, clip records and the pipeline that packs them."""
