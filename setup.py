@@ -28,6 +28,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "gguf>=0.17,<1",
         "grain>=0.2.18,<0.3",
+        "importlib_resources",  # TFDS needs it for a builder in a package and does not ask for it
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3.11",
         "ml_collections>=1.1.0,<2",

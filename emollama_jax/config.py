@@ -55,6 +55,41 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    train: tuple[str, ...] = ()
+    """The prepared data sets to train on, as FOLDER:SPLIT."""
+    weights: tuple[float, ...] = ()
+    """How much of the mixture each is, relative to the others; none given is by their numbers of clips."""
+    eval: tuple[str, ...] = ()
+    """Those to evaluate on."""
+    row_length: int = 2048
+    """Tokens T of a row; several clips are packed into one."""
+    clips_per_row: int = 6
+    """Clips K of a row, at most."""
+    batch_rows: int = 16
+    """Rows B of a batch, over all processes."""
+    packing_rows: int = 32
+    """Rows that are filled at the same time: more leave less padding and hold more in memory."""
+    workers: int = 0
+    """Processes that read and decode, beside the training process; 0 is none, and threads of its own do it."""
+    read_ahead: int = 64
+    """Clips that are read before they are needed, in each process that reads."""
+    prefetch: int = 2
+    """Batches that wait on the devices."""
+
+    def __post_init__(self):
+        for name in ("row_length", "clips_per_row", "batch_rows", "packing_rows", "read_ahead", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: must be 0 (none) or more")
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+            raise ValueError(f"data.weights={self.weights}: give one number above 0 for each of data.train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
     """How answers are decoded; the defaults are the released model's: greedy, up to 500 tokens."""
 
@@ -113,6 +148,8 @@ class Config:
     """What is trained: any of lora, image_proj, mae_proj, videomae_proj, hubert_proj and cls_proj."""
     prompt: PromptConfig = PromptConfig()
     """What is asked about a clip."""
+    data: DataConfig = DataConfig()
+    """The data."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
     sharding: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_SHARDING

@@ -17,6 +17,7 @@ from emollama_jax.errors import UserError
 VERBS = {
     "convert": "Convert weights between formats.",
     "export": "Write trained adapters and projectors for PyTorch.",
+    "prepare": "Turn videos, features and annotations into records for training.",
     "params": "Count the parameters of an experiment, and those that are trained.",
     "bench": "Measure speed and memory on this machine.",
 }

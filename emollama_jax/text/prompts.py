@@ -67,6 +67,8 @@ class PromptConfig:
     tasks: tuple[str, ...] = ("emotion",)
     """What is asked, one drawn for each sample: emotion (answered by a label), reason (the coarse caption) or reason_v2
     (the fine one)."""
+    task_weights: tuple[float, ...] = ()
+    """How often each task is drawn, relative to the others; none given is equally often."""
     question_set: str = "released"
     """The questions of the reason tasks, one drawn for each sample: released or varied."""
     questions: tuple[str, ...] = ()
@@ -89,6 +91,9 @@ class PromptConfig:
         for name in ("labels", "tasks"):
             if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"prompt.{name}={getattr(self, name)}: give one or more, each once")
+        if self.task_weights and (len(self.task_weights) != len(self.tasks) or min(self.task_weights) <= 0):
+            given = f"prompt.task_weights={self.task_weights}"
+            raise ValueError(f"{given}: give one number above 0 for each of prompt.tasks")
         for name in ("max_answer_words", "max_answer_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"prompt.{name}={getattr(self, name)}: must be at least 1")
@@ -123,9 +128,15 @@ def request(task: str, question: str) -> str:
     return f"[{task}] {question}"
 
 
-def draw_request(config: PromptConfig, rng: np.random.Generator) -> tuple[str, str]:
-    """(task, request) for one sample: each of `config.tasks` is as likely, and so is each question of a reason task."""
-    task = config.tasks[rng.integers(len(config.tasks))]
+def draw_request(config: PromptConfig, rng: np.random.Generator, tasks: Sequence[str] | None = None) -> tuple[str, str]:
+    """(task, request) for one sample: a task by its weight, and any question of a reason task.
+
+    `tasks`: those of `config.tasks` that the sample has an answer for; default: all.
+    """
+    tasks = config.tasks if tasks is None else tasks
+    weights = dict(zip(config.tasks, config.task_weights or (1.0,) * len(config.tasks), strict=True))
+    total = sum(weights[task] for task in tasks)
+    task = tasks[rng.choice(len(tasks), p=[weights[task] / total for task in tasks])]
     if task == "emotion":
         return task, request(task, emotion_question(config.labels))
     pool = config.questions or QUESTION_SETS[config.question_set]

@@ -1,0 +1,367 @@
+"""From the files people have to a list of clips and a list of problems, before any work starts.
+
+`merr`, `mer2023`, `mer2024` and `dfew` find the files under a folder by their usual names, `read_annotations` reads
+them. Clips are joined with subtitles, captions, videos and features by name; a name of digits is the same clip with
+and without leading zeros. Names only ever select among the files that a folder lists: they are not made into paths.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emollama_jax.data.clip_files import FeatureError, files_of, is_file_name, read_feature, select_file
+from emollama_jax.data.tables import (
+    VIDEO_SUFFIXES,
+    Problem,
+    Row,
+    key_of,
+    read_captions,
+    read_rows,
+    read_subtitles,
+    stem_of,
+)
+from emollama_jax.errors import UserError
+from emollama_jax.text import labels
+from emollama_jax.text.prompts import FEATURES
+
+THREADS = 16  # they mostly wait for files, often those of another machine
+FILES_A_JOB = 64
+
+# Usual names, in order of preference; transcripts in English go before others.
+FEATURE_FOLDERS = tuple(
+    (*names, *(f"features/{name}" for name in names))
+    for names in (("mae_340_UTT", "mae_*_UTT"), ("maeV_399_UTT", "maeV*_UTT"), ("HL-UTT", "HL*UTT"))
+)
+VIDEO_FOLDERS = ("video", "videos", "Clip/original", "Clip", "video-labeled")
+SUBTITLE_FILES = (
+    "transcription_en_all.csv",
+    *(f"*{kind}*{language}.csv" for language in ("_en*", "") for kind in ("transcription", "subtitle")),
+)
+
+# How labels are also written -> how the label sets here have them.
+ALIASES = {
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "neutrality": "neutral",
+    "anger": "angry",
+    "worry": "worried",
+    "worries": "worried",
+    "surprised": "surprise",
+    "fearful": "fear",
+    "afraid": "fear",
+    "contemptuous": "contempt",
+    "doubtful": "doubt",
+    "disgusted": "disgust",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """What is known of a clip."""
+
+    name: str
+    """As listed, without a video's suffix."""
+    split: str
+    """Which part of the data set it belongs to, such as train."""
+    emotion: str | None = None
+    """One of the label set; None where the clip is not labelled."""
+    valence: float | None = None
+    subtitle: str = ""
+    """What the person says."""
+    caption_coarse: str = ""
+    caption_fine: str = ""
+    peak_index: int | None = None
+    """The frame in which the expression is strongest."""
+    frame_count: int | None = None
+    video: Path | None = None
+    features: tuple[Path | None, Path | None, Path | None] = (None, None, None)
+    """The files of MAE, VideoMAE and HuBERT, for `read_feature`."""
+
+    @property
+    def has_feature(self) -> tuple[bool, bool, bool]:
+        """Which of MAE, VideoMAE and HuBERT there are."""
+        mae, videomae, hubert = self.features
+        return mae is not None, videomae is not None, hubert is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files of a data set; what is None is not looked for, what is named must be there."""
+
+    lists: tuple[tuple[str, Path], ...]
+    """(split, file): .txt, .csv or .jsonl, see `data/tables.py`; a column `split` of the file goes before this one."""
+    coarse: Path | None = None
+    """MERR's JSON of coarse captions."""
+    fine: Path | None = None
+    """MERR's JSON of fine captions."""
+    subtitles: Path | None = None
+    """A CSV of what is said; goes before MERR's `text`, and a list's own column goes before it."""
+    videos: Path | None = None
+    """The folder of the videos."""
+    features: tuple[Path | None, Path | None, Path | None] = (None, None, None)
+    """The folders of {name}.npy of MAE, VideoMAE and HuBERT."""
+    labels: tuple[str, ...]
+    """The label set; empty takes every label."""
+    overlap: bool = False
+    """Whether lists may share clips, as MERR's two do; elsewhere a clip in two lists is a duplicate."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The clips that can be used, and everything that was wrong."""
+
+    clips: tuple[Clip, ...]
+    problems: tuple[Problem, ...]
+
+    def summary(self) -> str:
+        """A few lines: clips by split, what they have, problems by kind."""
+
+        def counts(counter: Counter[str]) -> str:
+            return ", ".join(f"{key} {count:,}" for key, count in counter.items() if count) or "none"
+
+        parts: Counter[str] = Counter()
+        for clip in self.clips:
+            has = {"label": clip.emotion, "video": clip.video, **dict(zip(FEATURES, clip.features, strict=True))}
+            parts["complete"] += None not in has.values()
+            has |= {name: getattr(clip, name) or None for name in ("subtitle", "caption_coarse", "caption_fine")}
+            parts.update(name for name, value in has.items() if value is not None)
+        complete = parts.pop("complete", 0)
+        return (
+            f"clips: {len(self.clips):,} ({counts(Counter(clip.split for clip in self.clips))})\n"
+            f"complete (label, video and all features): {complete:,}\n"
+            f"with: {counts(parts)}\n"
+            f"problems: {counts(Counter(problem.kind for problem in self.problems))}"
+        )
+
+    def write_problems(self, path: str | Path) -> None:
+        """One JSON object a line; a file that is there already is replaced."""
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(f"{problem.to_json()}\n" for problem in self.problems)
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the problems ({error.strerror}): {path}; choose another place") from error
+
+
+def merr(root: str | Path) -> Sources:
+    """MERR: the splits coarse and fine, which share clips.
+
+    Raises:
+        UserError: here and in the functions below, no list of clips has one of the usual names.
+    """
+    coarse, fine = (_find(Path(root), (f"MERR_{kind}_grained.json",)) for kind in ("coarse", "fine"))
+    lists = ("MERR_coarse_grained.txt", "MERR_fine_grained.txt")
+    return dataclasses.replace(_sources(root, lists, labels.MERR), coarse=coarse, fine=fine, overlap=True)
+
+
+def mer2023(root: str | Path) -> Sources:
+    """MER2023: the split train, and test or test1, test2, test3."""
+    lists = ("relative_train_NCEV.txt", "relative_test*_NCEV.txt", "train-label*.csv", "test*-label*.csv")
+    return _sources(root, (*lists, "test-labels/*.csv"), labels.MER2023)
+
+
+def mer2024(root: str | Path) -> Sources:
+    """MER2024: the split train, and semi, noise or test."""
+    lists = ("relative_train_NCEV.txt", "relative_test*_NCEV.txt", "*semi*_NCE*.txt", "*noise*_NCE*.txt")
+    tables = ("label-disdim.csv", "train-label*.csv", "semi-label*.csv", "noise-label*.csv", "test*-label*.csv")
+    return _sources(root, (*lists, *tables, "test-labels/*.csv"), labels.MER2023)
+
+
+def dfew(root: str | Path, fold: int = 1) -> Sources:
+    """DFEW: the splits train and test of one of its five folds."""
+    tables = [f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv" for split in ("train", "test")]
+    return _sources(root, (*tables, f"rel*tive_DFEW_set_{fold}_*.txt"), labels.DFEW)
+
+
+def _sources(root: str | Path, patterns: Sequence[str], labels: tuple[str, ...]) -> Sources:
+    root = Path(root)
+    lists: dict[str, Path] = {}
+    for path in (path for pattern in patterns for path in sorted(root.glob(pattern))):
+        names = " ".join(reversed(path.relative_to(root).parts))  # the file's own tells more than its folder's
+        split = re.search(r"coarse|fine|train|test\d*|semi|noise", names)
+        lists.setdefault(split[0] if split else "train", path)  # the first pattern goes before the others
+    if not lists:
+        raise UserError(f"no list of clips in {root}; it should hold one of {', '.join(patterns)}")
+    mae, videomae, hubert = (_find(root, folders) for folders in FEATURE_FOLDERS)
+    return Sources(
+        lists=tuple(lists.items()),
+        subtitles=_find(root, SUBTITLE_FILES),
+        videos=_find(root, VIDEO_FOLDERS),
+        features=(mae, videomae, hubert),
+        labels=labels,
+    )
+
+
+def _find(root: Path, patterns: Sequence[str]) -> Path | None:
+    return next((path for pattern in patterns for path in sorted(root.glob(pattern))), None)
+
+
+def read_annotations(sources: Sources, *, strict: bool = False, check_features: bool = True) -> Annotations:
+    """The clips of the lists, in their order, and what is wrong with them.
+
+    A clip that lacks its video, features, subtitle or caption is kept, without them. One with an unsafe name, a name
+    that was listed before, an unknown label or a line that cannot be read is put aside.
+
+    Args:
+        strict: any problem is an error.
+        check_features: read every feature file, and leave out those that `read_feature` does not take.
+
+    Raises:
+        UserError: a file or folder that was named is not there or is of no use at all; with `strict`, any problem.
+    """
+    problems: list[Problem] = []
+    reader = _Reader(sources, problems)
+    clips: list[Clip] = []
+    for split, path in sources.lists:
+        clips += [clip for row in read_rows(path, problems) if (clip := reader.clip(split, path, row))]
+    if check_features:
+        clips = _without_broken_features(clips, problems)
+    if strict and problems:
+        raise UserError(f"{len(problems)} problems with the data, the first: {problems[0]}")
+    return Annotations(tuple(clips), tuple(problems))
+
+
+class _Reader:
+    """Makes clips of rows, and notes what is wrong with them."""
+
+    def __init__(self, sources: Sources, problems: list[Problem]):
+        self._sources = sources
+        self._problems = problems
+        given = {"coarse": sources.coarse, "fine": sources.fine}
+        self._captions = {kind: read_captions(path, problems) for kind, path in given.items() if path}
+        self._subtitles = read_subtitles(sources.subtitles, problems) if sources.subtitles else {}
+        self._videos = files_of(sources.videos, VIDEO_SUFFIXES)
+        self._features = [files_of(folder, (".npy",)) for folder in sources.features]
+        self._labels = {_plain(label): label for label in reversed(sources.labels)}
+        self._labels |= {label.strip().lower(): label for label in reversed(sources.labels)}
+        self._seen: dict[tuple[str, str], str] = {}
+
+    def clip(self, split: str, path: Path, row: Row) -> Clip | None:
+        """The clip, unless its row is put aside."""
+        name = row.fields.get("name", "")
+        split = row.fields.get("split", split)
+        if fault := self._fault(name, split, row.fields):
+            self._note(path, row, *fault)
+            return None
+        self._seen[self._identity(name, split)] = f"{path}:{row.line}"
+        key = key_of(name)
+        merr: dict[str, Any] = {}
+        for captions in self._captions.values():
+            merr = {**captions.get(key, {}), **merr}
+        subtitle = {"subtitle": self._subtitles[key]} if self._subtitles.get(key) else {}
+        fields = {**merr, **subtitle, **row.fields}
+        mae, videomae, hubert = (select_file(files, name) for files in self._features)
+        clip = Clip(
+            name=stem_of(name),
+            split=split,
+            emotion=self._label(row.fields.get("emotion")),
+            valence=fields.get("valence"),
+            subtitle=fields.get("subtitle", ""),
+            caption_coarse=fields.get("caption_coarse", ""),
+            caption_fine=fields.get("caption_fine", ""),
+            peak_index=fields.get("peak_index"),
+            frame_count=fields.get("frame_count"),
+            video=self._video(path, row),
+            features=(mae, videomae, hubert),
+        )
+        for kind, message in self._lacks(clip, row):
+            self._note(path, row, kind, message)
+        return clip
+
+    def _note(self, path: Path, row: Row, kind: str, message: str) -> None:
+        name = row.fields.get("name", "")
+        self._problems.append(Problem(kind=kind, name=name, file=str(path), line=row.line, message=message))
+
+    def _fault(self, name: str, split: str, fields: dict[str, Any]) -> tuple[str, str] | None:
+        """Why a row is put aside."""
+        if not (is_file_name(name) and is_file_name(stem_of(name))):
+            return "unsafe_name", f"{name!r} cannot name a clip; give the bare name of a file, without folders"
+        video = fields.get("video", "")
+        if video and not all(map(is_file_name, video.split("/"))):
+            return "unsafe_name", f"the video {video!r} may lie anywhere; give its path below the folder of videos"
+        if not re.fullmatch(r"[\w-]+", split):
+            return "unparsable_line", f"{split!r} cannot name a split; use letters, digits, _ and -"
+        if "emotion" in fields and self._label(fields["emotion"]) is None:
+            allowed = ", ".join(self._sources.labels)
+            return "unknown_label", f"{fields['emotion']!r} is none of {allowed}; mend it, or choose other labels"
+        if first := self._seen.get(self._identity(name, split)):
+            return "duplicate_name", f"{name!r} is listed already, at {first}; keep one of them"
+        return None
+
+    def _lacks(self, clip: Clip, row: Row) -> list[tuple[str, str]]:
+        """What a clip that is kept does without."""
+        sources, name, lacks = self._sources, row.fields["name"], []
+        if not clip.video and (sources.videos or "video" in row.fields):
+            where = sources.videos or "the list's folder"
+            lacks.append(("missing_video", f"no video {row.fields.get('video', name)!r} in {where}; put it there"))
+        for kind, folder, file in zip(FEATURES, sources.features, clip.features, strict=True):
+            if folder and not file:
+                lacks.append(("missing_feature", f"no {kind} feature of {name!r} in {folder}; extract it"))
+        if sources.subtitles and not clip.subtitle and key_of(name) not in self._subtitles:
+            message = f"no subtitle of {name!r} in {sources.subtitles}; add a row, an empty one if nothing is said"
+            lacks.append(("missing_subtitle", message))
+        # A list of coarse or of fine captions needs these, any other list one of those that are given.
+        kinds = [clip.split] if clip.split in self._captions else list(self._captions)
+        if kinds and not any({"coarse": clip.caption_coarse, "fine": clip.caption_fine}[kind] for kind in kinds):
+            lacks.append(("missing_caption", f"no {' or '.join(kinds)} caption of {name!r} in MERR's JSON; add it"))
+        return lacks
+
+    def _identity(self, name: str, split: str) -> tuple[str, str]:
+        return key_of(name), split if self._sources.overlap else ""
+
+    def _label(self, text: str | None) -> str | None:
+        if text is None or not self._sources.labels:
+            return text and text.lower()
+        return self._labels.get(text.lower()) or self._labels.get(_plain(text))
+
+    def _video(self, path: Path, row: Row) -> Path | None:
+        if "video" not in row.fields:
+            return select_file(self._videos, row.fields["name"])
+        video = (self._sources.videos or path.parent) / row.fields["video"]
+        return video if video.is_file() else None
+
+
+def _plain(label: str) -> str:
+    label = label.strip().lower()
+    return ALIASES.get(label, label)
+
+
+def _without_broken_features(clips: Sequence[Clip], problems: list[Problem]) -> list[Clip]:
+    owners = {path: clip.name for clip in reversed(clips) for path in clip.features if path}
+    broken = _broken_features(path for clip in clips for path in clip.features if path)
+    for path, error in broken.items():
+        problem = Problem(kind=error.kind, name=owners[path], file=str(path), line=None, message=error.reason)
+        problems.append(problem)
+
+    def mended(clip: Clip) -> Clip:
+        mae, videomae, hubert = (None if path in broken else path for path in clip.features)
+        return dataclasses.replace(clip, features=(mae, videomae, hubert))
+
+    return [mended(clip) if broken.keys() & set(clip.features) else clip for clip in clips]
+
+
+def _broken_features(paths: Iterable[Path]) -> dict[Path, FeatureError]:
+    """Those of the files that `read_feature` does not take, and why; many files are read at a time."""
+
+    def broken(some: list[Path]) -> dict[Path, FeatureError]:
+        errors = {}
+        for path in some:
+            try:
+                read_feature(path)
+            except FeatureError as error:
+                errors[path] = error
+        return errors
+
+    distinct = list(dict.fromkeys(paths))
+    jobs = [distinct[start : start + FILES_A_JOB] for start in range(0, len(distinct), FILES_A_JOB)]
+    errors: dict[Path, FeatureError] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(broken, jobs):
+            errors |= found
+    return errors

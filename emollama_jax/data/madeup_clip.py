@@ -1,0 +1,163 @@
+"""The clips of a made-up data set: what a label stands for, and how a clip shows it.
+
+Axes: H x W pixels, t frames, S samples.
+
+Each clip has three factors, its face, its voice and its words, each of which has three levels. A label is what all
+three have in common:
+
+                  lively voice          hushed voice          firm voice
+    smile         happy    outcome      neutral  news         contempt plan
+    drawn face    worried  plan         sad      outcome      doubt    news
+    wide eyes     surprise news         fear     plan         angry    outcome
+
+The words stand beside each label; no row and no column has the same words twice. So one factor leaves three labels,
+equally likely, and any two determine the label. In a clip out of ten one factor, each as often, is unclear instead: a
+mixture of its levels, which tells nothing. All three factors still determine the label of every clip, since the two
+that are clear do; two certain ones fail in two thirds of these clips.
+
+Everything else (whose face, where, how strongly it moves and when, who speaks, which sentence) is drawn for each clip
+by itself, from the seed, the split and the clip's number, and knows nothing of the label.
+"""
+
+import zlib
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from emollama_jax.data.madeup_face import EXPRESSIONS, Look, draw_face, motion, random_look
+from emollama_jax.data.madeup_voice import TONES, Tone, voice
+from emollama_jax.data.madeup_words import AU_WORDS, UNCLEAR, sentence
+from emollama_jax.text.labels import MERR
+
+VERSION = 1  # of what a seed gives
+FPS = Fraction(25, 2)
+NUM_FRAMES = (22, 30)  # least and most of a clip
+UNCLEAR_SHARE = 0.1
+ASPECTS = ("look", "peak", "talk", "voice", "words", "caption")
+
+
+class Factors(NamedTuple):
+    """The levels of a clip's factors."""
+
+    face: str
+    """smile, drawn, wide or unclear."""
+    voice: str
+    """lively, hushed, firm or unclear."""
+    words: str
+    """outcome, news, plan or unclear."""
+
+
+LABELS = {
+    "happy": Factors("smile", "lively", "outcome"),
+    "neutral": Factors("smile", "hushed", "news"),
+    "contempt": Factors("smile", "firm", "plan"),
+    "worried": Factors("drawn", "lively", "plan"),
+    "sad": Factors("drawn", "hushed", "outcome"),
+    "doubt": Factors("drawn", "firm", "news"),
+    "surprise": Factors("wide", "lively", "news"),
+    "fear": Factors("wide", "hushed", "plan"),
+    "angry": Factors("wide", "firm", "outcome"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpec:
+    """All that determines a clip."""
+
+    name: str
+    label: str
+    split: str
+    factors: Factors
+    """As the clip shows them: one may be unclear."""
+    num_frames: int
+    peak_index: int
+    """The frame in which the face has moved most."""
+    seed: int
+    """Of what is neither label nor factor."""
+
+
+def clip_factors(label: str) -> Factors:
+    """The levels that a label stands for, as they are before one of them may become unclear."""
+    return LABELS[label]
+
+
+def fitting_labels(factor: str, level: str) -> tuple[str, ...]:
+    """The labels that a level of a factor goes with: three, or all when it is unclear."""
+    return tuple(label for label in MERR if level in (UNCLEAR, getattr(LABELS[label], factor)))
+
+
+def clip_spec(split: str, index: int, seed: int = 0) -> ClipSpec:
+    """The `index`-th clip of a split; the other clips and how many there are do not matter.
+
+    Labels come in blocks of nine, in each of which every one occurs once, in an order of its own.
+    """
+    source = (seed, zlib.crc32(split.encode()))
+    label = MERR[np.random.default_rng((*source, 0, index // len(MERR))).permutation(len(MERR))[index % len(MERR)]]
+    rng = np.random.default_rng((*source, 1, index))
+    factors = LABELS[label]
+    if rng.uniform() < UNCLEAR_SHARE:
+        factors = factors._replace(**{Factors._fields[rng.integers(len(factors))]: UNCLEAR})
+    num_frames = int(rng.integers(NUM_FRAMES[0], NUM_FRAMES[1] + 1))
+    return ClipSpec(
+        name=f"{split}_{index:06d}",
+        label=label,
+        split=split,
+        factors=factors,
+        num_frames=num_frames,
+        peak_index=round(rng.uniform(0.4, 0.7) * num_frames),
+        seed=int(rng.integers(2**32)),
+    )
+
+
+def clip_rng(spec: ClipSpec, aspect: str) -> np.random.Generator:
+    """Where an aspect of a clip draws from: each from a stream of its own, so that none depends on another's draws."""
+    return np.random.default_rng((spec.seed, ASPECTS.index(aspect)))
+
+
+def clip_look(spec: ClipSpec) -> Look:
+    """Whose face it is, and where."""
+    return random_look(clip_rng(spec, "look"))
+
+
+def peak_aus(spec: ClipSpec) -> dict[str, float]:
+    """The action units at the peak, from 0 to 1, by name in order; all of `AU_WORDS`."""
+    rng = clip_rng(spec, "peak")
+    strength = rng.uniform(0.75, 1) * rng.uniform(0.85, 1, len(AU_WORDS))
+    levels = list(EXPRESSIONS.values()) if spec.factors.face == UNCLEAR else [EXPRESSIONS[spec.factors.face]]
+    most = [np.mean([level.get(au, 0.0) for level in levels]) for au in AU_WORDS]
+    return {au: float(value) for au, value in zip(AU_WORDS, strength * most, strict=True)}
+
+
+def clip_aus(spec: ClipSpec) -> list[dict[str, float]]:
+    """The action units of every frame: to the peak and back, while the lips move a little as in speaking."""
+    frame, come = np.arange(spec.num_frames), motion(spec.peak_index, spec.num_frames)
+    pace = clip_rng(spec, "talk").uniform(0.8, 1.4)  # not the voice's: the lips would give it away
+    talk = 0.12 * np.abs(np.sin(pace * frame)) * np.minimum(1, frame / 3) * (1 - come)
+    aus = [{au: float(part * value) for au, value in peak_aus(spec).items()} for part in come]
+    for values, lips in zip(aus, talk, strict=True):
+        for au in ("AU25", "AU26"):
+            values[au] += float(lips)
+    return aus
+
+
+def clip_voice(spec: ClipSpec) -> Float[np.ndarray, " S"]:
+    """The sound, float32, 16 kHz, as long as the video."""
+    if spec.factors.voice == UNCLEAR:
+        tone = Tone(*(float(np.mean([getattr(t, f.name) for t in TONES.values()])) for f in fields(Tone)))
+    else:
+        tone = TONES[spec.factors.voice]
+    return voice(tone, float(spec.num_frames / FPS), clip_rng(spec, "voice"))
+
+
+def clip_sentence(spec: ClipSpec) -> str:
+    """What is said: the subtitle."""
+    return sentence(spec.factors.words, clip_rng(spec, "words"))
+
+
+def render_clip(spec: ClipSpec) -> tuple[UInt8[np.ndarray, "t H W 3"], Float[np.ndarray, " S"]]:
+    """(frames, samples): `FPS` frames a second, RGB, and the sound that goes with them."""
+    look = clip_look(spec)
+    return np.stack([draw_face(aus, look) for aus in clip_aus(spec)]), clip_voice(spec)

@@ -1,0 +1,121 @@
+"""What is said in made-up clips, and what is written about them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+UNCLEAR = "unclear"
+
+NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Irene", "Jonas", "Kim", "Leo")
+PLACES = ("shop", "school", "station", "bakery", "library", "garden", "office", "harbour")
+
+# What each level of the words factor sounds like. Names and places are everywhere, so that only the rest of a sentence
+# tells the level; and every sentence of a level could be said in each of its three moods.
+SENTENCES: dict[str, tuple[str, ...]] = {
+    "outcome": (
+        "It is decided, {name} gets the {place}.",
+        "So that is how it ended between {name} and me.",
+        "After all these years {name} has left the {place} for good.",
+        "The letter came today, they have chosen {name}.",
+        "It is over now, the {place} has closed behind us.",
+        "In the end {name} really did what was promised.",
+    ),
+    "news": (
+        "They say {name} runs the {place} these days.",
+        "I hear the {place} is open on Sundays.",
+        "Somebody told me that {name} speaks five languages.",
+        "The paper says the {place} was built in one night.",
+        "I read that {name} has never seen the {place}.",
+        "According to {name} the {place} is the oldest in town.",
+    ),
+    "plan": (
+        "{name} wants to cross the lake alone tonight.",
+        "Tomorrow {name} will go to the {place} without us.",
+        "{name} is going to try it with no help at all.",
+        "From next week {name} will be in charge of the {place}.",
+        "{name} will come here and talk to them about it.",
+        "Next time {name} means to drive to the {place} in the dark.",
+    ),
+    UNCLEAR: (
+        "Well, you know how it is with the {place}.",
+        "Yes, and {name} was there as well.",
+        "Let me see, {name}, where were we.",
+        "It was at the {place}, I think.",
+    ),
+}
+
+AU_WORDS = {
+    "AU01": "the inner ends of the brows raised",
+    "AU02": "the outer ends of the brows raised",
+    "AU04": "the brows lowered and drawn together",
+    "AU05": "the upper lids raised",
+    "AU06": "the cheeks raised",
+    "AU07": "the lids tightened",
+    "AU12": "the corners of the lips pulled up",
+    "AU15": "the corners of the lips pulled down",
+    "AU17": "the chin raised",
+    "AU25": "the lips parted",
+    "AU26": "the jaw dropped",
+}
+
+# Of each level: as a clue by itself, and as the reason why a mood is likely.
+FACES = {
+    "smile": "a smile that reaches the cheeks",
+    "drawn": "brows pulled up in the middle and a mouth that turns down",
+    "wide": "wide eyes under raised brows and an open mouth",
+    UNCLEAR: "a face that shows a little of everything",
+}
+VOICES = {
+    "lively": "a high, quick voice with many ups and downs",
+    "hushed": "a low, slow and breathy voice, hardly above a whisper",
+    "firm": "a loud, clear voice that falls towards the end",
+    UNCLEAR: "a voice that is neither high nor low, loud nor soft",
+}
+WORDS = {
+    "outcome": "words about something that is settled and cannot be changed",
+    "news": "words that pass on what the speaker has only heard of",
+    "plan": "words about what somebody else is about to do",
+    UNCLEAR: "words that could go with any mood",
+}
+
+CONCLUSIONS = (
+    "Only one emotion goes with all of this: {label}",
+    "Taken together, the person must be feeling {label}",
+    "So what the person feels, or shows, comes down to {label}",
+)
+
+
+def sentence(level: str, rng: np.random.Generator) -> str:
+    """Something to say, without the quotation marks."""
+    pattern = SENTENCES[level][rng.integers(len(SENTENCES[level]))]
+    return pattern.format(name=NAMES[rng.integers(len(NAMES))], place=PLACES[rng.integers(len(PLACES))])
+
+
+def coarse_caption(aus: Sequence[str], voice: str, said: str) -> str:
+    """The clues, one behind the other, without a conclusion."""
+    seen = ", ".join(AU_WORDS[au] for au in aus)
+    return f"The face shows {seen}. The person speaks in {VOICES[voice]}. The person says: {said}"
+
+
+def fine_caption(
+    factors: tuple[str, str, str], fitting: Sequence[Sequence[str]], said: str, label: str, rng: np.random.Generator
+) -> str:
+    """The clues, what each leaves open, and the conclusion, whose last word is the emotion.
+
+    Args:
+        factors: the levels of face, voice and words.
+        fitting: the labels that each of these goes with.
+        said: the sentence.
+        label: the emotion.
+        rng: chooses the conclusion's wording.
+    """
+    clues = [FACES[factors[0]], VOICES[factors[1]], f'{WORDS[factors[2]]} ("{said}")']
+    parts = []
+    for subject, clue, level, labels in zip(("We see", "We hear", "There are"), clues, factors, fitting, strict=True):
+        leaves = "which says little" if level == UNCLEAR else f"which goes with {_either(labels)}"
+        parts.append(f"{subject} {clue}, {leaves}.")
+    return " ".join([*parts, CONCLUSIONS[rng.integers(len(CONCLUSIONS))].format(label=label) + "."])
+
+
+def _either(labels: Sequence[str]) -> str:
+    return f"{', '.join(labels[:-1])} or {labels[-1]}"

@@ -1,0 +1,116 @@
+"""Clip records: what is kept of a clip for training and evaluation, as TFDS features in ArrayRecord files.
+
+    name              text
+    emotion           int32: the index among the data set's labels, -1 where it is not known
+    valence           float32, NaN where it is not known
+    subtitle, caption_coarse, caption_fine   text, empty where there is none
+    features          float32 [3, F]: MAE, VideoMAE, HuBERT; zeros where there is none
+    has_feature       bool [3]
+    frame             bytes: an image file of the frame, square (the builder's configuration "frame"), or
+    image_tokens      float16 [T, D]: EVA-ViT's tokens of it (the configuration "image_tokens")
+
+The data set's metadata says where these come from: `labels`, the frame rule, the encoders' fingerprints, versions.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from PIL import Image
+
+from emollama_jax.data.clip_files import FEATURE_SIZE
+from emollama_jax.errors import UserError
+
+IMAGES = ("frame", "image_tokens")
+IMAGE_TOKENS_SHAPE = (1025, 1408)
+
+
+def features_dict(
+    image: str, *, feature_size: int = FEATURE_SIZE, image_tokens_shape: tuple[int, int] = IMAGE_TOKENS_SHAPE
+) -> tfds.features.FeaturesDict:
+    """The features of a record that keeps its image as a `frame` or as `image_tokens`."""
+    tensor = lambda shape, dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+    kept = tfds.features.Text() if image == "frame" else tensor(image_tokens_shape, np.float16)
+    return tfds.features.FeaturesDict(
+        {
+            "name": tfds.features.Text(),
+            "emotion": np.int32,
+            "valence": np.float32,
+            "subtitle": tfds.features.Text(),
+            "caption_coarse": tfds.features.Text(),
+            "caption_fine": tfds.features.Text(),
+            "features": tensor((3, feature_size), np.float32),
+            "has_feature": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
+            image: kept,
+        }
+    )
+
+
+def encode_frame(frame: UInt8[np.ndarray, "I I 3"]) -> bytes:
+    """A frame as PNG: what is read back is what went in."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "png", compress_level=1)
+    return file.getvalue()
+
+
+def decode_frame(data: bytes) -> UInt8[np.ndarray, "I I 3"]:
+    """The frame in a record."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Records:
+    """The records of one split of a prepared data set, read one by one; a source for grain, shared with its workers.
+
+    Attributes:
+        path: the folder.
+        metadata: what the preparation wrote about them.
+    """
+
+    def __init__(self, path: str | Path, split: str):
+        """Raises UserError when there is no prepared data set, or it lacks the split."""
+        self.path = Path(path)
+        if not (self.path / "features.json").is_file():
+            raise UserError(f"no prepared data set: {path}; give the folder with features.json that prepare printed")
+        try:
+            builder = tfds.builder_from_directory(str(self.path))
+        except Exception as error:  # TFDS has no common class for what damaged files raise
+            raise UserError(f"damaged data set: {path} ({_first_line(error)}); prepare it again") from error
+        if split not in builder.info.splits:
+            there = ", ".join(builder.info.splits) or "none"
+            raise UserError(f"no split {split!r}: {path}; it has {there}")
+        self.metadata: Mapping[str, Any] = dict(builder.info.metadata or {})
+        self.split = split
+        try:
+            self._source = builder.as_data_source(split=split)
+            self._length = len(self._source)
+        except Exception as error:
+            raise UserError(f"damaged records: {path} ({_first_line(error)}); prepare it again") from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One record; texts are str.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            record = self._source[index]
+        except Exception as error:
+            raise UserError(
+                f"record {index} of {self.split} cannot be read: {self.path} ({_first_line(error)}); prepare it again"
+            ) from error
+        texts = ("name", "subtitle", "caption_coarse", "caption_fine")
+        return {key: value.decode("utf-8") if key in texts else value for key, value in record.items()}
+
+    def __repr__(self) -> str:  # grain writes it into its states, to know a source again
+        return f"Records({self.path.name!r}, {self.split!r}, {self._length})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

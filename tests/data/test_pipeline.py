@@ -1,0 +1,366 @@
+"""The stream of batches: every clip, once, the same whatever reads it, and from any point on."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from emollama_jax.config import EvaVitConfig
+from emollama_jax.data.pipeline import (
+    eval_dataset,
+    name_of,
+    onto_devices,
+    open_sources,
+    process_share,
+    soft_per_clip,
+    train_dataset,
+)
+from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.records import Records
+from emollama_jax.errors import UserError
+from emollama_jax.sharding import make_mesh
+from emollama_jax.text.labels import MERR
+from emollama_jax.text.prompts import (
+    QUESTION_SETS,
+    Turn,
+    emotion_question,
+    encode_turns,
+    request,
+    training_answer,
+)
+from tests.data.prepared import SIZE, TOKENIZER, random_record, tiny_config, write_data
+
+TRAIN, VAL = 37, 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "frames", {"train": TRAIN, "val": VAL})
+
+
+@pytest.fixture(scope="module")
+def tokens_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "tokens"
+    return write_data(out, {"train": TRAIN, "val": VAL}, image="image_tokens", seed=1)
+
+
+def config_of(folder: Path, **data):
+    return tiny_config({"train": (f"{folder}:train",), "eval": (f"{folder}:val",), **data})
+
+
+def batches(dataset) -> list[dict[str, np.ndarray]]:
+    iterator = iter(dataset)
+    found = list(iterator)
+    iterator.close()
+    return found
+
+
+def clips_of(batches) -> list[int]:
+    return [int(clip) for batch in batches for clip in batch["clip"][batch["clip_mask"]]]
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert set(one) == set(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def samples_of(batch) -> dict[tuple[int, int], tuple]:
+    """(row, clip's place) -> (clip's number, ids, soft tokens, which are answers), taken back out of a packed batch."""
+    found = {}
+    for row in range(len(batch["tokens"])):
+        for k in np.flatnonzero(batch["clip_mask"][row]):
+            here = np.flatnonzero(batch["segment_ids"][row] == k + 1)
+            soft = batch["soft_index"][row, here]
+            is_answer = np.concatenate([[False], batch["loss_mask"][row, here][:-1]])
+            assert not batch["loss_mask"][row, here[-1]]
+            assert batch["positions"][row, here].tolist() == list(range(len(here)))
+            found[row, int(k)] = (
+                int(batch["clip"][row, k]),
+                batch["tokens"][row, here].tolist(),
+                [int(s) - int(k) * 8 if s >= 0 else -1 for s in soft],
+                is_answer.tolist(),
+            )
+    return found
+
+
+# -- every clip, once
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_clip_comes_once_an_epoch(folder, processes, workers):
+    config = config_of(folder, workers=workers)
+    dataset = lambda i, epochs: train_dataset(config, TOKENIZER, share=(i, processes), epochs=epochs)
+    by_process = [batches(dataset(i, 1)) for i in range(processes)]
+    assert sorted(clip for found in by_process for clip in clips_of(found)) == list(range(TRAIN))
+    assert all(batch["tokens"].shape == (4 // processes, 256) for found in by_process for batch in found)
+    assert max(np.sum(batch["clip_mask"], 1).max() for found in by_process for batch in found) > 1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_has_every_clip_once_in_order(folder, processes, workers):
+    config = config_of(folder, workers=workers)
+    by_process = [batches(eval_dataset(config, TOKENIZER, share=(i, processes))) for i in range(processes)]
+    assert {len(found) for found in by_process} == {3}  # 10 clips in batches of 4 rows
+    columns = [np.concatenate([batch["clip"][:, 0] for batch in found]) for found in by_process]
+    in_order = np.stack(columns, axis=1).ravel().tolist()
+    assert in_order == [*range(VAL), -1, -1]
+    padding = [batch for batch in by_process[-1] if (batch["clip"] < 0).any()][-1]
+    empty = padding["clip"][:, 0] < 0
+    for name in ("segment_ids", "loss_mask", "clip_mask", "cut"):
+        assert not padding[name][empty].any()
+
+
+def test_shuffled_anew_in_every_epoch_and_with_every_seed(folder):
+    config = config_of(folder)
+    orders = [clips_of(batches(train_dataset(config, TOKENIZER, epochs=2)))]
+    other = dataclasses.replace(config, seed=7)
+    orders.append(clips_of(batches(train_dataset(other, TOKENIZER, epochs=2))))
+    assert all(Counter(order) == Counter({clip: 2 for clip in range(TRAIN)}) for order in orders)
+    assert orders[0] != orders[1]
+    assert orders[0][:TRAIN] != orders[0][TRAIN:]
+    assert clips_of(batches(train_dataset(config, TOKENIZER, epochs=2))) == orders[0]
+
+
+def test_workers_change_nothing(folder):
+    found = [batches(train_dataset(config_of(folder, workers=n), TOKENIZER, epochs=1)) for n in (0, 1, 3)]
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+def test_processes_share_one_stream(folder):
+    """What a clip is asked does not depend on the process that reads it."""
+    config = config_of(folder)
+    whole = [s for batch in batches(train_dataset(config, TOKENIZER, epochs=1)) for s in samples_of(batch).values()]
+    shared = [
+        sample
+        for i in range(4)
+        for batch in batches(train_dataset(config, TOKENIZER, share=(i, 4), epochs=1))
+        for sample in samples_of(batch).values()
+    ]
+    assert sorted(whole) == sorted(shared)
+
+
+# -- from any point on
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_restoring_at_every_state(folder, kind, workers):
+    config = config_of(folder, workers=workers, read_ahead=4)
+    dataset = train_dataset(config, TOKENIZER, epochs=1) if kind == "train" else eval_dataset(config, TOKENIZER)
+    grain.experimental.assert_equal_output_after_checkpoint(dataset)
+
+
+def test_restoring_on_devices(folder):
+    """The batches that wait on the devices come again: the state is that of the last one handed out."""
+    config, mesh = config_of(folder, prefetch=3), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    make = lambda: iter(onto_devices(train_dataset(config, TOKENIZER, epochs=1), config, mesh))
+    iterator, states, found = make(), [], []
+    while True:
+        states.append(iterator.get_state())
+        batch = next(iterator, None)
+        if batch is None:
+            break
+        found.append(jax.tree.map(np.asarray, batch))
+    assert len(found) > 3
+    for start in (0, 2, len(found) - 1):
+        again = make()
+        again.set_state(states[start])
+        assert_same([jax.tree.map(np.asarray, batch) for batch in again], found[start:])
+
+
+# -- what is in a batch
+
+
+def possible_samples(record, config):
+    """All samples that a record may become."""
+    answers = {
+        "emotion": MERR[record["emotion"]],
+        "reason": record["caption_coarse"],
+        "reason_v2": record["caption_fine"],
+    }
+    for task, answer in answers.items():
+        pool = QUESTION_SETS["released"] if task != "emotion" else (emotion_question(MERR),)
+        for question in pool:
+            turn = Turn(request(task, question), training_answer(answer, config.prompt))
+            yield encode_turns(
+                TOKENIZER,
+                [turn],
+                config.prompt,
+                subtitle=record["subtitle"],
+                has_feature=record["has_feature"].tolist(),
+                image_tokens=soft_per_clip(config) - 4,
+            )
+
+
+@pytest.mark.parametrize("missing", ["zeros", "omit"])
+def test_a_packed_batch_gives_back_its_samples(folder, missing):
+    config = config_of(folder)
+    config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, missing=missing))
+    records, seen = Records(folder, "train"), 0
+    for batch in batches(train_dataset(config, TOKENIZER, epochs=1)):
+        for (row, k), (clip, *columns) in samples_of(batch).items():
+            record, seen = records[clip], seen + 1
+            choices = [
+                [s.tokens.tolist(), s.soft.tolist(), s.is_answer.tolist()] for s in possible_samples(record, config)
+            ]
+            assert columns in choices
+            assert (batch["features"][row, k] == record["features"]).all()
+            assert (batch["frames"][row, k] == clip % 251).all()
+        empty = ~batch["clip_mask"]
+        assert not batch["features"][empty].any() and not batch["frames"][empty].any()
+        assert (batch["soft_index"][batch["segment_ids"] == 0] == -1).all()
+    assert seen == TRAIN
+
+
+def test_stored_image_tokens(tokens_folder):
+    config = config_of(tokens_folder)
+    batch = next(iter(train_dataset(config, TOKENIZER)))
+    assert "frames" not in batch and batch["image_tokens"].dtype == np.float16
+    for row, k in np.argwhere(batch["clip_mask"]):
+        assert (batch["image_tokens"][row, k] == batch["clip"][row, k]).all()
+
+
+def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
+    other = write_data(tmp_path / "other", {"train": 20}, seed=5)
+    config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
+    prompt = dataclasses.replace(config.prompt, task_weights=(6.0, 1.0, 1.0))
+    config = dataclasses.replace(config, prompt=prompt)
+    sources = open_sources(config.data.train, "data.train")
+    assert [source.first for source in sources] == [0, TRAIN]
+    assert (name_of(sources, TRAIN - 1), name_of(sources, TRAIN + 3)) == (f"clip {TRAIN - 1}", "clip 3")
+    iterator, clips, answers = iter(train_dataset(config, TOKENIZER)), [], []
+    while len(clips) < 600:
+        batch = next(iterator)
+        clips += clips_of([batch])
+        answers += [int(np.sum(is_answer)) for _, _, _, is_answer in samples_of(batch).values()]
+    assert np.mean(np.array(clips) >= TRAIN) == pytest.approx(0.75, abs=0.02)
+    labels = {len(TOKENIZER.encode(label)) + 1 for label in MERR}
+    assert np.mean([answer <= max(labels) for answer in answers]) == pytest.approx(0.75, abs=0.08)
+
+
+def test_a_record_is_only_asked_what_it_answers(tmp_path):
+    rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, size=SIZE)
+    blank = {"caption_coarse": "", "caption_fine": "", "emotion": -1}
+    records = [
+        random_record(0, rng, recipe, **blank | {"emotion": 3}),
+        random_record(1, rng, recipe, **blank),  # nothing
+        random_record(2, rng, recipe, **blank | {"caption_fine": "she smiles"}),
+        random_record(3, rng, recipe, **blank | {"emotion": 8}),  # doubt: not among the labels asked for
+    ]
+    path = write_data(tmp_path / "few", {"train": 4}, records=records)
+    config = config_of(path, eval=(f"{path}:train",))
+    config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, labels=MERR[:8]))
+    found = batches(train_dataset(config, TOKENIZER, epochs=3))
+    assert Counter(clips_of(found)) == {0: 3, 2: 3}
+    found = batches(eval_dataset(config, TOKENIZER))
+    assert clips_of(found) == [0, 1, 2, 3]
+    assert [bool(mask.any()) for batch in found for mask in batch["loss_mask"]] == [True, False, True, False]
+
+
+def test_long_samples_are_cut_in_their_answer_and_counted(folder):
+    config = config_of(folder, row_length=80, clips_per_row=1)
+    config = dataclasses.replace(
+        config, prompt=dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
+    )
+    records, cut = Records(folder, "train"), 0
+    for batch in batches(train_dataset(config, TOKENIZER, epochs=1)):
+        for (row, k), (clip, tokens, _, is_answer) in samples_of(batch).items():
+            record = records[clip]
+            whole = encode_turns(
+                TOKENIZER,
+                [Turn("[reason_v2] Why?", training_answer(record["caption_fine"], config.prompt))],
+                subtitle=record["subtitle"],
+                image_tokens=4,
+            )
+            assert tokens == whole.tokens[:80].tolist()
+            assert np.sum(~np.array(is_answer)) == np.sum(~whole.is_answer)
+            assert batch["cut"][row, k] == (len(whole.tokens) > 80)
+            cut += int(batch["cut"][row, k])
+    assert 0 < cut < TRAIN
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=40))
+    with pytest.raises(UserError, match="its prompt alone has .* tokens, a row 40; give data.row_length more"):
+        batches(train_dataset(config, TOKENIZER, epochs=1))
+
+
+def test_rows_are_well_filled(tmp_path):
+    """At full size, on answers about as long as MERR's fine captions: what is left over is less than a clip's length,
+    so that the fill follows from the lengths; these fit well."""
+    rng = np.random.default_rng(0)
+    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=(17, 48))
+    each = len(TOKENIZER.encode("she she she")) / 3
+    text = lambda tokens: " ".join(["she"] * int(rng.gamma(8, tokens / 8 / each)))
+    records = [random_record(i, rng, recipe, caption_fine=text(200), subtitle=text(12)) for i in range(600)]
+    path = write_data(tmp_path / "merr", {"train": 600}, image="image_tokens", records=records)
+    config = config_of(path, row_length=2048, clips_per_row=6, packing_rows=32)
+    prompt = dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
+    found = batches(
+        train_dataset(dataclasses.replace(config, eva_vit=EvaVitConfig(), prompt=prompt), TOKENIZER, epochs=2)
+    )
+    rows = np.concatenate([batch["segment_ids"] > 0 for batch in found])
+    rows = rows[rows.any(1)]
+    clips = len(clips_of(found))
+    print(f"{clips} clips of {rows.sum() / clips:.0f} tokens in {len(rows)} rows of 2048: {rows.mean():.1%} filled")
+    assert clips == 1200
+    assert rows[:-32].mean() >= 0.95  # the last rows have nothing more to take
+
+
+# -- on devices
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)], ids=str)
+def test_onto_devices(folder, sizes):
+    config = config_of(folder)
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), jax.devices()[: int(np.prod(sizes))])
+    share = process_share(config, mesh)
+    assert share == (0, 1)
+    placed = list(iter(onto_devices(train_dataset(config, TOKENIZER, share=share, epochs=1), config, mesh)))
+    assert_same(
+        [jax.tree.map(np.asarray, batch) for batch in placed], batches(train_dataset(config, TOKENIZER, epochs=1))
+    )
+    shards = placed[0]["frames"].sharding.shard_shape(placed[0]["frames"].shape)
+    assert shards[0] == 4 // (sizes[0] * sizes[1])
+
+
+# -- bounded, and refused
+
+
+def test_reading_ahead_is_bounded(folder, monkeypatch):
+    read = []
+    original = Records.__getitem__
+    monkeypatch.setattr(Records, "__getitem__", lambda self, i: read.append(i) or original(self, i))
+    config = config_of(folder, read_ahead=5, packing_rows=4, clips_per_row=2)
+    iterator = iter(train_dataset(config, TOKENIZER))
+    consumed = sum(len(clips_of([next(iterator)])) for _ in range(5))
+    iterator.close()
+    most = 5 + 1 + 8 + 4 * 2  # ahead, the one in hand, a thread each, and the rows being filled
+    assert consumed <= len(read) <= consumed + most
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"train": ()}, "data.train: no data; give prepared data sets as FOLDER:SPLIT"),
+        ({"train": ("nowhere",)}, "data.train: 'nowhere' names no split; write FOLDER:SPLIT"),
+        ({"train": ("nowhere:train",)}, "no prepared data set: nowhere; give the folder"),
+        ({"train": ("{folder}:test",)}, "no split 'test': .*; it has train, val"),
+        ({"batch_rows": 3}, "data.batch_rows=3: must be a multiple of the 2 processes"),
+        ({"train": ("{folder}:train", "{tokens}:train")}, "different images or encoders cannot be mixed"),
+    ],
+    ids=["none", "no split", "nowhere", "split", "rows", "mixed"],
+)
+def test_refused(folder, tokens_folder, data, said):
+    if "train" in data:
+        data["train"] = tuple(path.format(folder=folder, tokens=tokens_folder) for path in data["train"])
+    with pytest.raises(UserError, match=said) as caught:
+        train_dataset(config_of(folder, **data), TOKENIZER, share=(0, 2))
+    assert "\n" not in str(caught.value)
