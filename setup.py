@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
 PEFT = "peft>=0.17"
 AV = "av>=18.1,<20"
+CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 
 setup(
     name="emollama_jax",
@@ -52,8 +53,8 @@ setup(
         "media": [AV],
         "convert": [TORCH],  # reads .bin and .pth weights
         "serve": ["gradio>=6,<7"],
-        "beam": ["apache-beam"],
-        "bench": [TORCH, PEFT],
-        "test": [TORCH, PEFT, AV, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
+        "beam": ["apache-beam>=2.77"],
+        "bench": [TORCH, PEFT, AV, CV],
+        "test": [TORCH, PEFT, AV, CV, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
     },
 )

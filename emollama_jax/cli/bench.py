@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
 from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.step import bench_step
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "of the repeats.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode,data}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=FLOAT_DTYPES,
         help="of kernels and activations (default: float32 on CPUs, the experiment's elsewhere)",
     )
+    data = verbs.add_parser("data", parents=[common], help="records to batches")
+    data.set_defaults(bench=bench_data)
+    data.add_argument("--clips", type=_positive, default=64, metavar="N", help="default: %(default)s")
+    data.add_argument("--video", type=Path, metavar="FILE", help="every clip is a copy of it (default: made-up clips)")
+    data.add_argument("--workers", type=int, default=0, metavar="N", help="reading processes (default: %(default)s)")
     return parser
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from emollama_jax import cli
 from emollama_jax.bench import peer as bench_peer
 from emollama_jax.bench import report as bench_report
+from emollama_jax.bench.data import DATALOADER
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
 from emollama_jax.bench.encode import ENCODERS, bench_encode, flops_per_clip, random_encoder
 from emollama_jax.bench.report import OURS, Peak, Report, Result, peak_of
@@ -187,6 +188,21 @@ def test_bytes_and_operations_are_counted_by_hand():
         assert flops == 2 * 16 * (4 * (kernels + head) + 6 * adapters + attention)
 
 
+def test_data_gives_both_kinds_of_image_beside_the_dataloader(tmp_path, capsys):
+    for package in ("torch", "av", "cv2"):
+        pytest.importorskip(package)
+    file = tmp_path / "data.json"
+    table = run("data", "--clips=5", "--repeats=2", "--json", str(file), capsys=capsys)
+    data = json.loads(file.read_text())
+    assert [(r["what"], r["who"]) for r in data["results"]] == [
+        (what, who) for what in ("frame", "image_tokens") for who in (OURS, DATALOADER)
+    ]
+    for result in data["results"]:
+        assert all(min(figures.values()) > 0 for figures in result["runs"])
+    assert table.count("x\n") == 2  # the speed-ups
+    assert "clips/s a core" in table
+
+
 def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
     """The outputs of both agree: the same parameters and inputs."""
     pytest.importorskip("torch")
@@ -275,7 +291,7 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step,encode}" in error("--config=tiny")
+    assert "required: {decode,step,encode,data}" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")

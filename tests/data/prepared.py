@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from emollama_jax.config import Config, DataConfig, load_config
 from emollama_jax.data.annotations import Clip
@@ -54,6 +55,7 @@ def write_data(
         parts[split] = [path]
     metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe)}
     clips = [Clip(name="x", split=split) for split in counts]
+    tfds.disable_progress_bar()
     builder = Clips(data_dir=str(out), config=image, recipe=recipe, parts=parts, clips=clips, metadata=metadata)
     builder.download_and_prepare()
     return Path(builder.data_path)

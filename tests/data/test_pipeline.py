@@ -119,6 +119,7 @@ def test_evaluation_has_every_clip_once_in_order(folder, processes, workers):
         assert not padding[name][empty].any()
 
 
+@pytest.mark.smoke
 def test_shuffled_anew_in_every_epoch_and_with_every_seed(folder):
     config = config_of(folder)
     orders = [clips_of(batches(train_dataset(config, TOKENIZER, epochs=2)))]
@@ -202,6 +203,7 @@ def possible_samples(record, config):
             )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("missing", ["zeros", "omit"])
 def test_a_packed_batch_gives_back_its_samples(folder, missing):
     config = config_of(folder)
@@ -230,6 +232,7 @@ def test_stored_image_tokens(tokens_folder):
         assert (batch["image_tokens"][row, k] == batch["clip"][row, k]).all()
 
 
+@pytest.mark.smoke
 def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     other = write_data(tmp_path / "other", {"train": 20}, seed=5)
     config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
@@ -248,6 +251,7 @@ def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     assert np.mean([answer <= max(labels) for answer in answers]) == pytest.approx(0.75, abs=0.08)
 
 
+@pytest.mark.smoke
 def test_a_record_is_only_asked_what_it_answers(tmp_path):
     rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, size=SIZE)
     blank = {"caption_coarse": "", "caption_fine": "", "emotion": -1}
@@ -334,6 +338,7 @@ def test_onto_devices(folder, sizes):
 # -- bounded, and refused
 
 
+@pytest.mark.smoke
 def test_reading_ahead_is_bounded(folder, monkeypatch):
     read = []
     original = Records.__getitem__
