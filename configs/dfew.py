@@ -1,5 +1,6 @@
 """Instruction tuning on the seven labels of DFEW, from stage 2.
 
+    emollama prepare dfew DFEW --fold 1 --out data
     emollama params --config dfew
 
 Expected: the 74,993,664 trained parameters of stage 1.
@@ -13,4 +14,11 @@ from emollama_jax.text.prompts import PromptConfig
 
 
 def get_config() -> Config:
-    return dataclasses.replace(load_config("stage1_merr"), prompt=PromptConfig(labels=DFEW, tasks=("emotion",)))
+    stage1 = load_config("stage1_merr")
+    return dataclasses.replace(
+        stage1,
+        data=dataclasses.replace(
+            stage1.data, train=("data/dfew/frame/1.0.0:train",), eval=("data/dfew/frame/1.0.0:test",)
+        ),
+        prompt=PromptConfig(labels=DFEW, tasks=("emotion",)),
+    )

@@ -6,7 +6,7 @@
 Expected: 16,777,216 LoRA parameters (rank 32) and 41,439,232 of the projectors, 58,216,448 trained in all.
 """
 
-from emollama_jax.config import Config, MeshConfig
+from emollama_jax.config import Config, DataConfig, MeshConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.text.prompts import PromptConfig
@@ -18,6 +18,8 @@ def get_config() -> Config:
         llama=LlamaConfig(kernel_dtype="bfloat16"),
         # More rank, or more layers to adapt, is more capacity and more memory.
         lora=LoRAConfig(rank=32, alpha=16.0, targets=("q_proj", "v_proj")),
+        # Your clips, as emollama prepare clips wrote them: FOLDER:SPLIT, and as many as you like.
+        data=DataConfig(train=("data/clips/frame/1.0.0:train",), batch_rows=16),
         # All devices share one copy of the parameters; data=2 keeps two copies.
         mesh=MeshConfig(fsdp=-1),
         # Your labels, in the order of the question; questions of your own for the reason task.

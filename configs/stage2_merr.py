@@ -12,4 +12,8 @@ from emollama_jax.config import Config, load_config
 
 def get_config() -> Config:
     stage1 = load_config("stage1_merr")
-    return dataclasses.replace(stage1, prompt=dataclasses.replace(stage1.prompt, tasks=("reason_v2",)))
+    return dataclasses.replace(
+        stage1,
+        data=dataclasses.replace(stage1.data, train=("data/merr/frame/1.0.0:fine",)),
+        prompt=dataclasses.replace(stage1.prompt, tasks=("reason_v2",)),
+    )

@@ -318,6 +318,18 @@ def test_rows_are_well_filled(tmp_path):
     assert rows[:-32].mean() >= 0.95  # the last rows have nothing more to take
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("name", "value"), [("row_length", 200), ("clips_per_row", 3), ("batch_rows", 2), ("packing_rows", 3)]
+)
+def test_every_field_of_packing_has_an_effect(folder, name, value):
+    def first(**data):
+        batch = next(iter(train_dataset(config_of(folder, **data), TOKENIZER)))
+        return [(name, x.shape, x.tobytes()) for name, x in sorted(batch.items())]
+
+    assert first(**{name: value}) != first()
+
+
 # -- on devices
 
 
