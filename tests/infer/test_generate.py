@@ -19,6 +19,7 @@ from emollama_jax.infer.generate import Completion, Generator, bucket
 from emollama_jax.infer.sampling import Sampling, sample
 from emollama_jax.models.lora import LoRAConfig, merge, unmerge
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
+from emollama_jax.text.prompts import Sample
 from tests.models.tiny import NO_ADAPTERS, random_llama, tiny_config
 
 VOCAB, EOS = 97, (2, 3)
@@ -472,3 +473,50 @@ def test_a_mesh_says_what_one_device_says(model, generator):
         with use_mesh(mesh, DEFAULT_SHARDING):
             answers = Generator(sharded, eos_ids=EOS).generate(prompts, configs, seeds)
         assert answers == generator.generate(prompts, configs, seeds)
+
+
+# --- clips ---
+
+
+def sample_of(tokens, soft_at):
+    """A prompt whose tokens at the places `soft_at` are soft ones, numbered from 0."""
+    soft = np.full(len(tokens), -1, np.int32)
+    soft[soft_at] = np.arange(len(soft_at))
+    return Sample(np.where(soft < 0, tokens, 0).astype(np.int32), soft, np.zeros(len(tokens), bool))
+
+
+def test_soft_tokens_are_read_as_the_embeddings_they_are(model, generator):
+    """Soft tokens that are the embeddings of words give the answers that the words give, whatever the batch."""
+    prompts = random_prompts([9, 30, 14])
+    places = [[2, 5], [0, 29], [7, 8]]
+    expected = generator.generate(prompts, GREEDY)
+    samples = [sample_of(*pair) for pair in zip(prompts, places, strict=True)]
+    words = np.array([[prompt[i] for i in at] for prompt, at in zip(prompts, places, strict=True)])
+    soft = model.embed_tokens(jnp.asarray(words))
+    assert generator.generate(samples, GREEDY, soft=soft) == expected
+    assert generator.generate(samples[1:2], GREEDY, soft=soft[1:2]) == expected[1:2]
+    assert generator.generate(samples, GREEDY, soft=soft[::-1]) != expected
+
+
+def test_a_repetition_penalty_counts_a_texts_prompt_but_not_a_clips(model, generator):
+    config = GenerateConfig(max_new_tokens=1)
+    penalised = dataclasses.replace(config, repetition_penalty=1e6)
+    prompts = random_prompts([200] * 8)
+    first = [answer.tokens for answer in generator.generate(prompts, config)]
+    said = [bool(tokens) and tokens[0] in prompt for tokens, prompt in zip(first, prompts, strict=True)]
+    assert any(said)
+    texts = [answer.tokens for answer in generator.generate(prompts, penalised)]
+    assert all(text != tokens for text, tokens, was in zip(texts, first, said, strict=True) if was)
+    soft = model.embed_tokens(jnp.asarray([prompt[:1] for prompt in prompts]))
+    clips = generator.generate([sample_of(prompt, [0]) for prompt in prompts], penalised, soft=soft)
+    assert [answer.tokens for answer in clips] == first
+
+
+def test_soft_tokens_that_are_not_there(model, generator):
+    sample, soft = sample_of([5, 6, 7], [0, 2]), model.embed_tokens(jnp.zeros((1, 1), jnp.int32))
+    with pytest.raises(ValueError, match="prompt 0 asks for soft token 1; give the clips' soft tokens"):
+        generator.generate([sample], GREEDY, soft=soft)
+    with pytest.raises(ValueError, match="prompt 0 asks for soft token 1"):
+        generator.generate([sample], GREEDY)
+    with pytest.raises(ValueError, match="2 prompts and the soft tokens of 1 clips do not match"):
+        generator.generate([sample_of([5, 6], [0])] * 2, GREEDY, soft=soft)
