@@ -75,7 +75,7 @@ class DataConfig:
     workers: int = 0
     """Processes that read and decode, beside the training process; 0 is none, and threads of its own do it."""
     read_ahead: int = 64
-    """Clips that are read before they are needed, in each process that reads."""
+    """Clips that are read before they are needed, by all that read together."""
     prefetch: int = 2
     """Batches that wait on the devices."""
 

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from absl import flags
 from jaxtyping import install_import_hook
 
-flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it
 if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 

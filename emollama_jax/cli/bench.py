@@ -7,6 +7,7 @@ from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
 from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.step import bench_step
+from emollama_jax.cli.arguments import at_least
 from emollama_jax.config import parse_flags
 from emollama_jax.models.layers import FLOAT_DTYPES
 
@@ -34,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="the experiment; --config.GROUP.FIELD=VALUE changes it",
     )
-    common.add_argument("--repeats", type=_positive, default=3, metavar="N", help="measurements (default: %(default)s)")
+    common.add_argument(
+        "--repeats", type=at_least(1), default=3, metavar="N", help="measurements (default: %(default)s)"
+    )
     common.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to a file")
     common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure only ourselves")
 
@@ -49,23 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
-        "--batch", dest="batch_sizes", type=_positive, nargs="+", default=[1, 8], metavar="B", help="default: 1 8"
+        "--batch", dest="batch_sizes", type=at_least(1), nargs="+", default=[1, 8], metavar="B", help="default: 1 8"
     )
-    decode.add_argument("--prompt", type=_positive, default=32, metavar="T", help="tokens (default: %(default)s)")
-    decode.add_argument("--new-tokens", type=_several, default=64, metavar="T", help="default: %(default)s")
+    decode.add_argument("--prompt", type=at_least(1), default=32, metavar="T", help="tokens (default: %(default)s)")
+    decode.add_argument("--new-tokens", type=at_least(2), default=64, metavar="T", help="default: %(default)s")
     step = verbs.add_parser("step", parents=[common], help="LoRA training steps")
     step.set_defaults(bench=bench_step)
-    step.add_argument("--batch", type=_positive, default=1, metavar="B", help="rows (default: %(default)s)")
-    step.add_argument("--length", type=_several, default=256, metavar="T", help="tokens a row (default: %(default)s)")
+    step.add_argument("--batch", type=at_least(1), default=1, metavar="B", help="rows (default: %(default)s)")
+    step.add_argument(
+        "--length", type=at_least(2), default=256, metavar="T", help="tokens a row (default: %(default)s)"
+    )
     encode = verbs.add_parser("encode", parents=[common], help="frames, faces, clips and voices to features")
     encode.set_defaults(bench=bench_encode)
     encode.add_argument(
         "--encoders", choices=tuple(ENCODERS), nargs="+", default=tuple(ENCODERS), metavar="E", help="default: all four"
     )
     encode.add_argument(
-        "--batch", dest="batch_sizes", type=_positive, nargs="+", default=[1], metavar="B", help="clips (default: 1)"
+        "--batch", dest="batch_sizes", type=at_least(1), nargs="+", default=[1], metavar="B", help="clips (default: 1)"
     )
-    encode.add_argument("--seconds", type=_positive, default=3, metavar="S", help="of sound (default: %(default)s)")
+    encode.add_argument("--seconds", type=at_least(1), default=3, metavar="S", help="of sound (default: %(default)s)")
     encode.add_argument(
         "--dtype",
         choices=FLOAT_DTYPES,
@@ -73,21 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     data = verbs.add_parser("data", parents=[common], help="records to batches")
     data.set_defaults(bench=bench_data)
-    data.add_argument("--clips", type=_positive, default=64, metavar="N", help="default: %(default)s")
+    data.add_argument("--clips", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
     data.add_argument("--video", type=Path, metavar="FILE", help="every clip is a copy of it (default: made-up clips)")
-    data.add_argument("--workers", type=int, default=0, metavar="N", help="reading processes (default: %(default)s)")
+    data.add_argument(
+        "--workers", type=at_least(0), default=0, metavar="N", help="reading processes (default: %(default)s)"
+    )
     return parser
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _several(text: str) -> int:
-    return _at_least(2, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-    return int(text)

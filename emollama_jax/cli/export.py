@@ -38,8 +38,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--alpha",
         type=float,
-        default=LoRAConfig().alpha,
-        help="the α of the adapters in a .pth, which does not record it (default: %(default)g)",
+        help=f"the α of the adapters in a .pth, which does not record it (default: {LoRAConfig().alpha:g})",
     )
     parser.add_argument(
         "--adapter-name",
@@ -54,6 +53,10 @@ def run(argv: list[str]) -> None:
         raise UserError("--base: the language model that the adapters are added to goes with --to hf, and only there")
     if arguments.adapter_name is not None and arguments.to != "pth":
         raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
+    if arguments.adapter_name and "." in arguments.adapter_name:
+        raise UserError(f"--adapter-name {arguments.adapter_name}: a name has no dots; choose another")
+    if arguments.alpha is not None and (arguments.alpha <= 0 or arguments.input.is_dir()):
+        raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
     trained = open_trained(arguments.input, alpha=arguments.alpha)
     names = trained.source.names()
@@ -73,7 +76,9 @@ def _write(arguments: argparse.Namespace, trained: Trained) -> list[str]:
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
         written = write_pth(output, trained.tensors(), adapter_name=name)
-        return [f"{output}: {len(written)} tensors"]
+        alpha = trained.lora.alpha
+        unusual = f", to be read with alpha {alpha:g}, which it does not record" if alpha != LoRAConfig().alpha else ""
+        return [f"{output}: {len(written)} tensors{unusual}"]
     with atomic_folder(output) as folder:
         if arguments.to == "peft":
             written = write_folder(folder, trained.tensors(), trained.lora, adapter_name=trained.adapter_name)

@@ -11,6 +11,7 @@ import jax
 import jax.dtypes
 from flax import nnx
 
+from emollama_jax.cli.arguments import at_least
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
@@ -38,7 +39,7 @@ def run(argv: list[str]) -> None:
         "from shapes alone: nothing is loaded or allocated.",
     )
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="for a mesh that takes all there are (default: this machine's)"
+        "--devices", type=at_least(1), metavar="N", help="for a mesh that takes all there are (default: this machine's)"
     )
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from emollama_jax.cli.arguments import at_least
 from emollama_jax.data.annotations import Annotations, Sources, dfew, mer2023, mer2024, merr, read_annotations
 from emollama_jax.data.builders import BUILDERS, prepare
 from emollama_jax.data.preparation import FRAME_RULES, Encode, Recipe, default_workers
 from emollama_jax.data.records import IMAGES
+from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError
 from emollama_jax.text.labels import MERR
 
@@ -23,9 +25,11 @@ def run(argv: list[str]) -> int:
     sources = _sources(arguments)
     annotations = read_annotations(sources, strict=arguments.strict)
     report = arguments.report or arguments.out / f"{arguments.data}.problems.jsonl"
+    annotations.write_problems(report)
     print(annotations.summary())
     if not annotations.clips:
-        raise UserError(f"no clip that can be used in {', '.join(str(path) for _, path in sources.lists)}")
+        lists = ", ".join(str(path) for _, path in sources.lists)
+        raise UserError(f"no clip that can be used in {lists}; {report} says why")
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     encode, encoder = _encoder(arguments)
@@ -42,9 +46,10 @@ def run(argv: list[str]) -> int:
     Annotations(annotations.clips, problems).write_problems(report)
     counts = ", ".join(f"{split} {count:,}" for split, count in prepared.counts.items())
     print(f"{'already there:' if prepared.was_there else 'wrote'} {prepared.path} ({counts})")
+    aside = sum(problem.kind in PUT_ASIDE for problem in problems)
     if problems:
-        print(f"{len(problems)} problems, {len(prepared.problems)} clips put aside: {report}")
-    return 1 if prepared.problems else 0
+        print(f"{len(problems)} problems, {aside} clips put aside: {report}")
+    return 1 if aside else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,8 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frame", default="first", help=f"{', '.join(FRAME_RULES)} or a number (default: %(default)s)")
     parser.add_argument("--image", choices=IMAGES, default="frame", help="how it is kept (default: %(default)s)")
     parser.add_argument("--eva-vit", type=Path, metavar="FILE", help="the encoder, for --image image_tokens")
-    parser.add_argument("--fold", type=int, default=1, help="of DFEW, 1 to 5 (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="default: the processors")
+    parser.add_argument(
+        "--fold", type=int, choices=range(1, 6), default=1, help="of DFEW, 1 to 5 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=default_workers(), metavar="N", help="default: the processors"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at any problem, before any work")
     parser.add_argument("--report", type=Path, metavar="FILE", help="of problems (default: OUT/DATA.problems.jsonl)")
     parser.add_argument("--beam", metavar="RUNNER", help="prepare with Apache Beam on this runner")

@@ -7,10 +7,12 @@ A builder's configuration says how the image is kept: `frame` or `image_tokens`.
 """
 
 import contextlib
+import fcntl
+import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from emollama_jax.data.preparation import (
     problems_of,
     records_of,
 )
+from emollama_jax.data.records import answers_of
 from emollama_jax.data.tables import Problem
 from emollama_jax.errors import UserError
 
@@ -131,38 +134,94 @@ def prepare(
     Raises:
         UserError: another data set is there, or no clip can be prepared.
     """
-    clips = annotations.clips
-    fingerprint = recipe.fingerprint(clips)
-    metadata = {"recipe": asdict(recipe), "labels": list(recipe.labels), "fingerprint": fingerprint}
-    metadata |= {"emollama_jax": __version__, "tensorflow_datasets": tfds.__version__}
-    common = {"data_dir": str(out), "config": recipe.image, "recipe": recipe, "clips": clips}
     path = out / builder.name / recipe.image / str(builder.VERSION)
-    if path.exists():
-        return _already_there(path, fingerprint)
-    if beam_runner:
-        made = builder(**common, metadata=metadata)
-        _build(made, tfds.download.DownloadConfig(beam_runner=beam_runner), out)
-        return Prepared(path, _counts(made.info), (), False)
-    work = out / f".{builder.name}-{recipe.image}-{fingerprint}.partial"
+    with _locked(out / f".{builder.name}-{recipe.image}.lock"):
+        if path.exists():
+            return _already_there(path, recipe.fingerprint(annotations.clips))
+        if beam_runner:
+            return _with_beam(builder, annotations.clips, out, recipe, beam_runner)
+        return _with_parts(builder, annotations.clips, out, recipe, workers, encode)
+
+
+def _with_parts(
+    builder: type[ClipBuilder],
+    clips: Sequence[Clip],
+    out: Path,
+    recipe: Recipe,
+    workers: int,
+    encode: Encode | None,
+) -> Prepared:
+    fingerprint, family = recipe.fingerprint(clips), f".{builder.name}-{recipe.image}"
+    work = out / f"{family}-{fingerprint}.partial"
+    # What other runs left: one of other files or settings, or one that was killed while TFDS wrote.
+    for half in (*out.glob(f"{family}-*.partial"), *(out / builder.name / recipe.image).glob("incomplete.*")):
+        if half != work:
+            shutil.rmtree(half)
     splits = dict.fromkeys(clip.split for clip in clips)
-    parts = {}
+    parts, problems, answers = {}, {}, {}
     for split in splits:
         chosen = [clip for clip in clips if clip.split == split]
         parts[split] = prepare_parts(chosen, recipe, work / split, workers=workers, encode=encode)
-    by_split = {split: problems_of(parts[split]) for split in splits}
-    problems = tuple(problem for found in by_split.values() for problem in found)
-    if len(problems) == len(clips):
-        first = f", the first: {problems[0].message}" if problems else ""
+        problems[split] = problems_of(parts[split])
+        aside = {problem.name for problem in problems[split]}
+        answers[split] = _answers([clip for clip in chosen if clip.name not in aside], recipe)
+    found = tuple(problem for split in splits for problem in problems[split])
+    if len(found) == len(clips):
+        first = f", the first: {found[0].message}" if found else ""
         raise UserError(f"not one of {len(clips)} clips could be prepared{first}")
-    empty = [s for s in splits if len(by_split[s]) == sum(clip.split == s for clip in clips)]  # TFDS knows no such
-    common["clips"] = [clip for clip in clips if clip.split not in empty]
-    metadata |= {"problems": [json.loads(problem.to_json()) for problem in problems]}
-    for half in path.parent.glob("incomplete.*"):  # of a process that was killed while TFDS wrote
-        shutil.rmtree(half)
-    made = builder(**common, parts=parts, metadata=metadata)
+    kept = [clip for clip in clips if answers[clip.split]["emotion"]]  # TFDS knows no empty splits
+    metadata = _metadata(recipe, fingerprint, answers, found)
+    made = builder(data_dir=str(out), config=recipe.image, recipe=recipe, clips=kept, parts=parts, metadata=metadata)
     _build(made, None, work)
     shutil.rmtree(work)
-    return Prepared(path, _counts(made.info), problems, False)
+    return Prepared(Path(made.data_path), _counts(made.info), found, False)
+
+
+def _with_beam(builder: type[ClipBuilder], clips: Sequence[Clip], out: Path, recipe: Recipe, runner: str) -> Prepared:
+    if importlib.util.find_spec("apache_beam") is None:
+        raise UserError("--beam: needs Apache Beam; pip install 'emollama_jax[beam]'")
+    if recipe.image != "frame":
+        raise UserError("--beam: makes frames only; leave it out for image tokens")
+    splits = dict.fromkeys(clip.split for clip in clips)
+    answers = {split: _answers([clip for clip in clips if clip.split == split], recipe) for split in splits}
+    metadata = _metadata(recipe, recipe.fingerprint(clips), answers, ())
+    made = builder(data_dir=str(out), config=recipe.image, recipe=recipe, clips=clips, metadata=metadata)
+    try:
+        _build(made, tfds.download.DownloadConfig(beam_runner=runner), out)
+    except Exception as error:  # Beam wraps whatever its workers raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"--beam {runner}: {reason}; mend it, or leave out the clip that it names") from error
+    return Prepared(Path(made.data_path), _counts(made.info), (), False)
+
+
+def _answers(clips: Sequence[Clip], recipe: Recipe) -> dict[str, list[int]]:
+    return answers_of(asdict(clip) | {"emotion": recipe.label_index(clip.emotion)} for clip in clips)
+
+
+def _metadata(
+    recipe: Recipe, fingerprint: str, answers: dict[str, dict[str, list[int]]], problems: Sequence[Problem]
+) -> dict[str, Any]:
+    return {
+        "recipe": asdict(recipe),
+        "labels": list(recipe.labels),
+        "fingerprint": fingerprint,
+        "answers": answers,
+        "problems": [json.loads(problem.to_json()) for problem in problems],
+        "emollama_jax": __version__,
+        "tensorflow_datasets": tfds.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Raises UserError when another process holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process prepares this data set: {path}; wait for it") from error
+        yield
 
 
 def _build(builder: ClipBuilder, config: tfds.download.DownloadConfig | None, downloads: Path) -> None:

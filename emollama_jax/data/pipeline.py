@@ -19,12 +19,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh, NamedSharding
 
 from emollama_jax.config import Config
 from emollama_jax.data.packing import pack_rows, place_samples
 from emollama_jax.data.records import Records
-from emollama_jax.data.transforms import HasAnswer, ToSample
+from emollama_jax.data.transforms import ToSample, tasks_of
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import image_tokens_of
 from emollama_jax.sharding import AxisRules, partition_spec
@@ -36,7 +37,8 @@ TOKEN_ARRAYS = ("tokens", "soft", "is_answer")  # the others have one entry a cl
 
 @dataclass(frozen=True)
 class Numbered:
-    """Records with their number among those of several data sets, by which a batch's clips can be named."""
+    """Records with their number among those of several data sets, by which a batch's clips can be named, and the labels
+    of their own."""
 
     records: Records
     first: int
@@ -45,14 +47,41 @@ class Numbered:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.records[index] | {"number": self.first + index}
+        return self.records[index] | {"number": self.first + index, "labels": self.records.metadata["labels"]}
 
 
-def open_sources(paths: Sequence[str], where: str) -> list[Numbered]:
+@dataclass(frozen=True)
+class Answerable:
+    """The records that have an answer for any of the tasks."""
+
+    source: Numbered
+    indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, source: Numbered, config: Config) -> "Answerable":
+        metadata = source.records.metadata
+        rows = zip(*metadata["answers"][source.records.split].values(), strict=True)
+        known = lambda row: {
+            "labels": metadata["labels"],
+            "emotion": row[0],
+            "caption_coarse": "x" * row[1],
+            "caption_fine": "x" * row[2],
+        }
+        return cls(source, tuple(i for i, row in enumerate(rows) if tasks_of(known(row), config.prompt)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self.indices[index]]
+
+
+def open_sources(paths: Sequence[str], config: Config, where: str) -> list[Numbered]:
     """The data sets FOLDER:SPLIT, numbered through.
 
     Raises:
-        UserError: none is given, or one is not there; `where` is the field that names them.
+        UserError: none is given, one is not there, or was prepared for another model than `config`'s; `where` is the
+            field that names them.
     """
     if not paths:
         raise UserError(f"{where}: no data; give prepared data sets as FOLDER:SPLIT")
@@ -62,8 +91,23 @@ def open_sources(paths: Sequence[str], where: str) -> list[Numbered]:
         if not found:
             raise UserError(f"{where}: {path!r} names no split; write FOLDER:SPLIT")
         sources.append(Numbered(Records(folder, split), first))
+        _check_recipe(sources[-1].records, config)
         first += len(sources[-1])
     return sources
+
+
+def _check_recipe(records: Records, config: Config) -> None:
+    """That the records are of the sizes that the model has."""
+    recipe, eva_vit = records.metadata["recipe"], config.eva_vit
+    expected = {"feature_size": config.projectors.feature_size}
+    if recipe["image"] == "frame":
+        expected["size"] = eva_vit.image_size
+    else:
+        expected["image_tokens_shape"] = [1 + eva_vit.grid**2, eva_vit.hidden_size]
+    for name, wanted in expected.items():
+        found = list(recipe[name]) if isinstance(wanted, list) else recipe[name]
+        if found != wanted:
+            raise UserError(f"prepared with {name}={found}, the model has {wanted}: {records.path}; prepare it for it")
 
 
 def name_of(sources: Sequence[Numbered], number: int) -> str:
@@ -79,19 +123,30 @@ def train_dataset(
 
     Args:
         share: (i, n): the i-th of n equal parts of every batch (see `process_share`).
-        epochs: how often each clip comes, for a look at all of them by one process, whose last batch is padded with
-            empty rows; default: without end.
+        epochs: how often each clip comes, whatever `data.weights` say, for a look at all of them by one process, whose
+            last batch is padded with empty rows; default: without end.
+
+    Raises:
+        UserError: there is no such data, it was prepared for another model, or has no answers to what is asked.
     """
     data, (index, count) = config.data, share
-    sources = open_sources(data.train, "data.train")
-    streams = []
-    for i, source in enumerate(sources):
-        to_sample = to_sample_of(source, config, tokenizer)
-        stream = grain.MapDataset.source(source).seed(config.seed + i).shuffle().repeat(epochs)
-        streams.append(stream.filter(HasAnswer(to_sample.labels, config.prompt)).random_map(to_sample))
-    weights = data.weights or [len(source) for source in sources]
-    stream = grain.MapDataset.mix(streams, weights=weights) if len(streams) > 1 else streams[0]
+    _check_layout(config)
+    sources = open_sources(data.train, config, "data.train")
     names = ("tokens", "soft", "is_answer", "clip", "cut", "features", image_of(sources))
+    chosen = [Answerable.of(source, config) for source in sources]
+    for path, answerable in zip(data.train, chosen, strict=True):
+        if not answerable:
+            raise UserError(
+                f"data.train: no clip of {path} has an answer for prompt.tasks={config.prompt.tasks} with "
+                "prompt.labels; choose other tasks, labels or data"
+            )
+    streams = [grain.MapDataset.source(one).seed(config.seed + i) for i, one in enumerate(chosen)]
+    if epochs is not None:
+        stream = grain.MapDataset.concatenate(streams).seed(config.seed).shuffle().repeat(epochs)
+    else:
+        weights = data.weights or [len(one) for one in chosen]
+        stream = grain.MapDataset.mix([stream.shuffle().repeat() for stream in streams], weights=weights)
+    stream = stream.seed(config.seed).random_map(to_sample_of(config, tokenizer))
     rows = grain.experimental.FirstFitPackIterDataset(
         _read(stream[index::count], config),
         length_struct={name: data.row_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
@@ -112,7 +167,8 @@ def eval_dataset(config: Config, tokenizer: Tokenizer, *, share: tuple[int, int]
     Row r of process i of n in the b-th batch holds the clip b B + r n + i.
     """
     index, count = share
-    sources = open_sources(config.data.eval, "data.eval")
+    _check_layout(config)
+    sources = open_sources(config.data.eval, config, "data.eval")
     rows_each = rows_of_share(config, count)
     rows = grain.MapDataset.source(EvaluationRows(sources, config, tokenizer, rows_each * count))[index::count]
     return _read(rows, config).batch(rows_each, drop_remainder=True)
@@ -123,7 +179,7 @@ class EvaluationRows:
 
     def __init__(self, sources: Sequence[Numbered], config: Config, tokenizer: Tokenizer, multiple: int):
         self._sources, self._config = sources, config
-        self._to_sample = [to_sample_of(source, config, tokenizer) for source in sources]
+        self._to_sample = to_sample_of(config, tokenizer)
         self._image = image_of(sources)
         self._clips = sources[-1].first + len(sources[-1])
         self._length = -(-self._clips // multiple) * multiple
@@ -138,7 +194,7 @@ class EvaluationRows:
         number = min(index, self._clips - 1)
         which = max(i for i, source in enumerate(self._sources) if number >= source.first)
         record = self._sources[which][number - self._sources[which].first]
-        element = self._to_sample[which].random_map(record, np.random.default_rng((self._config.seed, number)))
+        element = self._to_sample.random_map(record, np.random.default_rng((self._config.seed, number)))
         sample = Sample(element["tokens"], element["soft"], element["is_answer"])
         row = pack_rows(
             [[sample] if index == number else []],
@@ -151,10 +207,16 @@ class EvaluationRows:
         return row if index == number else row | {"clip": np.array([-1], np.int32), "cut": np.array([False])}
 
 
-def to_sample_of(source: Numbered, config: Config, tokenizer: Tokenizer) -> ToSample:
-    """The transform of a data set's records."""
-    labels = tuple(source.records.metadata["labels"])
-    return ToSample(tokenizer, config.prompt, labels, config.data.row_length, soft_per_clip(config) - 4)
+def to_sample_of(config: Config, tokenizer: Tokenizer) -> ToSample:
+    """The transform of records."""
+    return ToSample(tokenizer, config.prompt, config.data.row_length, soft_per_clip(config) - 4)
+
+
+def _check_layout(config: Config) -> None:
+    if config.prompt.layout != "trained":
+        raise UserError(
+            f"prompt.layout={config.prompt.layout}: answers are learnt in the layout trained only; set that"
+        )
 
 
 def soft_per_clip(config: Config) -> int:
@@ -188,6 +250,8 @@ def _read(stream: grain.MapDataset, config: Config) -> grain.IterDataset:
     ahead, workers = config.data.read_ahead, config.data.workers
     if not workers:
         return stream.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=ahead))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read one; our command line has no other use for them
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, ahead // workers))
     return stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
 

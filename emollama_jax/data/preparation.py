@@ -60,6 +60,10 @@ class Recipe:
         if self.frame not in FRAME_RULES and not self.frame.isdecimal():
             raise UserError(f"frame rule {self.frame!r}: give {', '.join(FRAME_RULES)} or a frame's number from 0")
 
+    def label_index(self, label: str | None) -> int:
+        """The index among the labels, -1 for none of them."""
+        return self.labels.index(label) if label in self.labels else -1
+
     def features(self, image: str | None = None):
         """The TFDS features of the records, or of those with another kind of image."""
         return features_dict(
@@ -67,19 +71,19 @@ class Recipe:
         )
 
     def fingerprint(self, clips: Sequence[Clip]) -> str:
-        """Of the recipe and all that it is applied to, files by their path, size and time."""
+        """Of the recipe and all that it is applied to, files by their name, size and time."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode())
         for clip in clips:
-            files = [_stamp(path) for path in (clip.video, *clip.features)]
-            digest.update(json.dumps([dataclasses.asdict(clip), files], default=str).encode())
+            known = dataclasses.asdict(clip) | {"video": _stamp(clip.video), "features": [*map(_stamp, clip.features)]}
+            digest.update(json.dumps(known).encode())
         return digest.hexdigest()[:16]
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def _stamp(path: Path | None) -> tuple[str, int, int] | None:
     if path is None:
         return None
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return path.name, status.st_size, status.st_mtime_ns
 
 
 def make_record(clip: Clip, recipe: Recipe) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def make_record(clip: Clip, recipe: Recipe) -> dict[str, Any]:
     blank = np.zeros(recipe.feature_size, np.float32)
     return {
         "name": clip.name,
-        "emotion": recipe.labels.index(clip.emotion) if clip.emotion in recipe.labels else -1,
+        "emotion": recipe.label_index(clip.emotion),
         "valence": math.nan if clip.valence is None else clip.valence,
         "subtitle": clip.subtitle,
         "caption_coarse": clip.caption_coarse,

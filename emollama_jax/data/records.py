@@ -9,11 +9,12 @@
     frame             bytes: an image file of the frame, square (the builder's configuration "frame"), or
     image_tokens      float16 [T, D]: EVA-ViT's tokens of it (the configuration "image_tokens")
 
-The data set's metadata says where these come from: `labels`, the frame rule, the encoders' fingerprints, versions.
+The data set's metadata says where these come from (`labels`, the recipe with its frame rule and encoder, versions), and
+by `answers` what each record of a split can answer, so that nobody has to read them all to know.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 from emollama_jax.data.clip_files import FEATURE_SIZE
 from emollama_jax.errors import UserError
+from emollama_jax.text.answers import normalize_answer
 
 IMAGES = ("frame", "image_tokens")
 IMAGE_TOKENS_SHAPE = (1025, 1408)
@@ -62,6 +64,16 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "I I 3"]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def answers_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """What each of a split's records can answer: its `emotion`, and whether it has the captions (0 or 1)."""
+    answers: dict[str, list[int]] = {"emotion": [], "caption_coarse": [], "caption_fine": []}
+    for record in records:
+        answers["emotion"].append(int(record["emotion"]))
+        for caption in ("caption_coarse", "caption_fine"):
+            answers[caption].append(int(bool(normalize_answer(record[caption]))))
+    return answers
+
+
 class Records:
     """The records of one split of a prepared data set, read one by one; a source for grain, shared with its workers.
 
@@ -83,6 +95,8 @@ class Records:
             there = ", ".join(builder.info.splits) or "none"
             raise UserError(f"no split {split!r}: {path}; it has {there}")
         self.metadata: Mapping[str, Any] = dict(builder.info.metadata or {})
+        if missing := {"labels", "recipe", "answers"} - set(self.metadata):
+            raise UserError(f"not prepared by emollama: {path} (no {', '.join(sorted(missing))}); prepare it again")
         self.split = split
         try:
             self._source = builder.as_data_source(split=split)
@@ -107,9 +121,6 @@ class Records:
             ) from error
         texts = ("name", "subtitle", "caption_coarse", "caption_fine")
         return {key: value.decode("utf-8") if key in texts else value for key, value in record.items()}
-
-    def __repr__(self) -> str:  # grain writes it into its states, to know a source again
-        return f"Records({self.path.name!r}, {self.split!r}, {self._length})"
 
 
 def _first_line(error: Exception) -> str:

@@ -42,6 +42,10 @@ COLUMNS = {
 DFEW_LABELS = {str(number): label for number, label in enumerate(DFEW, 1)}
 
 
+# The kinds of problem for which a clip is left out of the data set.
+PUT_ASIDE = ("unsafe_name", "duplicate_name", "unknown_label", "unparsable_line", "not_prepared")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something wrong with the files of a data set."""

@@ -4,7 +4,7 @@ Axes: T tokens of the sample, F feature size.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import grain
@@ -25,32 +25,21 @@ from emollama_jax.text.tokenizers import Tokenizer
 ANSWERS = {"reason": "caption_coarse", "reason_v2": "caption_fine"}  # the emotion task's is the label
 
 
-def answer_of(record: Mapping[str, Any], task: str, labels: Sequence[str], config: PromptConfig) -> str:
-    """What is to be answered in a task, "" where the record does not say it.
+def answer_of(record: Mapping[str, Any], task: str, config: PromptConfig) -> str:
+    """What is to be answered in a task, "" where the record does not say it, or nothing of it is left when it is
+    normalised. A label that `config.labels` do not ask for is none.
 
-    Args:
-        labels: the data set's, of which the record has an index. One that `config.labels` do not ask for is none.
+    The record has the `labels` of its data set, of which `emotion` is the index.
     """
     if task != "emotion":
-        return record[ANSWERS[task]]
-    label = labels[record["emotion"]] if record["emotion"] >= 0 else ""
-    return label if label in config.labels else ""
+        return training_answer(record[ANSWERS[task]], config)
+    label = record["labels"][record["emotion"]] if record["emotion"] >= 0 else ""
+    return training_answer(label, config) if label in config.labels else ""
 
 
-def tasks_of(record: Mapping[str, Any], labels: Sequence[str], config: PromptConfig) -> list[str]:
+def tasks_of(record: Mapping[str, Any], config: PromptConfig) -> list[str]:
     """The tasks of `config` that the record has an answer for."""
-    return [task for task in config.tasks if answer_of(record, task, labels, config)]
-
-
-@dataclasses.dataclass(frozen=True)
-class HasAnswer(grain.transforms.Filter):
-    """Whether a record can be a sample of any of the tasks."""
-
-    labels: tuple[str, ...]
-    prompt: PromptConfig
-
-    def filter(self, record: Mapping[str, Any]) -> bool:
-        return bool(tasks_of(record, self.labels, self.prompt))
+    return [task for task in config.tasks if answer_of(record, task, config)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +56,13 @@ class ToSample(grain.transforms.RandomMap):
 
     tokenizer: Tokenizer
     prompt: PromptConfig
-    labels: tuple[str, ...]
     row_length: int
     image_tokens: int
 
     def random_map(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        possible = tasks_of(record, self.labels, self.prompt)
+        possible = tasks_of(record, self.prompt)
         task, asked = draw_request(self.prompt, rng, possible or None)
-        answer = training_answer(answer_of(record, task, self.labels, self.prompt), self.prompt)
+        answer = answer_of(record, task, self.prompt)
         sample, was_cut = self._encode(record, Turn(asked, answer if possible else None))
         image = {"image_tokens": record["image_tokens"]} if "image_tokens" in record else {}
         image = image or {"frames": decode_frame(record["frame"])}

@@ -35,7 +35,7 @@ from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manife
 from emollama_jax.weights.engine import LoadReport, Rule, Table, export, first_device
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.llama import architecture
-from emollama_jax.weights.peft import CONFIG, adapter_config, adapter_table, check_adapters, load_into, write_adapter
+from emollama_jax.weights.peft import adapter_config, adapter_table, check_adapters, load_into, write_adapter
 from emollama_jax.weights.pretrained import load_llama
 from emollama_jax.weights.sources import Source, open_source, save_safetensors
 from emollama_jax.weights.torch_files import save_torch
@@ -52,7 +52,7 @@ NOT_IN_MINIGPT = ("mae_proj", "videomae_proj", "hubert_proj", "cls_proj")  # its
 CARRIED = r"attention\..*"
 LLAMA = "llama_model."  # before PEFT's names
 PROJECTORS_FILE = "projectors.safetensors"
-ADAPTER = re.compile(rf"(.*\.({'|'.join(PROJECTIONS)})\.lora_[AB])\.(?:(\w+)\.)?weight")
+ADAPTER = re.compile(rf"(.*\.({'|'.join(PROJECTIONS)})\.lora_[AB])\.(?:([^.]+)\.)?weight")
 EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "scan_layers", "remat", "attention", "loss_chunk")
 
 
@@ -82,17 +82,12 @@ class Trained:
         return ((name, self.source.read(name)) for name in self.source.names())
 
 
-def is_trained(path: str | Path) -> bool:
-    """Whether this looks like trained weights rather than a language model: a PEFT folder, or a `.pth` file."""
-    path = Path(path)
-    return (path / CONFIG).is_file() or (path.is_file() and path.suffix == ".pth")
-
-
-def open_trained(path: str | Path, *, alpha: float = LoRAConfig().alpha) -> Trained:
+def open_trained(path: str | Path, *, alpha: float | None = None) -> Trained:
     """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), or a folder that `write_folder` wrote.
 
     Args:
-        alpha: the α of the adapters, which reference checkpoints do not record.
+        alpha: the α of the adapters in a reference checkpoint, which does not record it; default: 16, the reference's.
+            Folders say their own.
 
     Raises:
         UserError: there are no trained weights, or files that are damaged or unsafe.
@@ -112,7 +107,9 @@ def open_trained(path: str | Path, *, alpha: float = LoRAConfig().alpha) -> Trai
     if len(ranks) != 1:
         raise UserError(f"adapters of the ranks {sorted(ranks)}: {path}; only one rank for all is supported")
     _check_names(source)
-    lora = LoRAConfig(rank=ranks.pop(), alpha=alpha, targets=tuple(sorted({match[2] for match in found})))
+    lora = LoRAConfig(
+        rank=ranks.pop(), alpha=alpha or LoRAConfig().alpha, targets=tuple(sorted({match[2] for match in found}))
+    )
     return Trained(source, lora, adapter_name, dropped)
 
 

@@ -11,7 +11,7 @@ from emollama_jax.config import Config, DataConfig, load_config
 from emollama_jax.data.annotations import Clip
 from emollama_jax.data.builders import Clips
 from emollama_jax.data.preparation import Recipe, _write
-from emollama_jax.data.records import encode_frame
+from emollama_jax.data.records import answers_of, encode_frame
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.tokenizers import Tokenizer, load_tokenizer
 
@@ -41,19 +41,24 @@ def random_record(number: int, rng: np.random.Generator, recipe: Recipe, **chang
 
 
 def write_data(
-    out: Path, counts: dict[str, int], *, image: str = "frame", seed: int = 0, records=None, encoder: str = ""
+    out: Path,
+    counts: dict[str, int],
+    *,
+    image: str = "frame",
+    seed: int = 0,
+    records=None,
+    **recipe: Any,
 ) -> Path:
     """A prepared data set with so many random records in each split, or with the records given."""
-    shape = (17, 48)
-    recipe = Recipe(labels=MERR, image=image, size=SIZE, image_tokens_shape=shape, encoder=encoder)
-    rng, features, parts = np.random.default_rng(seed), recipe.features(), {}
+    recipe = Recipe(**{"labels": MERR, "image": image, "size": SIZE, "image_tokens_shape": (17, 48), **recipe})
+    rng, features, parts, answers = np.random.default_rng(seed), recipe.features(), {}, {}
     for split, count in counts.items():
         made = records or [random_record(i, rng, recipe) for i in range(count)]
         path = out.parent / f"{out.name}-{split}.part"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, [b"[]", *map(features.serialize_example, made)])
-        parts[split] = [path]
-    metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe)}
+        parts[split], answers[split] = [path], answers_of(made)
+    metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe), "answers": answers}
     clips = [Clip(name="x", split=split) for split in counts]
     tfds.disable_progress_bar()
     builder = Clips(data_dir=str(out), config=image, recipe=recipe, parts=parts, clips=clips, metadata=metadata)

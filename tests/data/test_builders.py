@@ -1,6 +1,7 @@
 """From videos to records: what is kept, in which order, and what happens when it is stopped or a clip is bad."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_records_hold_what_is_known(clips, tmp_path):
     np.testing.assert_array_equal(decode_frame(one["frame"]), eva_vit_frame(read_frame(clips[1].video), 32))
     assert records.metadata["labels"] == list(MERR)
     assert records.metadata["recipe"]["frame"] == "first"
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", ".clips-frame.lock"}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,22 @@ def test_bad_clips_are_put_aside_by_name(clips, tmp_path):
         prepared(bad[1:2], tmp_path / "nothing")
 
 
+def test_two_at_the_same_time(clips, tmp_path):
+    with (tmp_path / ".clips-frame.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process prepares this data set: .*; wait for it"):
+            prepared(clips, tmp_path)
+    assert prepared(clips, tmp_path).counts == {"train": 6, "val": 2}
+
+
+def test_a_data_set_may_move(clips, tmp_path, monkeypatch):
+    """It is known by its files' names, sizes and times, not by where the preparation was started."""
+    made = prepared(clips, tmp_path)
+    monkeypatch.chdir(clips[0].video.parent)
+    moved = [dataclasses.replace(clip, video=Path(clip.video.name)) for clip in clips]
+    assert prepared(moved, tmp_path) == dataclasses.replace(made, was_there=True)
+
+
 def test_other_files_or_settings_are_refused(clips, tmp_path):
     path = prepared(clips, tmp_path).path
     for other in (clips[:-1], [dataclasses.replace(clips[0], subtitle="x"), *clips[1:]]):
@@ -182,6 +199,16 @@ def test_image_tokens(clips, tmp_path, monkeypatch):
         assert "frame" not in records[i] and records[i]["image_tokens"].dtype == np.float16
         assert (records[i]["image_tokens"] == grey(frames[i])).all() and records[i]["image_tokens"].shape == (3, 2)
     assert records.metadata["recipe"]["encoder"] == "sha256:1"
+
+
+def test_beam_makes_frames_where_it_is_installed(clips, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, image="image_tokens")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match="--beam: makes frames only"):
+        prepared(clips, tmp_path, recipe, beam_runner="DirectRunner")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--beam: needs Apache Beam; pip install"):
+        prepared(clips, tmp_path, beam_runner="DirectRunner")
 
 
 def test_with_beam(clips, tmp_path):
@@ -272,6 +299,19 @@ def test_the_command(capsys, merr, tmp_path):
     assert Merr.name == "merr"
 
 
+def test_clips_that_annotations_put_aside_count_too(capsys, merr, tmp_path):
+    table = tmp_path / "own.csv"
+    table.write_text("name,emotion\na,happy\nb,gloomy\n")
+    options = ("--list", f"train={table}", "--videos", merr / "video", "--out", tmp_path / "o")
+    code, said = run(capsys, "clips", *options)
+    assert code == 1 and "1 clips put aside" in said.out and "(train 1)" in said.out
+    table.write_text("name,emotion\na,merry\nb,gloomy\n")
+    code, said = run(capsys, "clips", *options)
+    report = tmp_path / "o/clips.problems.jsonl"
+    assert code == 2 and f"no clip that can be used in {table}; {report} says why" in said.err
+    assert [json.loads(line)["kind"] for line in report.read_text().splitlines()] == ["unknown_label"] * 2
+
+
 def test_clips_of_ones_own(capsys, merr, tmp_path):
     table = tmp_path / "own.csv"
     table.write_text("name,emotion,subtitle\na,calm,Hi\nb,tense,Oh\n")
@@ -303,6 +343,7 @@ def test_clips_of_ones_own(capsys, merr, tmp_path):
         (("merr", "{merr}", "--eva-vit", "x.pth"), "--eva-vit: the encoder's file goes with"),
         (("dfew", "{merr}"), "no list of clips in"),
         (("merr", "nowhere"), "no list of clips in nowhere"),
+        (("merr", "{merr}", "--image", "image_tokens", "--eva-vit", "{merr}/none.pth"), "no such file or folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

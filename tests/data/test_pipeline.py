@@ -238,7 +238,7 @@ def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
     prompt = dataclasses.replace(config.prompt, task_weights=(6.0, 1.0, 1.0))
     config = dataclasses.replace(config, prompt=prompt)
-    sources = open_sources(config.data.train, "data.train")
+    sources = open_sources(config.data.train, config, "data.train")
     assert [source.first for source in sources] == [0, TRAIN]
     assert (name_of(sources, TRAIN - 1), name_of(sources, TRAIN + 3)) == (f"clip {TRAIN - 1}", "clip 3")
     iterator, clips, answers = iter(train_dataset(config, TOKENIZER)), [], []
@@ -300,15 +300,22 @@ def test_rows_are_well_filled(tmp_path):
     """At full size, on answers about as long as MERR's fine captions: what is left over is less than a clip's length,
     so that the fill follows from the lengths; these fit well."""
     rng = np.random.default_rng(0)
-    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=(17, 48))
+    shape = (1025, 4)  # as many tokens as at full size, and narrow
+    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=shape)
     each = len(TOKENIZER.encode("she she she")) / 3
     text = lambda tokens: " ".join(["she"] * int(rng.gamma(8, tokens / 8 / each)))
     records = [random_record(i, rng, recipe, caption_fine=text(200), subtitle=text(12)) for i in range(600)]
-    path = write_data(tmp_path / "merr", {"train": 600}, image="image_tokens", records=records)
+    path = write_data(
+        tmp_path / "merr", {"train": 600}, image="image_tokens", records=records, image_tokens_shape=shape
+    )
     config = config_of(path, row_length=2048, clips_per_row=6, packing_rows=32)
     prompt = dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
     found = batches(
-        train_dataset(dataclasses.replace(config, eva_vit=EvaVitConfig(), prompt=prompt), TOKENIZER, epochs=2)
+        train_dataset(
+            dataclasses.replace(config, eva_vit=EvaVitConfig(hidden_size=4, num_heads=1), prompt=prompt),
+            TOKENIZER,
+            epochs=2,
+        )
     )
     rows = np.concatenate([batch["segment_ids"] > 0 for batch in found])
     rows = rows[rows.any(1)]
@@ -328,6 +335,21 @@ def test_every_field_of_packing_has_an_effect(folder, name, value):
         return [(name, x.shape, x.tobytes()) for name, x in sorted(batch.items())]
 
     assert first(**{name: value}) != first()
+
+
+@pytest.mark.smoke
+def test_mixtures_count_clips_with_answers(folder, tmp_path):
+    """A data set of which few clips answer what is asked still has its share; without end, or all of it once."""
+    rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, size=SIZE)
+    records = [random_record(i, rng, recipe, **({} if i < 3 else {"caption_fine": "..."})) for i in range(20)]
+    few = write_data(tmp_path / "few", {"train": 20}, records=records)
+    config = config_of(folder, train=(f"{folder}:train", f"{few}:train"), weights=(1.0, 1.0))
+    config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, tasks=("reason_v2",)))
+    iterator, clips = iter(train_dataset(config, TOKENIZER)), []
+    while len(clips) < 300:
+        clips += clips_of([next(iterator)])
+    assert np.mean(np.array(clips) >= TRAIN) == pytest.approx(0.5, abs=0.03)
+    assert sorted(clips_of(batches(train_dataset(config, TOKENIZER, epochs=2)))) == sorted([*range(TRAIN + 3)] * 2)
 
 
 # -- on devices
@@ -372,12 +394,26 @@ def test_reading_ahead_is_bounded(folder, monkeypatch):
         ({"train": ("{folder}:test",)}, "no split 'test': .*; it has train, val"),
         ({"batch_rows": 3}, "data.batch_rows=3: must be a multiple of the 2 processes"),
         ({"train": ("{folder}:train", "{tokens}:train")}, "different images or encoders cannot be mixed"),
+        ({"prompt": {"labels": ("calm", "Happy"), "tasks": ("emotion",)}}, "no clip of .*:train has an answer for"),
+        ({"prompt": {"layout": "reference"}}, "prompt.layout=reference: answers are learnt in the layout trained"),
+        ({"eva_vit": {"image_size": 28}}, "prepared with size=56, the model has 28: .*; prepare it for it"),
+        ({"projectors": {"feature_size": 768}}, "prepared with feature_size=1024, the model has 768"),
+        (
+            {"eva_vit": {"image_size": 28}, "train": ("{tokens}:train",)},
+            r"image_tokens_shape=\[17, 48\], the model has",
+        ),
     ],
-    ids=["none", "no split", "nowhere", "split", "rows", "mixed"],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_refused(folder, tokens_folder, data, said):
+    data = dict(data)
+    groups = {name: data.pop(name) for name in ("prompt", "eva_vit", "projectors") if name in data}
     if "train" in data:
         data["train"] = tuple(path.format(folder=folder, tokens=tokens_folder) for path in data["train"])
     with pytest.raises(UserError, match=said) as caught:
-        train_dataset(config_of(folder, **data), TOKENIZER, share=(0, 2))
+        config = config_of(folder, **data)
+        for name, changes in groups.items():
+            group = dataclasses.replace(getattr(config, name), **changes)
+            config = dataclasses.replace(config, **{name: group})
+        train_dataset(config, TOKENIZER, share=(0, 2))
     assert "\n" not in str(caught.value)

@@ -13,10 +13,8 @@ ROOT = Path(__file__).parents[2]
 PROCESS = """
 import dataclasses, json, sys
 import jax, numpy as np
-from absl import flags
 
 index, address, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-flags.FLAGS.mark_as_parsed()
 jax.distributed.initialize(address, num_processes=2, process_id=index)
 
 from emollama_jax.config import MeshConfig

@@ -104,7 +104,9 @@ def test_through_the_model_too(tmp_path, model, theirs):
     assert_bit_equal(param_values(nnx.state(again)), param_values(nnx.state(model)))
 
 
-@pytest.mark.parametrize("first, second", [("", "default"), ("default", ""), ("default", "default")])
+@pytest.mark.parametrize(
+    "first, second", [("", "default"), ("default", ""), ("my-adapter", "default"), ("default", "my-adapter")]
+)
 def test_the_adapters_name_comes_and_goes(capsys, tmp_path, theirs, first, second):
     """Newer PEFT versions have it; a folder remembers it."""
     renamed = lambda name: {re.sub(r"(lora_[AB])", rf"\1.{name}", n) if name else n: v for n, v in theirs.items()}
@@ -116,6 +118,14 @@ def test_the_adapters_name_comes_and_goes(capsys, tmp_path, theirs, first, secon
     assert_bit_equal(contents(tmp_path / "kept.pth"), renamed(first))
     assert_bit_equal(contents(tmp_path / "out.pth"), renamed(second))
     assert all(".lora_A.weight" in n for n in load_file(tmp_path / "folder/adapter_model.safetensors") if "lora_A" in n)
+
+
+def test_alpha_is_said_where_it_is_not_recorded(capsys, tmp_path):
+    export(capsys, CHECKPOINT, tmp_path / "folder", "--to", "peft", "--alpha", "32")
+    said = export(capsys, tmp_path / "folder", tmp_path / "out.pth", "--to", "pth")
+    assert "rank 8, alpha 32" in said and "24 tensors, to be read with alpha 32, which it does not record" in said
+    error = refused(capsys, tmp_path / "folder", tmp_path / "again", "--to", "peft", "--alpha", "8")
+    assert "--alpha 8: above 0, and only for a .pth; a folder records its own" in error
 
 
 def test_half_precision_keeps_its_bits(capsys, tmp_path, theirs):
@@ -290,9 +300,11 @@ def test_a_pickle_that_would_run_something(capsys, tmp_path):
         (["--to", "hf"], "--base: the language model that the adapters are added to goes with --to hf"),
         (["--to", "pth", "--base", "x"], "goes with --to hf, and only there"),
         (["--to", "peft", "--adapter-name", "x"], "--adapter-name: only for --to pth"),
+        (["--to", "pth", "--adapter-name", "a.b"], "--adapter-name a.b: a name has no dots"),
+        (["--to", "peft", "--alpha", "0"], "--alpha 0: above 0, and only for a .pth"),
         (["--to", "hf", "--base", "nowhere"], "no such file or folder: nowhere"),
     ],
-    ids=["no base", "base", "name", "nowhere"],
+    ids=["no base", "base", "name", "dots", "alpha", "nowhere"],
 )
 def test_arguments_that_make_no_sense(capsys, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
