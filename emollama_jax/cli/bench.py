@@ -7,7 +7,7 @@ from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
 from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.step import bench_step
-from emollama_jax.cli.arguments import at_least
+from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
 from emollama_jax.models.layers import FLOAT_DTYPES
 

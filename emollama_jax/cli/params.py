@@ -11,7 +11,7 @@ import jax
 import jax.dtypes
 from flax import nnx
 
-from emollama_jax.cli.arguments import at_least
+from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable

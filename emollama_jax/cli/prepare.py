@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from emollama_jax.cli.arguments import at_least
+from emollama_jax.cli._arguments import at_least
 from emollama_jax.data.annotations import Annotations, Sources, dfew, mer2023, mer2024, merr, read_annotations
 from emollama_jax.data.builders import BUILDERS, prepare
 from emollama_jax.data.preparation import FRAME_RULES, Encode, Recipe, default_workers
