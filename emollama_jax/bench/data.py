@@ -24,7 +24,8 @@ from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, prepare
 from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.pipeline import train_dataset
-from emollama_jax.data.preparation import Recipe, default_workers
+from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
 from emollama_jax.text.labels import MERR

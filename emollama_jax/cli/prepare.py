@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.data.annotations import Annotations, Sources, dfew, mer2023, mer2024, merr, read_annotations
 from emollama_jax.data.builders import BUILDERS, prepare
-from emollama_jax.data.preparation import FRAME_RULES, Encode, Recipe, default_workers
+from emollama_jax.data.preparation import FRAME_RULES, Encode, Recipe
+from emollama_jax.data.processes import default_workers
 from emollama_jax.data.records import IMAGES
 from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError

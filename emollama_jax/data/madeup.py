@@ -7,7 +7,6 @@ Face, voice and words each tell three labels from the rest, two of them nearly a
 import csv
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -33,8 +32,10 @@ from emollama_jax.data.madeup_clip import (
 from emollama_jax.data.madeup_face import SIZE, draw_face
 from emollama_jax.data.madeup_voice import voice
 from emollama_jax.data.madeup_words import AU_WORDS, VOICES, coarse_caption, fine_caption
+from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.media.video import import_av
 from emollama_jax.text.labels import MERR
 from emollama_jax.weights.atomic import atomic_folder
 
@@ -93,7 +94,7 @@ def make_dataset(
     Raises:
         UserError: `root` is not empty or cannot be written to, PyAV is missing, or an argument is out of range.
     """
-    _import_av()
+    import_av()
     for split, number in clips.items():
         if not split.isidentifier() or number < 0:
             raise UserError(f"clips: {number} of the split {split!r}; give 0 or more, and a plain word as the name")
@@ -110,8 +111,7 @@ def make_dataset(
 
 def _for_each(specs: list[ClipSpec], work: Callable[[ClipSpec], None], workers: int | None) -> None:
     if workers is None:  # starting a process takes as long as some clips
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cpus, 1 + len(specs) // 32)
+        workers = min(default_workers(), 1 + len(specs) // 32)
     if workers == 1:
         for spec in specs:
             work(spec)
@@ -130,16 +130,8 @@ def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _import_av():
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("videos need PyAV: pip install 'emollama_jax[media]'") from error
-    return av
-
-
 def _write_video(folder: Path, spec: ClipSpec) -> None:
-    av = _import_av()
+    av = import_av()
     frames, samples = render_clip(spec)
     with av.open(str(folder / f"{spec.name}.mp4"), "w") as file:
         options = {"threads": "1"}  # the clips are many and small

@@ -187,9 +187,6 @@ class EvaluationRows:
     def __len__(self) -> int:
         return self._length
 
-    def __repr__(self) -> str:
-        return f"EvaluationRows({self._clips}, {self._length})"
-
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number = min(index, self._clips - 1)
         which = max(i for i, source in enumerate(self._sources) if number >= source.first)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ def _decode_part(job: tuple[Sequence[Clip], Recipe, Path]) -> None:
         except UserError as error:
             problems.append({"name": clip.name, "file": str(clip.video or ""), "message": str(error)})
     with atomic_file(path) as partial:
-        _write(partial, [json.dumps(problems).encode(), *records])
+        write_part(partial, [json.dumps(problems).encode(), *records])
 
 
 def _encode_part(frames: Path, path: Path, recipe: Recipe, encode: Encode | None) -> None:
@@ -177,11 +176,12 @@ def _encode_part(frames: Path, path: Path, recipe: Recipe, encode: Encode | None
     for record, image_tokens in zip(records, tokens, strict=True):
         record["image_tokens"] = image_tokens.astype(np.float16)
     with atomic_file(path) as partial:
-        _write(partial, [problems, *map(after.serialize_example, records)])
+        write_part(partial, [problems, *map(after.serialize_example, records)])
     frames.unlink()
 
 
-def _write(path: Path, records: Sequence[bytes]) -> None:
+def write_part(path: Path, records: Sequence[bytes]) -> None:
+    """Writes what `read_serialized` reads."""
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for record in records:
         writer.write(record)
@@ -208,8 +208,3 @@ def problems_of(parts: Sequence[Path]) -> list[Problem]:
     """The clips that could not be made into records."""
     found = [entry for path in parts for entry in json.loads(read_serialized(path)[0])]
     return [Problem(kind="not_prepared", line=None, **entry) for entry in found]
-
-
-def default_workers() -> int:
-    """The processors of this machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,17 +23,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from emollama_jax.data.clip_files import FEATURE_SIZE
 from emollama_jax.errors import UserError
 from emollama_jax.text.answers import normalize_answer
 
 IMAGES = ("frame", "image_tokens")
-IMAGE_TOKENS_SHAPE = (1025, 1408)
 
 
-def features_dict(
-    image: str, *, feature_size: int = FEATURE_SIZE, image_tokens_shape: tuple[int, int] = IMAGE_TOKENS_SHAPE
-) -> tfds.features.FeaturesDict:
+def features_dict(image: str, *, feature_size: int, image_tokens_shape: tuple[int, int]) -> tfds.features.FeaturesDict:
     """The features of a record that keeps its image as a `frame` or as `image_tokens`."""
     tensor = lambda shape, dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
     kept = tfds.features.Text() if image == "frame" else tensor(image_tokens_shape, np.float16)

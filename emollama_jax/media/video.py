@@ -44,5 +44,5 @@ def import_av():
     try:
         import av
     except ImportError as error:
-        raise UserError("reading videos needs PyAV; pip install 'emollama_jax[media]'") from error
+        raise UserError("videos need PyAV; pip install 'emollama_jax[media]'") from error
     return av

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from emollama_jax.config import Config, DataConfig, load_config
 from emollama_jax.data.annotations import Clip
 from emollama_jax.data.builders import Clips
-from emollama_jax.data.preparation import Recipe, _write
+from emollama_jax.data.preparation import Recipe, write_part
 from emollama_jax.data.records import answers_of, encode_frame
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.tokenizers import Tokenizer, load_tokenizer
@@ -56,7 +56,7 @@ def write_data(
         made = records or [random_record(i, rng, recipe) for i in range(count)]
         path = out.parent / f"{out.name}-{split}.part"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, [b"[]", *map(features.serialize_example, made)])
+        write_part(path, [b"[]", *map(features.serialize_example, made)])
         parts[split], answers[split] = [path], answers_of(made)
     metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe), "answers": answers}
     clips = [Clip(name="x", split=split) for split in counts]
