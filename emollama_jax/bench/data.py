@@ -24,7 +24,7 @@ from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, prepare
 from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.pipeline import train_dataset
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.preparation import Preparation, Recipe
 from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
@@ -101,7 +101,7 @@ def _prepared(folder: Path, annotations: Annotations, config: Config, image: str
     recipe = Recipe(labels=MERR, image=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
     rng = np.random.default_rng(0)
     encode = lambda frames: rng.normal(size=(len(frames), *tokens)).astype(np.float32)
-    return prepare(Clips, annotations, folder / "data", recipe, workers=default_workers(), encode=encode).path
+    return prepare(Clips, annotations, folder / "data", recipe, Preparation(default_workers(), encode)).path
 
 
 def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Measure:

@@ -94,7 +94,7 @@ def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
     source = source_of(peer)
     match peer.config.model_type:
         case "hubert":
-            return load_hubert(source, **execution)[0]
+            return load_hubert(source, layer=config.layer, **execution)[0]
         case "vit_mae":
             return load_mae(source, pool=config.pool, **execution)[0]
         case "videomae":
@@ -160,7 +160,7 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
     pool = {"vit_mae": lambda x: x[:, 0] if config.pool == "cls" else x[:, 1:].mean(1)}
     pool |= dict.fromkeys(("videomae", "hubert"), lambda x: x.mean(1))
     if kind == "hubert":
-        x = inputs[0]
+        x, further = inputs[0], {"output_hidden_states": True}
     else:
         stats = (IMAGENET_MEAN, IMAGENET_STD) if kind in pool else (CLIP_MEAN, CLIP_STD)
         x = np.moveaxis(np.asarray(normalize(jnp.asarray(inputs[0]), *stats)), -1, -3)
@@ -171,7 +171,9 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
     @torch.inference_mode()
     def measure():
         start = time.perf_counter()
-        output = pool.get(kind, lambda x: x)(peer(x, **further).last_hidden_state.float())
+        output = peer(x, **further)
+        hidden = output.hidden_states[config.layer] if kind == "hubert" else output.last_hidden_state
+        output = pool.get(kind, lambda x: x)(hidden.float())
         if device == "cuda":
             torch.cuda.synchronize()
         return _figures(len(x), time.perf_counter() - start), output.cpu().numpy()

@@ -80,6 +80,8 @@ class Clip:
     """The frame in which the expression is strongest."""
     frame_count: int | None = None
     video: Path | None = None
+    openface: Path | None = None
+    """The CSV file that OpenFace made of the video."""
     features: tuple[Path | None, Path | None, Path | None] = (None, None, None)
     """The files of MAE, VideoMAE and HuBERT, for `read_feature`."""
 
@@ -95,7 +97,8 @@ class Sources:
     """The files of a data set; what is None is not looked for, what is named must be there."""
 
     lists: tuple[tuple[str, Path], ...]
-    """(split, file): .txt, .csv or .jsonl, see `data/tables.py`; a column `split` of the file goes before this one."""
+    """(split, file): .txt, .csv or .jsonl, see `data/tables.py`; a column `split` of the file goes before this one.
+    Without any, every video is a clip of the split `all`, of which nothing else is known."""
     coarse: Path | None = None
     """MERR's JSON of coarse captions."""
     fine: Path | None = None
@@ -104,6 +107,8 @@ class Sources:
     """A CSV of what is said; goes before MERR's `text`, and a list's own column goes before it."""
     videos: Path | None = None
     """The folder of the videos."""
+    openface: Path | None = None
+    """The folder of OpenFace's {name}.csv, for peak frames that are not listed."""
     features: tuple[Path | None, Path | None, Path | None] = (None, None, None)
     """The folders of {name}.npy of MAE, VideoMAE and HuBERT."""
     labels: tuple[str, ...]
@@ -188,14 +193,19 @@ def _sources(root: str | Path, patterns: Sequence[str], labels: tuple[str, ...])
         lists.setdefault(split[0] if split else "train", path)  # the first pattern goes before the others
     if not lists:
         raise UserError(f"no list of clips in {root}; it should hold one of {', '.join(patterns)}")
-    mae, videomae, hubert = (_find(root, folders) for folders in FEATURE_FOLDERS)
     return Sources(
         lists=tuple(lists.items()),
         subtitles=_find(root, SUBTITLE_FILES),
         videos=_find(root, VIDEO_FOLDERS),
-        features=(mae, videomae, hubert),
+        features=feature_folders(root),
         labels=labels,
     )
+
+
+def feature_folders(root: Path) -> tuple[Path | None, Path | None, Path | None]:
+    """The folders of the features of MAE, VideoMAE and HuBERT under a folder."""
+    mae, videomae, hubert = (_find(root, patterns) for patterns in FEATURE_FOLDERS)
+    return mae, videomae, hubert
 
 
 def _find(root: Path, patterns: Sequence[str]) -> Path | None:
@@ -220,6 +230,10 @@ def read_annotations(sources: Sources, *, strict: bool = False, check_features: 
     clips: list[Clip] = []
     for split, path in sources.lists:
         clips += [clip for row in read_rows(path, problems) if (clip := reader.clip(split, path, row))]
+    if not sources.lists and sources.videos:
+        names = sorted({path.stem for path in files_of(sources.videos, VIDEO_SUFFIXES).values()})
+        rows = [Row(None, {"name": name}) for name in names]
+        clips += [clip for row in rows if (clip := reader.clip("all", sources.videos, row))]
     if check_features:
         clips = _without_broken_features(clips, problems)
     if strict and problems:
@@ -237,6 +251,7 @@ class _Reader:
         self._captions = {kind: read_captions(path, problems) for kind, path in given.items() if path}
         self._subtitles = read_subtitles(sources.subtitles, problems) if sources.subtitles else {}
         self._videos = files_of(sources.videos, VIDEO_SUFFIXES)
+        self._openface = files_of(sources.openface, (".csv",))
         self._features = [files_of(folder, (".npy",)) for folder in sources.features]
         self._labels = {_plain(label): label for label in reversed(sources.labels)}
         self._labels |= {label.strip().lower(): label for label in reversed(sources.labels)}
@@ -268,6 +283,7 @@ class _Reader:
             peak_index=fields.get("peak_index"),
             frame_count=fields.get("frame_count"),
             video=self._video(path, row),
+            openface=select_file(self._openface, name),
             features=(mae, videomae, hubert),
         )
         for kind, message in self._lacks(clip, row):

@@ -1,6 +1,6 @@
 """The data sets as TFDS builders: clip records in ArrayRecord files, without TensorFlow.
 
-    prepared = prepare(Merr, annotations, Path("data"), Recipe(labels=MERR), workers=8)
+    prepared = prepare(Merr, annotations, Path("data"), Recipe(labels=MERR), Preparation(workers=8))
     records = Records(prepared.path, "train")
 
 A builder's configuration says how the image is kept: `frame` or `image_tokens`.
@@ -12,7 +12,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ import tensorflow_datasets as tfds
 from emollama_jax import __version__
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.preparation import (
-    Encode,
     Recipe,
+    facts_of,
     make_record,
-    prepare_parts,
     problems_of,
     records_of,
 )
@@ -99,6 +98,9 @@ class Clips(ClipBuilder):
     """Clips of the user's own."""
 
 
+FACTS = "clips.jsonl"  # in a data set's folder: what was seen and heard in its clips
+MakeParts = Callable[[Sequence[Clip], Recipe, Path], list[Path]]
+
 BUILDERS = {builder.name: builder for builder in (Merr, Mer2023, Mer2024, Dfew, Clips)}
 
 
@@ -117,64 +119,81 @@ def prepare(
     annotations: Annotations,
     out: Path,
     recipe: Recipe,
+    make_parts: MakeParts,
     *,
-    workers: int = 1,
-    encode: Encode | None = None,
     beam_runner: str | None = None,
+    process: int = 0,
+    wait_for_all: Callable[[str], None] = lambda reason: None,
 ) -> Prepared:
     """Writes the data set `out`/NAME/IMAGE/VERSION, unless it is there already. A preparation that was stopped goes
     on where it was.
 
     Args:
-        workers: processes that decode frames.
-        encode: from frames to image tokens, for a recipe of these.
+        make_parts: makes the records: those of a split, in parts.
         beam_runner: makes the records with Apache Beam instead, on this runner; frames only, and one bad clip is an
             error.
+        process: of several that share the work and the folder, which one; the first writes the data set.
+        wait_for_all: returns when all of these have called it.
 
     Raises:
         UserError: another data set is there, or no clip can be prepared.
     """
     path = out / builder.name / recipe.image / str(builder.VERSION)
-    with _locked(out / f".{builder.name}-{recipe.image}.lock"):
+    fingerprint = recipe.fingerprint(annotations.clips)
+    work = out / f".{builder.name}-{recipe.image}-{fingerprint}.partial"
+    with _locked(out / f".{builder.name}-{recipe.image}.lock") if process == 0 else contextlib.nullcontext():
         if path.exists():
-            return _already_there(path, recipe.fingerprint(annotations.clips))
+            return _already_there(path, fingerprint)
         if beam_runner:
             return _with_beam(builder, annotations.clips, out, recipe, beam_runner)
-        return _with_parts(builder, annotations.clips, out, recipe, workers, encode)
+        if process == 0:
+            _remove_leftovers(work, path)
+        splits: dict[str, list[Clip]] = {}
+        for clip in annotations.clips:
+            splits.setdefault(clip.split, []).append(clip)
+        parts = {split: make_parts(clips, recipe, work / split) for split, clips in splits.items()}
+        wait_for_all("the parts of the data set")
+        prepared = _join(builder, splits, parts, out, recipe, fingerprint, work) if process == 0 else None
+        wait_for_all("the data set")
+        return prepared or _already_there(path, fingerprint)
 
 
-def _with_parts(
-    builder: type[ClipBuilder],
-    clips: Sequence[Clip],
-    out: Path,
-    recipe: Recipe,
-    workers: int,
-    encode: Encode | None,
-) -> Prepared:
-    fingerprint, family = recipe.fingerprint(clips), f".{builder.name}-{recipe.image}"
-    work = out / f"{family}-{fingerprint}.partial"
-    # What other runs left: one of other files or settings, or one that was killed while TFDS wrote.
-    for half in (*out.glob(f"{family}-*.partial"), *(out / builder.name / recipe.image).glob("incomplete.*")):
+def _remove_leftovers(work: Path, path: Path) -> None:
+    """What other runs left: one of other files or settings, or one that was killed while TFDS wrote."""
+    family = work.name.rpartition("-")[0]
+    for half in (*work.parent.glob(f"{family}-*.partial"), *path.parent.glob("incomplete.*")):
         if half != work:
             shutil.rmtree(half)
-    splits = dict.fromkeys(clip.split for clip in clips)
-    parts, problems, answers = {}, {}, {}
-    for split in splits:
-        chosen = [clip for clip in clips if clip.split == split]
-        parts[split] = prepare_parts(chosen, recipe, work / split, workers=workers, encode=encode)
-        problems[split] = problems_of(parts[split])
-        aside = {problem.name for problem in problems[split]}
-        answers[split] = _answers([clip for clip in chosen if clip.name not in aside], recipe)
-    found = tuple(problem for split in splits for problem in problems[split])
-    if len(found) == len(clips):
-        first = f", the first: {found[0].message}" if found else ""
-        raise UserError(f"not one of {len(clips)} clips could be prepared{first}")
-    kept = [clip for clip in clips if answers[clip.split]["emotion"]]  # TFDS knows no empty splits
-    metadata = _metadata(recipe, fingerprint, answers, found)
+
+
+def _join(
+    builder: type[ClipBuilder],
+    splits: dict[str, list[Clip]],
+    parts: dict[str, list[Path]],
+    out: Path,
+    recipe: Recipe,
+    fingerprint: str,
+    work: Path,
+) -> Prepared:
+    """Writes the data set out of its parts."""
+    problems, answers, kept = [], {}, []
+    for split, clips in splits.items():
+        found = problems_of(parts[split])
+        aside = {problem.name for problem in found}
+        sound = [clip for clip in clips if clip.name not in aside]
+        problems, kept, answers[split] = [*problems, *found], [*kept, *sound], _answers(sound, recipe)
+    if not kept:
+        first = f", the first: {problems[0].message}" if problems else ""
+        raise UserError(f"not one of {sum(map(len, splits.values()))} clips could be prepared{first}")
+    metadata = _metadata(recipe, fingerprint, answers, problems)
+    # TFDS knows no empty splits, and makes those of the clips that it is given.
     made = builder(data_dir=str(out), config=recipe.image, recipe=recipe, clips=kept, parts=parts, metadata=metadata)
     _build(made, None, work)
+    if facts := [fact for split in splits for fact in facts_of(parts[split])]:
+        lines = "".join(f"{json.dumps(fact, ensure_ascii=False)}\n" for fact in facts)
+        (Path(made.data_path) / FACTS).write_text(lines, encoding="utf-8")
     shutil.rmtree(work)
-    return Prepared(Path(made.data_path), _counts(made.info), found, False)
+    return Prepared(Path(made.data_path), _counts(made.info), tuple(problems), False)
 
 
 def _with_beam(builder: type[ClipBuilder], clips: Sequence[Clip], out: Path, recipe: Recipe, runner: str) -> Prepared:

@@ -35,7 +35,7 @@ from emollama_jax.data.madeup_words import AU_WORDS, VOICES, coarse_caption, fin
 from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
-from emollama_jax.media.video import import_av
+from emollama_jax.media.container import import_av
 from emollama_jax.text.labels import MERR
 from emollama_jax.weights.atomic import atomic_folder
 

@@ -81,12 +81,7 @@ class Records:
     def __init__(self, path: str | Path, split: str):
         """Raises UserError when there is no prepared data set, or it lacks the split."""
         self.path = Path(path)
-        if not (self.path / "features.json").is_file():
-            raise UserError(f"no prepared data set: {path}; give the folder with features.json that prepare printed")
-        try:
-            builder = tfds.builder_from_directory(str(self.path))
-        except Exception as error:  # TFDS has no common class for what damaged files raise
-            raise UserError(f"damaged data set: {path} ({_first_line(error)}); prepare it again") from error
+        builder = _builder_of(self.path)
         if split not in builder.info.splits:
             there = ", ".join(builder.info.splits) or "none"
             raise UserError(f"no split {split!r}: {path}; it has {there}")
@@ -117,6 +112,20 @@ class Records:
             ) from error
         texts = ("name", "subtitle", "caption_coarse", "caption_fine")
         return {key: value.decode("utf-8") if key in texts else value for key, value in record.items()}
+
+
+def splits_of(path: str | Path) -> tuple[str, ...]:
+    """The splits of a prepared data set. Raises UserError where there is none."""
+    return tuple(_builder_of(Path(path)).info.splits)
+
+
+def _builder_of(path: Path) -> tfds.core.DatasetBuilder:
+    if not (path / "features.json").is_file():
+        raise UserError(f"no prepared data set: {path}; give the folder with features.json that prepare printed")
+    try:
+        return tfds.builder_from_directory(str(path))
+    except Exception as error:  # TFDS has no common class for what damaged files raise
+        raise UserError(f"damaged data set: {path} ({_first_line(error)}); prepare it again") from error
 
 
 def _first_line(error: Exception) -> str:

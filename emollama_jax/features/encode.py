@@ -1,14 +1,17 @@
 """Batches of clips through an encoder, with a handful of compiled programs whatever the clips' number and length.
 
+The rows of a batch are split over the devices that hold the parameters.
+
 Axes: N clips or images, t frames, I x J pixels, S samples, D width.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from emollama_jax.errors import UserError
@@ -30,12 +33,13 @@ def encode_images(
     EVA-ViT gives tokens [N, T, D], MAE and VideoMAE vectors [N, D].
     """
     graphdef, state = nnx.split(model)
-    size = _rows(len(images), batch_size)
+    place, devices = _placement(state)
+    size = _rows(len(images), batch_size, devices)
     like = jax.eval_shape(lambda state, x: _encode(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
     for start in range(0, len(images), size):
         batch = images[start : start + size]
-        outputs[start : start + size] = _encode(graphdef, state, _filled(batch, size))[: len(batch)]
+        outputs[start : start + size] = _encode(graphdef, state, place(_filled(batch, size)))[: len(batch)]
     return outputs
 
 
@@ -53,12 +57,13 @@ def encode_audio(
         UserError: a clip that is shorter than one frame, or longer than the longest bucket; none is encoded then.
     """
     graphdef, state = nnx.split(model)
+    place, devices = _placement(state)
     outputs = np.empty((len(waveforms), model.config.hidden_size), np.float32)
     by_bucket: dict[int | float, list[int]] = {}
     for index, waveform in enumerate(waveforms):
         by_bucket.setdefault(_bucket(model, waveform, index), []).append(index)
     for seconds, clips in sorted(by_bucket.items()):
-        size = _rows(len(clips), max(1, int(batch_seconds / seconds)))
+        size = _rows(len(clips), max(1, int(batch_seconds / seconds)), devices)
         for start in range(0, len(clips), size):
             batch = clips[start : start + size]
             rows = np.zeros((size, int(seconds * SAMPLE_RATE)), np.float32)
@@ -66,7 +71,7 @@ def encode_audio(
             for row, index in enumerate(batch):
                 lengths[row] = len(waveforms[index])
                 rows[row, : lengths[row]] = waveforms[index]
-            outputs[batch] = _encode(graphdef, state, rows, lengths)[: len(batch)]
+            outputs[batch] = _encode(graphdef, state, place(rows), place(lengths))[: len(batch)]
     return outputs
 
 
@@ -81,9 +86,20 @@ def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> int
     raise UserError(f"clip {index}: {samples / SAMPLE_RATE:.0f} s of audio, more than {BUCKETS[-1]} s; cut it shorter")
 
 
-def _rows(count: int, limit: int) -> int:
-    """Rows of a batch: `limit`, or the power of two that holds `count` where that is less."""
-    return min(limit, 1 << max(0, count - 1).bit_length())
+def _placement(state: nnx.State) -> tuple[Callable[[np.ndarray], jax.Array | np.ndarray], int]:
+    """(what splits the rows of an array over the devices that hold the parameters, their number)."""
+    held = next((leaf.sharding for leaf in jax.tree.leaves(state)), None)
+    if not isinstance(held, NamedSharding) or held.mesh.size == 1:
+        return lambda rows: rows, 1
+    split = NamedSharding(held.mesh, PartitionSpec(held.mesh.axis_names))
+    return lambda rows: jax.device_put(rows, split), held.mesh.size
+
+
+def _rows(count: int, limit: int, devices: int) -> int:
+    """Rows of a batch: `limit`, or the power of two that holds `count` where that is less, up to what `devices` can
+    share."""
+    rows = min(limit, 1 << max(0, count - 1).bit_length())
+    return -(-rows // devices) * devices
 
 
 def _filled(batch: np.ndarray, rows: int) -> np.ndarray:

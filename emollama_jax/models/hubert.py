@@ -46,6 +46,8 @@ class HubertConfig(EncoderConfig):
     """Taps of the convolution that adds positions."""
     position_groups: int = 16
     """Its groups of channels."""
+    layer: int = -1
+    """Which hidden states are a clip's: those after so many blocks, or, from the end, -1 after all and the last norm."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)
@@ -56,6 +58,8 @@ class HubertConfig(EncoderConfig):
             raise ValueError(
                 "hubert.conv_dims, conv_kernels and conv_strides must hold one number above 0 a convolution"
             )
+        if not -self.num_layers - 1 <= self.layer <= self.num_layers:
+            raise ValueError(f"hubert.layer={self.layer}: give 0 to num_layers={self.num_layers}, or -1 and down")
         if self.hidden_size % self.position_groups:
             raise ValueError(
                 f"hubert.hidden_size={self.hidden_size} must be a multiple of position_groups={self.position_groups}"
@@ -179,7 +183,7 @@ class Hubert(nnx.Module):
         self.layers = Block(config, key_bias=True, norm_first=config.norm_first, rngs=rngs)
 
     def __call__(self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
-        """Hidden states after the last layer, float32. Of row b the first `num_frames(lengths[b])` count.
+        """Hidden states after `config.layer`, float32. Of row b the first `num_frames(lengths[b])` count.
 
         Args:
             waveforms: 16 kHz mono, each of zero mean and unit variance.
@@ -193,9 +197,11 @@ class Hubert(nnx.Module):
         x = self.proj(x if self.feature_norm is None else self.feature_norm(x))
         x = jnp.where(_counts(x, lengths), x, 0)  # the position convolution looks beyond the end
         x = x + gelu(self.positions(x))
-        if cfg.norm_first:
-            return self.norm(run_blocks(self.layers, x, lengths).astype("float32"))
-        return run_blocks(self.layers, self.norm(x), lengths).astype("float32")
+        if not cfg.norm_first:
+            x = self.norm(x)
+        count = cfg.layer % (cfg.num_layers + 1)
+        x = run_blocks(self.layers, x, lengths, count=count).astype("float32")
+        return self.norm(x) if cfg.norm_first and count == cfg.num_layers else x
 
     def encode(self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B D"]:
         """One vector for each clip: the mean of its frames' hidden states."""

@@ -58,7 +58,7 @@ class EncoderConfig:
                 raise ValueError(f"{self.group}.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, float) and value <= 0:
+            if field.type in (int, float) and value <= 0 < field.default:
                 raise ValueError(f"{self.group}.{field.name}={value}: must be above 0")
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -162,10 +162,13 @@ class Block(nnx.Module):
 
 
 def run_blocks(
-    blocks: Block, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None
+    blocks: Block, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, count: int | None = None
 ) -> Float[Array, "B T D"]:
-    """All layers of stacked blocks; of a row of `lengths[b]` tokens those beyond are not seen by the others."""
+    """Stacked blocks, all or the first `count`; of a row of `lengths[b]` tokens those beyond are not seen by the
+    others."""
     graphdef, params = nnx.split(blocks)
+    if count is not None:
+        params = jax.tree.map(lambda stacked: stacked[:count], params)
 
     def step(x, layer):
         return nnx.merge(graphdef, layer, copy=True)(x, lengths), None

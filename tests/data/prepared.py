@@ -56,7 +56,7 @@ def write_data(
         made = records or [random_record(i, rng, recipe) for i in range(count)]
         path = out.parent / f"{out.name}-{split}.part"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_part(path, [b"[]", *map(features.serialize_example, made)])
+        write_part(path, [*map(features.serialize_example, made)])
         parts[split], answers[split] = [path], answers_of(made)
     metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe), "answers": answers}
     clips = [Clip(name="x", split=split) for split in counts]

@@ -13,7 +13,7 @@ from emollama_jax import cli
 from emollama_jax.data import preparation
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, Merr, prepare
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.preparation import Preparation, Recipe
 from emollama_jax.data.records import Records, decode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.media.images import eva_vit_frame
@@ -61,8 +61,11 @@ def clips(tmp_path_factory):
     )
 
 
-def prepared(clips, out, recipe=RECIPE, **options):
-    return prepare(Clips, Annotations(tuple(clips), ()), out, recipe, **options)
+PREPARATION = Preparation()
+
+
+def prepared(clips, out, recipe=RECIPE, make_parts=PREPARATION, **options):
+    return prepare(Clips, Annotations(tuple(clips), ()), out, recipe, make_parts, **options)
 
 
 def grey(record) -> int:
@@ -104,7 +107,7 @@ def test_frame_rules(clips, tmp_path, rule, index):
 
 def test_workers_and_parts_change_nothing(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "CLIPS_PER_PART", 2)
-    one, two = (prepared(clips, tmp_path / str(n), workers=n) for n in (1, 2))
+    one, two = (prepared(clips, tmp_path / str(n), make_parts=Preparation(workers=n)) for n in (1, 2))
     for split in ("train", "val"):
         ours, theirs = Records(one.path, split), Records(two.path, split)
         assert len(ours) == len(theirs)
@@ -193,7 +196,7 @@ def test_image_tokens(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "CLIPS_PER_PART", 4)
     recipe = dataclasses.replace(RECIPE, image="image_tokens", encoder="sha256:1", image_tokens_shape=(3, 2))
     encode = lambda frames: np.median(frames, axis=(1, 2, 3)).astype(np.float32)[:, None, None] * np.ones((1, 3, 2))
-    made = prepared(clips, tmp_path, recipe, encode=encode)
+    made = prepared(clips, tmp_path, recipe, make_parts=Preparation(encode=encode))
     records, frames = Records(made.path, "train"), Records(prepared(clips, tmp_path).path, "train")
     for i in range(6):
         assert "frame" not in records[i] and records[i]["image_tokens"].dtype == np.float16

@@ -1,12 +1,17 @@
-"""Sound for HuBERT: against Hugging Face's feature extractor on real speech, and at every rate and in every form."""
+"""Sound for HuBERT: against Hugging Face's feature extractor on real speech, at every rate and in every form, and out
+of files of every kind."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 
 from emollama_jax.errors import UserError
-from emollama_jax.media.audio import hubert_waveform, mono, resample
+from emollama_jax.media.audio import hubert_waveform, mono, read_sound, resample
+from tests.media.hostile import MAKERS, TONE, Sound, pictures, tone, write, write_hostile_files
+
+av = pytest.importorskip("av")
 
 RATE = 16000
 
@@ -17,12 +22,8 @@ def sine(frequency, rate, seconds=1.0):
 
 @pytest.fixture(scope="module")
 def speech(real_media):
-    """The sound of a real video: 8.7 s, 16 kHz, mono, int16."""
-    av = pytest.importorskip("av")
-    with av.open(str(real_media.clips[0])) as file:
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-        parts = [part for frame in file.decode(audio=0) for part in resampler.resample(frame)]
-    samples = np.concatenate([part.to_ndarray()[0] for part in parts])
+    """The sound of a real video: 8.7 s, as int16."""
+    samples = np.rint(read_sound(real_media.clips[0]) * 32767).astype(np.int16)
     assert 8 * RATE < len(samples) < 9 * RATE and np.abs(samples).max() > 3000
     return samples
 
@@ -175,3 +176,166 @@ def test_what_is_no_sound_is_refused(name):
 def test_what_is_no_rate_is_refused(rate):
     with pytest.raises(UserError, match=f"^a.wav: a sample rate of {rate}; give a whole number of samples a second"):
         hubert_waveform(sine(440, RATE), rate, "a.wav")
+
+
+# -- out of files
+
+
+TABLE = {name: file for name, file in MAKERS.items() if name not in ("4k", "two hours", "too large")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_hostile_files(tmp_path_factory.mktemp("hostile"), *TABLE)
+
+
+def onset(samples):
+    """The second at which the tone begins."""
+    return int(np.argmax(np.abs(samples) > 0.1)) / RATE
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_file_gives_its_sound_or_none_or_one_line(files, name):
+    file = files[name]
+    try:
+        sound = read_sound(file.path)
+    except UserError as error:
+        assert file.frames == 0 and str(file.path) in str(error) and "\n" not in str(error)
+        return
+    if file.sound is None:
+        assert sound is None
+        return
+    assert sound.dtype == np.float32 and len(sound) / RATE == pytest.approx(file.sound, abs=0.02)
+    if name == "silence":
+        assert np.abs(sound).max() < 1e-4
+        return
+    heard = sound[round(onset(sound) * RATE) + 800 :][:3200]
+    peak = np.argmax(np.abs(np.fft.rfft(heard))) * RATE / len(heard)
+    assert peak == pytest.approx(TONE, abs=10)
+    assert np.abs(heard).max() == pytest.approx(0.4, abs=0.05)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 0.777, 5.0])
+def test_as_much_as_is_wanted(files, seconds):
+    whole, part = read_sound(files["mkv"].path), read_sound(str(files["mkv"].path), seconds)
+    assert len(part) == min(round(seconds * RATE), len(whole))
+    assert np.array_equal(part, whole[: len(part)])
+
+
+def test_sound_and_pictures_share_their_start(files):
+    assert onset(read_sound(files["sound late"].path)) == pytest.approx(0.5, abs=0.07)  # the codec sounds earlier
+    assert onset(read_sound(files["video late"].path)) < 0.005
+
+
+@pytest.mark.parametrize("late", [-0.5, 0.0, 0.25, 1.25])
+@pytest.mark.parametrize("name", ["a.mkv", "a.mov"])
+def test_a_tone_is_heard_at_its_time_to_the_millisecond(tmp_path, name, late):
+    """Of PCM, which has no codec's delay. Below 0 it is the video that begins late."""
+    path = write(
+        tmp_path / name,
+        pictures(50),
+        stamps=lambda i: i / 25 + max(-late, 0),
+        sound=Sound(tone(1, 48000), 48000, start=max(late, 0), codec="pcm_s16le"),
+    )
+    sound = read_sound(path)
+    assert len(sound) == pytest.approx((1 + late) * RATE, abs=20)
+    assert onset(sound) == pytest.approx(max(late, 0), abs=0.002)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 24000, 44100, 48000])
+def test_a_file_sounds_as_its_samples_do(tmp_path, rate):
+    """Resampled on the way as `resample` does at once."""
+    chirp = np.sin(np.cumsum(np.linspace(0.02, 0.8, rate))).astype(np.float32) * 0.5
+    path = write(tmp_path / "a.wav", [], sound=Sound(chirp[None], rate, codec="pcm_s16le"))
+    sound, expected = read_sound(path), resample(chirp, rate)
+    assert len(sound) == pytest.approx(len(expected), abs=2)
+    inside = slice(200, 15800)
+    assert np.abs(sound[inside] - expected[inside]).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "layout, weights",
+    [("mono", [1]), ("stereo", [1, 1]), ("5.1", [0.7071, 0.7071, 1, 0, 0.5, 0.5])],
+)
+def test_channels_are_mixed_by_their_places_and_do_not_clip(tmp_path, layout, weights):
+    weights = np.array(weights) / sum(weights)
+    for channel, weight in enumerate(weights):
+        samples = np.zeros((len(weights), RATE), np.float32)
+        samples[channel] = tone(1)[0]
+        path = write(tmp_path / "a.wav", [], sound=Sound(samples, codec="pcm_s16le", layout=layout))
+        assert np.abs(read_sound(path)).max() == pytest.approx(0.4 * weight, abs=0.01)
+    loud = np.ones((len(weights), RATE), np.float32)
+    path = write(tmp_path / "a.wav", [], sound=Sound(loud, codec="pcm_s16le", layout=layout))
+    assert np.abs(read_sound(path)).max() == pytest.approx(1, abs=1e-3)
+
+
+def test_what_cannot_be_decoded_is_silence(tmp_path):
+    path = write(tmp_path / "a.mp4", pictures(75), sound=Sound(tone(3)))
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as file:
+        packets = [(p.pos, p.size) for p in file.demux(audio=0) if p.size]
+    third = len(packets) // 3
+    for place, size in packets[third : 2 * third]:
+        data[place : place + size] = b"\xff" * size
+    path.write_bytes(data)
+    sound = read_sound(path)
+    assert len(sound) / RATE == pytest.approx(3, abs=0.02)
+    loud = np.abs(sound).reshape(-1, 1600).max(axis=1) > 0.3
+    assert loud[:9].all() and not loud[12:18].any() and loud[22:29].all()
+
+
+def test_the_first_stream_that_sounds_is_taken(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        streams = [file.add_stream("flac", rate=RATE, layout="mono") for _ in range(2)]
+        for stream, level in zip(streams, (8000, 16000), strict=True):
+            frame = av.AudioFrame.from_ndarray(np.full((1, RATE), level, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE, 0
+            file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+    assert read_sound(path)[1000] == pytest.approx(8000 / 32768, abs=0.01)
+    with av.open(str(path)) as file:
+        spoilt = [bytes(packet) for packet in file.demux(audio=0) if packet.size]
+    data = path.read_bytes()
+    for packet in spoilt:
+        data = data.replace(packet, bytes(len(packet)), 1)
+    path.write_bytes(data)
+    assert read_sound(path)[1000] == pytest.approx(16000 / 32768, abs=0.01)
+
+
+def test_sound_of_which_nothing_can_be_decoded(tmp_path):
+    path = write(tmp_path / "a.mkv", pictures(5), sound=Sound(tone(1), codec="flac"))
+    with av.open(str(path)) as file:
+        spoilt = [bytes(packet) for packet in file.demux(audio=0) if packet.size]
+    data = path.read_bytes()
+    for packet in spoilt:
+        data = data.replace(packet, bytes(len(packet)), 1)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="^not a video, or damaged or cut short: .*a.mkv; copy it again"):
+        read_sound(path)
+
+
+def test_an_absurd_time_stamp_is_no_silence_of_days(tmp_path):
+    path = write(tmp_path / "a.mkv", pictures(5), sound=Sound(tone(1), start=1e6, codec="pcm_s16le"))
+    assert len(read_sound(path)) == pytest.approx(RATE, abs=20)
+
+
+def test_memory_is_that_of_the_result(tmp_path):
+    path = write(tmp_path / "a.wav", [], sound=Sound(tone(60, 48000, 2), 48000, codec="pcm_s16le", layout="stereo"))
+    assert path.stat().st_size > 11_000_000
+    tracemalloc.start()
+    sound = read_sound(path, 2.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(sound) == 2 * RATE and peak < 4 * sound.nbytes
+
+
+def test_the_sound_of_real_clips_is_as_long_as_the_file_says(real_clips):
+    for name, path in real_clips.items():
+        sound = read_sound(path)
+        with av.open(str(path)) as file:
+            stream = file.streams.audio[0]
+            seconds = float(stream.duration * stream.time_base)
+        print(f"{name}: {len(sound) / RATE:.4f} s of sound, {seconds:.4f} s by the file")
+        assert stream.start_time == 0 and len(sound) / RATE == pytest.approx(seconds, abs=0.02)
+        assert (np.abs(sound).max() > 0.05) == (name not in ("WolfgangLanger_Pexels", "single_face"))

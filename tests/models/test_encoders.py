@@ -56,6 +56,7 @@ CHANGES = {
         "norm_first": False,
         "position_kernel": 15,
         "position_groups": 8,
+        "layer": 1,
     },
 }
 
@@ -87,6 +88,7 @@ def test_every_field_has_an_effect(name):
         ("hubert", {"conv_norm": "batch"}, "hubert.conv_norm='batch': choose one of layer, group"),
         ("hubert", {"conv_dims": (32,) * 6}, "hubert.conv_dims, conv_kernels and conv_strides must hold one number"),
         ("hubert", {"conv_strides": (0,) * 7}, "hubert.conv_dims, conv_kernels and conv_strides must hold one number"),
+        ("hubert", {"layer": 3}, "hubert.layer=3: give 0 to num_layers=2, or -1 and down"),
         ("hubert", {"position_groups": 5}, "hubert.hidden_size=32 must be a multiple of position_groups=5"),
     ],
 )

@@ -110,6 +110,18 @@ def test_a_padded_row_is_what_torch_gives_for_the_clip_alone(name):
         close(encoded[row], alone.mean(axis=0), WHOLE_MODEL, "its mean")
 
 
+@pytest.mark.parametrize("name", ["hubert", "hubert base"])
+def test_hubert_after_a_layer_of_choice(name):
+    theirs = torch_encoder(VARIANTS[name])
+    x = np.random.default_rng(6).normal(size=(2, 5000)).astype(np.float32)
+    with torch.no_grad():
+        hidden = theirs(torch.tensor(x), output_hidden_states=True).hidden_states
+    for layer in range(-len(hidden), len(hidden)):
+        ours = load_peer(dataclasses.replace(VARIANTS[name], layer=layer), theirs)
+        found = jax.jit(ours.__call__)(jnp.asarray(x), jnp.full(2, x.shape[1]))
+        close(found, hidden[layer], WHOLE_MODEL, f"layer {layer}")
+
+
 def test_eva_vit_at_another_grid_interpolates_as_torch():
     config = TINY.eva_vit
     theirs = torch_encoder(dataclasses.replace(config, image_size=42))  # 3 x 3 patches

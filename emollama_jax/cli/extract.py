@@ -1,0 +1,145 @@
+"""Turn raw videos into features and records, or compare two sets of features."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from emollama_jax.cli._arguments import at_least
+from emollama_jax.cli._data_sets import add_arguments, write_data_set
+from emollama_jax.cli._progress import Progress
+from emollama_jax.config import Config, parse_flags
+from emollama_jax.data.annotations import Annotations
+from emollama_jax.data.builders import FACTS
+from emollama_jax.errors import UserError
+from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
+from emollama_jax.features.encoders import Encoders, load_encoders, local_mesh, random_encoders
+from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.media.subtitles import SOURCES, Recogniser
+
+FILES = ("mae", "videomae", "hubert", "eva_vit")
+
+
+def run(argv: list[str]) -> int:
+    if "--check" in argv:
+        return _check(argv)
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    config, rest = parse_flags(argv)
+    arguments = parser.parse_args(rest)
+    _check_arguments(arguments)
+    encoders, process = _encoders(config, arguments), (jax.process_index(), jax.process_count())
+    recogniser = Recogniser(arguments.recogniser) if arguments.recogniser else None
+    extraction = Extraction(
+        config,
+        encoders,
+        workers=arguments.workers,
+        batch_size=arguments.batch_size,
+        share=process,
+        transcribe=recogniser and recogniser.transcribe,
+        npy=arguments.npy,
+    )
+
+    def make_parts(annotations: Annotations) -> Extraction:
+        progress = Progress(len(annotations.clips) // process[1], "clip")
+        extraction.on_part = lambda clips, aside: progress(clips)
+        return extraction
+
+    prepared, code = write_data_set(
+        arguments,
+        lambda labels: extraction_recipe(
+            config, encoders, labels=labels, frame=arguments.frame, subtitles=arguments.subtitles_from
+        ),
+        make_parts,
+        process=process[0],
+        wait_for_all=_wait_for_all,
+    )
+    if process[0] == 0:
+        _report(prepared.path, extraction.seconds)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="emollama extract",
+        usage="emollama extract --config NAME_OR_PATH DATA [FOLDER] --mae FILE --videomae FILE --hubert FILE [...]\n"
+        "       emollama extract --check A B [--json FILE]",
+        description="Reads the videos of a data set, finds the face in them, runs the encoders of face, motion and "
+        "voice, and writes records as emollama prepare does. An encoder that is not given leaves its feature to the "
+        "data set's own files. Goes on where it was stopped; a clip that cannot be read is reported and put aside "
+        "(exit code 1). On several hosts the same command on each shares the work; --out is then a folder they share. "
+        "--check compares two sets of features, each FOLDER or FOLDER:SPLIT of records or a folder of .npy files; exit "
+        "code 0: they can be mixed.",
+        epilog="example: emollama extract --config stage1_merr merr MERR --frame peak --mae vit-mae-large "
+        "--videomae videomae-large --hubert chinese-hubert-large",
+    )
+    add_arguments(parser)
+    group = parser.add_argument_group("the encoders")
+    group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
+    group.add_argument("--videomae", type=Path, metavar="FOLDER", help="of the motion")
+    group.add_argument("--hubert", type=Path, metavar="FOLDER", help="of the voice")
+    group.add_argument("--eva-vit", type=Path, metavar="FILE", help="of the frame: keeps its tokens, not the frame")
+    group.add_argument(
+        "--random-encoders", action="store_true", help="untrained ones of the experiment's sizes: for trials"
+    )
+    group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
+    parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
+    parser.add_argument(
+        "--subtitles-from",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar=",".join(SOURCES),
+        help="where to look, in this order, for the words of a clip whose list has none",
+    )
+    parser.add_argument("--recogniser", metavar="MODEL", help="what hears speech: a faster-whisper model or its folder")
+    return parser
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if unknown := [source for source in arguments.subtitles_from if source not in SOURCES]:
+        raise UserError(f"--subtitles-from: no source {unknown[0]!r}; choose among {', '.join(SOURCES)}")
+    if ("speech" in arguments.subtitles_from) != bool(arguments.recogniser):
+        raise UserError("--recogniser: goes with --subtitles-from speech, and only there")
+    given = [name for name in FILES if getattr(arguments, name)]
+    if bool(given) == arguments.random_encoders:
+        raise UserError("give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial")
+
+
+def _encoders(config: Config, arguments: argparse.Namespace) -> Encoders:
+    if arguments.random_encoders:
+        return random_encoders(config, mesh=local_mesh())
+    return load_encoders(config, **{name: getattr(arguments, name) for name in FILES}, mesh=local_mesh())
+
+
+def _wait_for_all(reason: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(reason)
+
+
+def _report(path: Path, seconds: dict[str, float]) -> None:
+    """What was seen and heard in all, and what took the time."""
+    facts = [json.loads(line) for line in (path / FACTS).read_text(encoding="utf-8").splitlines()]
+    without = [fact["name"] for fact in facts if fact.get("faces_found") == 0]
+    silent = sum("sound_seconds" not in fact for fact in facts)
+    named = f" ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''})" if without else ""
+    print(
+        f"no face in {len(without)} of {len(facts)} clips{named}, no sound in {silent}; {path / FACTS} has the details"
+    )
+    if seconds:
+        print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+
+
+def _check(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="emollama extract --check")
+    parser.add_argument("--check", nargs=2, metavar=("A", "B"), required=True)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures for programs")
+    arguments = parser.parse_args(argv)
+    comparison = compare(*arguments.check)
+    print(comparison)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0 if comparison.verdict in (SAME, INTERCHANGEABLE) else 1

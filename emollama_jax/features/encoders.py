@@ -1,0 +1,162 @@
+"""The encoders of a clip together: loaded, named by fingerprints, and run over the clips of a batch.
+
+Axes: N clips, F faces, D feature size, T tokens of an image.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+
+from emollama_jax.config import Config
+from emollama_jax.features.encode import encode_audio, encode_images
+from emollama_jax.media.clip import ClipMedia, Wanted
+from emollama_jax.media.face_detection import detector_name
+from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.mae import Mae
+from emollama_jax.models.videomae import VideoMae
+from emollama_jax.sharding import init_sharded, make_mesh
+from emollama_jax.text.prompts import FEATURES
+from emollama_jax.weights.base_checkpoint import fingerprint_of
+from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.eva_vit import load_eva_vit
+from emollama_jax.weights.hubert import load_hubert
+from emollama_jax.weights.mae import load_mae
+from emollama_jax.weights.videomae import load_videomae
+
+EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
+MODELS = {"mae": Mae, "videomae": VideoMae, "hubert": Hubert, "eva_vit": EvaVit}  # by the field of the experiment
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Those of a clip's features and its image; None where there is none, and the feature is not computed."""
+
+    mae: Mae | None = None
+    videomae: VideoMae | None = None
+    hubert: Hubert | None = None
+    eva_vit: EvaVit | None = None
+
+    def wanted(self, frame_size: int) -> Wanted:
+        """What is to be read of a clip for them, and a frame of this size."""
+        mae, videomae = (model and model.config for model in (self.mae, self.videomae))
+        return Wanted(
+            frame=frame_size,
+            face=mae and mae.image_size,
+            motion=videomae and (videomae.num_frames, videomae.image_size),
+            sound=self.hubert is not None,
+        )
+
+    def fingerprints(self, config: Config) -> dict[str, str]:
+        """What the numbers of each encoder that is there depend on: its parameters, and how clips are read for it."""
+        options = {
+            "mae": lambda model: {
+                "pool": model.config.pool,
+                "faces": detector_name(),
+                "max_faces": config.clip.max_faces,
+            },
+            "videomae": lambda model: {"frames": model.config.num_frames, "pool": "mean"},
+            "hubert": lambda model: {"layer": model.config.layer, "pool": "mean"},
+            "eva_vit": lambda model: {},
+        }
+        found = {}
+        for name, model in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self)):
+            if model is not None:
+                named = [f"{key}={value}" for key, value in options[name](model).items()]
+                found[name] = ", ".join([fingerprint_of(param_values(nnx.state(model))), *named])
+        return found
+
+    def features(
+        self,
+        clips: Sequence[ClipMedia],
+        size: int,
+        batch_size: int = 32,
+        clock: Callable[[str, float], None] = lambda name, seconds: None,
+    ) -> tuple[Float[np.ndarray, "N 3 D"], Bool[np.ndarray, "N 3"]]:
+        """The clips' features in the order MAE, VideoMAE, HuBERT, and which of them there are; zeros elsewhere.
+
+        A clip's do not depend on the others.
+
+        Args:
+            size: D of the records; the encoders must have it.
+            batch_size: images, or seconds of sound divided by two, that are on the devices at once.
+            clock: is told the seconds each encoder takes.
+        """
+        features = np.zeros((len(clips), len(FEATURES), size), np.float32)
+        has = np.zeros((len(clips), len(FEATURES)), bool)
+        for column, (name, compute) in enumerate(
+            (("mae", self._faces), ("videomae", self._motion), ("hubert", self._voices))
+        ):
+            start = time.perf_counter()
+            if getattr(self, name) is not None:
+                compute(clips, batch_size, features[:, column], has[:, column])
+            clock(name, time.perf_counter() - start)
+        return features, has
+
+    def _faces(self, clips, batch_size, features, has):
+        counts = [len(clip.faces) for clip in clips]
+        vectors = encode_images(self.mae, np.concatenate([clip.faces for clip in clips]), batch_size=batch_size)
+        for i, of_clip in enumerate(np.split(vectors, np.cumsum(counts)[:-1])):
+            features[i], has[i] = of_clip.mean(axis=0), True
+
+    def _motion(self, clips, batch_size, features, has):
+        features[:] = encode_images(
+            self.videomae, np.stack([clip.motion for clip in clips]), batch_size=max(1, batch_size // 4)
+        )
+        has[:] = True
+
+    def _voices(self, clips, batch_size, features, has):
+        has[:] = [clip.waveform is not None for clip in clips]
+        if has.any():
+            waveforms = [clip.waveform for clip in clips if clip.waveform is not None]
+            features[has] = encode_audio(self.hubert, waveforms, batch_seconds=2 * batch_size)
+
+
+def local_mesh() -> Mesh:
+    """All devices of this process, which share the rows of a batch and have the parameters each."""
+    return make_mesh({"data": len(jax.local_devices())}, jax.local_devices())
+
+
+def load_encoders(
+    config: Config,
+    *,
+    mae: str | Path | None = None,
+    videomae: str | Path | None = None,
+    hubert: str | Path | None = None,
+    eva_vit: str | Path | None = None,
+    mesh: Mesh | None = None,
+) -> Encoders:
+    """The encoders in these files, run as the experiment says; architectures are the files' own.
+
+    Raises:
+        UserError: a file is not there, damaged, or of another architecture.
+    """
+
+    def settings(name: str, *further: str) -> dict[str, Any]:
+        return {field: getattr(getattr(config, name), field) for field in (*EXECUTION, *further)}
+
+    return Encoders(
+        mae=mae and load_mae(mae, mesh=mesh, **settings("mae", "pool"))[0],
+        videomae=videomae and load_videomae(videomae, mesh=mesh, **settings("videomae"))[0],
+        hubert=hubert and load_hubert(hubert, mesh=mesh, **settings("hubert", "layer"))[0],
+        eva_vit=eva_vit and load_eva_vit(eva_vit, config.eva_vit, mesh=mesh)[0],
+    )
+
+
+def random_encoders(config: Config, *, eva_vit: bool = False, mesh: Mesh | None = None) -> Encoders:
+    """Encoders of the experiment's sizes that have learnt nothing, of its seed: for trials without any weights."""
+    mesh = mesh or make_mesh({"device": 1}, jax.devices()[:1])
+
+    def made(name: str) -> nnx.Module:
+        return init_sharded(lambda: MODELS[name](getattr(config, name), rngs=nnx.Rngs(config.seed)), mesh, ())
+
+    return Encoders(**{name: made(name) for name in MODELS if eva_vit or name != "eva_vit"})
