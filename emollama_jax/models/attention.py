@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import spmd
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.sharding import partition_spec
 
@@ -31,19 +31,21 @@ def attention(
     kv_segment_ids: Int[Array, "B S"],
     *,
     q_offset: int | Int[Array, ""] = 0,
+    visible: Bool[Array, "B T S"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Attention with scale 1/sqrt(H) and the softmax in float32.
 
     `q_offset` is the place of the first query among the keys: 0 for a row on itself, the number of keys already
-    cached otherwise. `implementation`: "xla" runs everywhere; "cudnn" is cuDNN's flash attention (GPU, half
-    precision); "splash" is the Pallas kernel for TPUs; "auto" takes the flash kernel of the backend where it fits.
-    Flash kernels serve rows on themselves; queries against a cache always go through "xla".
+    cached otherwise. `visible`, where given, names the keys that each query sees, in place of segments and order.
+    `implementation`: "xla" runs everywhere; "cudnn" is cuDNN's flash attention (GPU, half precision); "splash" is the
+    Pallas kernel for TPUs; "auto" takes the flash kernel of the backend where it fits.
+    Flash kernels serve rows on themselves; queries against a cache and `visible` always go through "xla".
 
     Raises:
         ValueError: the kernel named does not take these shapes or dtypes.
     """
-    if q.shape[1] != k.shape[1]:
+    if q.shape[1] != k.shape[1] or visible is not None:
         implementation = "xla"
     elif implementation == "auto":
         implementation = _best(q)
@@ -51,10 +53,10 @@ def attention(
         return _splash(q, k, v, q_segment_ids)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
-    causal = jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset
-    mask = (same_segment & causal)[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    if visible is None:
+        same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+        visible = same_segment & (jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset)
+    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation=implementation)
 
 
 def bidirectional_attention(

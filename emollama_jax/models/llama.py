@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from emollama_jax.models import attention
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
@@ -140,7 +140,7 @@ class Attention(nnx.Module):
         self.v_proj = _linear(config, lora, "v_proj", (d, k), ("embed", "kv_heads"), rngs)
         self.o_proj = _linear(config, lora, "o_proj", (n, d), ("heads", "embed"), rngs)
 
-    def __call__(self, x, angles, segment_ids, cache: KVCache | None, layer, key):
+    def __call__(self, x, angles, segment_ids, cache: KVCache | None, layer, key, visible=None):
         """x [B, T, D] -> ([B, T, D], keys [B, T, K, H], values [B, T, K, H], cache)."""
         cfg, (batch, length, _) = self.config, x.shape
         split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
@@ -159,6 +159,7 @@ class Attention(nnx.Module):
             segment_ids,
             kv_segment_ids,
             q_offset=q_offset,
+            visible=visible,
             implementation=cfg.attention,
         )
         return _project(self.o_proj, y.reshape(batch, length, -1), key, 3), k, v, cache
@@ -189,8 +190,8 @@ class Block(nnx.Module):
         self.attn = Attention(config, lora, rngs=rngs)
         self.mlp = MLP(config, lora, rngs=rngs)
 
-    def __call__(self, x, angles, segment_ids, cache, layer, key):
-        y, k, v, cache = self.attn(self.attn_norm(x), angles, segment_ids, cache, layer, key)
+    def __call__(self, x, angles, segment_ids, cache, layer, key, visible=None):
+        y, k, v, cache = self.attn(self.attn_norm(x), angles, segment_ids, cache, layer, key, visible)
         x = constrain(x + y, "batch", None, None)
         x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
         return x, k, v, cache
@@ -243,12 +244,14 @@ class Llama(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         cache: KVCache,
+        visible: Bool[Array, "B T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Hidden states of T further tokens of every row, and the cache with them. A token sees the cached tokens of
-        its segment. The caller keeps `cache.length + T` within the cache's slots."""
+        its segment, or the slots that `visible` names: so several continuations of one prompt fit in a row. The caller
+        keeps `cache.length + T` within the cache's slots."""
         seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
         cache = dataclasses.replace(cache, segment_ids=seen)
-        hidden, _, _, cache = self._run(x, positions, segment_ids, cache=cache)
+        hidden, _, _, cache = self._run(x, positions, segment_ids, cache=cache, visible=visible)
         return hidden, dataclasses.replace(cache, length=cache.length + x.shape[1])
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -276,7 +279,7 @@ class Llama(nnx.Module):
         nll = jax.lax.map(lambda args: of_chunk(*args), by_chunk)
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
 
-    def _run(self, x, positions, segment_ids, *, cache=None, dropout_key=None, keep_kv=False):
+    def _run(self, x, positions, segment_ids, *, cache=None, visible=None, dropout_key=None, keep_kv=False):
         """All blocks: (hidden, keys and values [L, B, T, K, H] or None, cache)."""
         cfg = self.config
         x = constrain(x.astype(cfg.compute_dtype), "batch", None, None)
@@ -287,7 +290,7 @@ class Llama(nnx.Module):
         def block(carry, inputs):
             x, cache = carry
             layer, params, key = inputs
-            x, k, v, cache = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, cache, layer, key)
+            x, k, v, cache = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, cache, layer, key, visible)
             return (x, cache), (k, v) if keep_kv else None
 
         if cfg.remat != "none":

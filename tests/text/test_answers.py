@@ -2,8 +2,7 @@ import re
 
 import pytest
 
-from emollama_jax.text import answers
-from emollama_jax.text.answers import normalize_answer
+from emollama_jax.text.answers import normalize_answer, parse_label
 
 pytestmark = pytest.mark.smoke
 
@@ -31,6 +30,37 @@ def test_long_answers_are_cut_at_words():
     assert normalize_answer("a b c d", max_words=2) == "a b"
 
 
-def test_the_example_in_the_docstring():
-    example = re.search(r">>> (.+)\n\s+(.+)\n", answers.normalize_answer.__doc__)
-    assert repr(eval(example[1], {"normalize_answer": normalize_answer})) == example[2]
+@pytest.mark.parametrize("function", [normalize_answer, parse_label])
+def test_the_example_in_the_docstring(function):
+    example = re.search(r">>> (.+)\n\s+(.+)\n", function.__doc__)
+    assert repr(eval(example[1], {function.__name__: function})) == example[2]
+
+
+LABELS = ("happy", "sad", "Mixed", "mixed feelings", "Very Sad", "高兴")
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("happy", "happy"),
+        ("  HAPPY!\n", "happy"),
+        ('The emotion is: "sad".', "sad"),
+        ("not happy but sad", "sad"),  # the last counts, as in the reference
+        ("word " * 300 + "sad", "sad"),  # even where training answers would have been cut
+        ("mixed", "Mixed"),
+        ("she has mixed  feelings", "mixed feelings"),
+        ("very, sad", "Very Sad"),  # the longer of two that fit
+        ("高兴。", "高兴"),
+        ("unhappy", None),
+        ("non-happy", None),
+        ("happiness", None),
+        ("joyful", None),
+        ("happy person", None),
+        ("happysad", None),
+        ("", None),
+        ("...", None),
+    ],
+)
+def test_parse_label(answer, label):
+    assert parse_label(answer, LABELS) == label
+    assert parse_label(answer, LABELS[::-1]) == label

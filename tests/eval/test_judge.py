@@ -1,0 +1,228 @@
+"""The judge against a server on this machine that does all that servers do."""
+
+import json
+import time
+from email.utils import formatdate
+
+import pytest
+
+from emollama_jax.errors import UserError
+from emollama_jax.eval.judge import Answer, Judge, JudgeConfig
+from tests.eval.judge_server import Reply, said, serve
+
+KEY = "sk-very-secret-0123456789"
+TROUBLES = {
+    "good": [],
+    "busy": [Reply(429, b"slow down", {"Retry-After": "0"})] * 2,
+    "broken": [Reply(500, b"oops"), Reply(503, b""), Reply(502, b"<html>")],
+    "late": [Reply(200, b"{}", delay_s=0.6)],
+    "garbage": [
+        Reply(200, b"<html>hello"),
+        Reply(200, b'{"choices": []}'),
+        Reply(200, b'{"choices": [{"message": 3}]}'),
+    ],
+    "cut": [Reply(200, b'{"cho', {"Content-Length": "5000"})],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def troubled(question, n):
+    """Each kind of trouble first, then "7 for QUESTION"; "refuse" and "filtered" are declined."""
+    kind = question.split()[0]
+    if kind == "refuse":
+        return said(None, refusal="I will not")
+    if kind == "filtered":
+        return said("", finish_reason="content_filter")
+    troubles = TROUBLES[kind]
+    return troubles[n] if n < len(troubles) else said(f"7 for {question}")
+
+
+def judge_of(server, cache, **settings):
+    settings = {"model": "m", "key": KEY, "backoff_s": 0.01, "timeout_s": 0.3, **settings}
+    return Judge(JudgeConfig(address=server.address, **settings), cache)
+
+
+def test_nothing_is_lost_and_nothing_answered_twice(tmp_path):
+    kinds = [*TROUBLES, "refuse", "filtered"]
+    questions = [f"{kind} {i}" for i in range(5) for kind in kinds]
+    questions += questions[::3]  # some come again
+    told = []
+    with serve(troubled) as server:
+        answers = judge_of(server, tmp_path).ask(questions, lambda *done: told.append(done))
+        for question, answer in zip(questions, answers, strict=True):
+            if question.startswith(("refuse", "filtered")):
+                assert answer.status == "refused"
+            else:
+                assert answer == Answer("answered", f"7 for {question}")
+        assert set(server.answered.values()) == {1} and set(server.answered) == set(questions)
+        for kind, troubles in TROUBLES.items():
+            assert {server.asked[question] for question in questions if question.startswith(kind)} == {
+                len(troubles) + 1
+            }
+        assert told == [(i + 1, 40) for i in range(40)]
+
+        asked = sum(server.asked.values())
+        assert judge_of(server, tmp_path).ask(questions[::-1]) == answers[::-1]  # out of the cache
+        assert sum(server.asked.values()) == asked
+
+
+@pytest.mark.smoke
+def test_what_is_sent(tmp_path):
+    with serve(troubled) as server:
+        judge_of(server, tmp_path).ask(["good one"])
+        judge_of(server, tmp_path / "other", key="").ask(["good one"])
+    (request, headers), (_, without) = server.requests
+    assert request == {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "good one"}]}
+    assert headers["path"] == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+    assert "Authorization" not in without
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    questions = [f"good {i}" for i in range(40)]
+
+    def interrupt(done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with serve(lambda question, n: troubled(question, n)._replace(delay_s=0.01)) as server:
+        with pytest.raises(KeyboardInterrupt):
+            judge_of(server, tmp_path, concurrency=3).ask(questions, interrupt)
+        before = sum(server.answered.values())
+        assert 10 <= before < 40
+        answers = judge_of(server, tmp_path, concurrency=3).ask(questions)
+    assert [answer.text for answer in answers] == [f"7 for {question}" for question in questions]
+    assert set(server.answered.values()) == {1} and len(server.answered) == 40
+
+
+def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
+    with serve(troubled) as server:
+        (answer,) = judge_of(server, tmp_path).ask(["good one"])
+        (file,) = tmp_path.iterdir()
+        file.write_text(file.read_text()[:-20])
+        assert judge_of(server, tmp_path).ask(["good one"]) == [answer]
+        assert server.asked["good one"] == 2
+        assert json.loads(file.read_text())["text"] == "7 for good one"
+
+
+def test_other_judges_are_asked_themselves(tmp_path):
+    with serve(troubled) as one, serve(troubled) as other:
+        for judge in (judge_of(one, tmp_path), judge_of(one, tmp_path, model="n"), judge_of(other, tmp_path)):
+            judge.ask(["good one"])
+            judge.ask(["good one"])
+        assert (one.asked["good one"], other.asked["good one"]) == (2, 1)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_no_more_requests_at_once_than_allowed(tmp_path):
+    with serve(lambda question, n: troubled(question, n)._replace(delay_s=0.03)) as server:
+        judge_of(server, tmp_path, concurrency=3).ask([f"good {i}" for i in range(12)])
+    assert server.busiest == 3
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_the_server_says_how_long_to_wait(tmp_path, monkeypatch, as_date):
+    def reply(question, n):
+        asks = [formatdate(time.time() + 50, usegmt=True) if as_date else "50", "1000", "soon"]
+        return Reply(429, b"", {"Retry-After": asks[n]}) if n < 3 else said("5")
+
+    paused = []
+    with serve(reply) as server:
+        judge = judge_of(server, tmp_path, longest_pause_s=70.0, backoff_s=1.0)
+        monkeypatch.setattr(judge._stopped, "wait", paused.append)
+        assert judge.ask(["good one"]) == [Answer("answered", "5")]
+    assert paused[:2] == [pytest.approx(50, abs=2), 70]  # and no longer than we are willing to
+    assert 4 <= paused[2] <= 8
+
+
+def test_patience_ends_and_the_next_run_asks_again(tmp_path):
+    with serve(lambda question, n: Reply(500, f"no {KEY}".encode()) if n < 3 else said("5")) as server:
+        (answer,) = judge_of(server, tmp_path, attempts=3).ask(["good one"])
+        assert answer == Answer("failed", "HTTP 500 Internal Server Error no ***")
+        assert server.asked["good one"] == 3 and not list(tmp_path.iterdir())
+        assert judge_of(server, tmp_path).ask(["good one"]) == [Answer("answered", "5")]
+
+
+def test_a_question_that_is_refused_as_such_is_not_sent_again(tmp_path):
+    reply = lambda question, n: Reply(400, b'{"error": "too long"}') if question == "long" else said("5")
+    with serve(reply) as server:
+        answers = judge_of(server, tmp_path).ask(["long", "short"])
+    assert [answer.status for answer in answers] == ["failed", "answered"]
+    assert answers[0].text == 'HTTP 400 Bad Request {"error": "too long"}' and server.asked["long"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        (Reply(401, f"wrong key {KEY}".encode()), "check the key of the judge"),
+        (Reply(404, b"no such model"), "check the address and the model of the judge"),
+        (Reply(307, b"", {"Location": "http://127.0.0.1:9/elsewhere"}), "check the address of the judge"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_ends_the_run(tmp_path, reply, remedy):
+    with serve(lambda question, n: said("5") if question == "first" else reply) as server:
+        judge_of(server, tmp_path).ask(["first"])
+        with pytest.raises(UserError, match=remedy) as caught:
+            judge_of(server, tmp_path).ask(["first", *map(str, range(50))])
+        assert KEY not in str(caught.value)
+        assert sum(server.asked.values()) < 51
+        assert judge_of(server, tmp_path).ask(["first"]) == [Answer("answered", "5")]
+        assert server.asked["first"] == 1
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    with serve(troubled) as server:
+        pass
+    (answer,) = judge_of(server, tmp_path, attempts=2).ask(["good one"])
+    assert answer.status == "failed" and "refused" in answer.text
+
+
+def test_the_key_goes_nowhere_but_to_the_server(tmp_path, caplog):
+    with caplog.at_level("DEBUG"), serve(lambda question, n: troubled(question, n)) as server:
+        judge = judge_of(server, tmp_path, attempts=1)
+        judge.ask(["good one", "broken one"])
+    assert "no answer of the judge" in caplog.text
+    everything = [caplog.text, repr(judge.config), *(file.read_text() for file in tmp_path.iterdir())]
+    assert len(everything) == 3 and not any("secret" in text for text in everything)
+
+
+@pytest.mark.smoke
+def test_settings_from_the_environment(monkeypatch):
+    for name, value in {"ADDRESS": "https://judge.example/v1", "MODEL": "m", "KEY": f"{KEY}\n"}.items():
+        monkeypatch.setenv(f"EMOLLAMA_JUDGE_{name}", value)
+    config = JudgeConfig.from_environment(model="other")
+    assert (config.address, config.model, config.key) == ("https://judge.example/v1", "other", KEY)
+    monkeypatch.delenv("EMOLLAMA_JUDGE_KEY")
+    assert JudgeConfig.from_environment().key == ""
+    monkeypatch.delenv("EMOLLAMA_JUDGE_ADDRESS")
+    with pytest.raises(UserError, match="no address of a judge; set EMOLLAMA_JUDGE_ADDRESS"):
+        JudgeConfig.from_environment()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"address": "ftp://judge"}, "judge.address='ftp://judge': give a web address"),
+        ({"address": f"https://me:{KEY}@judge/v1"}, "judge.address: give the address alone"),
+        ({"address": f"https://judge/v1?key={KEY}"}, "judge.address: give the address alone"),
+        ({"key": f"{KEY}\nX-Other: 1"}, "judge.key: holds white space"),
+        ({"key": f"{KEY}é"}, "judge.key: holds white space"),
+        ({"concurrency": 0}, "judge.concurrency=0: must be at least 1"),
+        ({"attempts": 0}, "judge.attempts=0: must be at least 1"),
+        ({"timeout_s": 0.0}, "judge.timeout_s=0.0: must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        JudgeConfig.from_environment(**{"address": "https://judge/v1", "model": "m", **settings})
+    assert KEY not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot keep answers in .*choose another folder"):
+        Judge(JudgeConfig(address="https://judge/v1", model="m"), tmp_path / "file" / "cache")
