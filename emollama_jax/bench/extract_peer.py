@@ -48,7 +48,7 @@ def torch_encoders(config: Config) -> dict[str, Any]:
 def extractor(
     config: Config, encoders: Mapping[str, Any], faces: Faces = faces_of
 ) -> Callable[[str | Path], tuple[Float[np.ndarray, "3 D"], dict[str, float]]]:
-    """A function of a video's path that gives its features, and the seconds that `decode`, `face`, `audio` and
+    """A function of a video's path that gives its features, and the seconds that `decode`, `face`, `sound` and
     `encoders` took.
 
     Features are float32 in the order MAE, VideoMAE, HuBERT; that of a clip without sound is zeros. The encoders are
@@ -109,7 +109,7 @@ def extractor(
             vectors[2] = hubert(samples)
         features = np.stack([vector.cpu().numpy() for vector in vectors])  # waits for the device
         marks.append(time.perf_counter())
-        return features, dict(zip(("decode", "face", "audio", "encoders"), map(float, np.diff(marks)), strict=True))
+        return features, dict(zip(("decode", "face", "sound", "encoders"), map(float, np.diff(marks)), strict=True))
 
     return extract
 

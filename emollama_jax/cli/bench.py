@@ -6,6 +6,7 @@ from pathlib import Path
 from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
 from emollama_jax.bench.encode import ENCODERS, bench_encode
+from emollama_jax.bench.extract import bench_extract
 from emollama_jax.bench.step import bench_step
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "of the repeats.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode,data}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode,data,extract}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -83,4 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--workers", type=at_least(0), default=0, metavar="N", help="reading processes (default: %(default)s)"
     )
+    extract = verbs.add_parser("extract", parents=[common], help="video files to records with features")
+    extract.set_defaults(bench=bench_extract)
+    extract.add_argument("--clips", type=at_least(1), default=16, metavar="N", help="default: %(default)s")
+    extract.add_argument(
+        "--videos", type=Path, nargs="+", default=(), metavar="FILE", help="in turn (default: made-up clips)"
+    )
+    extract.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="reading processes (default: the processors but one)"
+    )
+    extract.add_argument("--batch", dest="batch_size", type=at_least(1), default=32, metavar="B", help="images")
+    extract.add_argument("--dtype", choices=FLOAT_DTYPES, help="as for encode")
     return parser

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from emollama_jax.cli._arguments import at_least
-from emollama_jax.cli._data_sets import add_arguments, write_data_set
+from emollama_jax.cli._data_sets import add_arguments, sources_of, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.data.annotations import Annotations
@@ -30,6 +30,7 @@ def run(argv: list[str]) -> int:
     config, rest = parse_flags(argv)
     arguments = parser.parse_args(rest)
     _check_arguments(arguments)
+    sources_of(arguments)  # what is wrong with them is said before the encoders are loaded
     encoders, process = _encoders(config, arguments), (jax.process_index(), jax.process_count())
     recogniser = Recogniser(arguments.recogniser) if arguments.recogniser else None
     extraction = Extraction(

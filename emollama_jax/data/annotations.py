@@ -98,7 +98,7 @@ class Sources:
 
     lists: tuple[tuple[str, Path], ...]
     """(split, file): .txt, .csv or .jsonl, see `data/tables.py`; a column `split` of the file goes before this one.
-    Without any, every video is a clip of the split `all`, of which nothing else is known."""
+    Without any, every video is a clip of the split `clips`, of which nothing else is known."""
     coarse: Path | None = None
     """MERR's JSON of coarse captions."""
     fine: Path | None = None
@@ -233,7 +233,7 @@ def read_annotations(sources: Sources, *, strict: bool = False, check_features: 
     if not sources.lists and sources.videos:
         names = sorted({path.stem for path in files_of(sources.videos, VIDEO_SUFFIXES).values()})
         rows = [Row(None, {"name": name}) for name in names]
-        clips += [clip for row in rows if (clip := reader.clip("all", sources.videos, row))]
+        clips += [clip for row in rows if (clip := reader.clip("clips", sources.videos, row))]
     if check_features:
         clips = _without_broken_features(clips, problems)
     if strict and problems:
@@ -301,8 +301,8 @@ class _Reader:
         video = fields.get("video", "")
         if video and not all(map(is_file_name, video.split("/"))):
             return "unsafe_name", f"the video {video!r} may lie anywhere; give its path below the folder of videos"
-        if not re.fullmatch(r"[\w-]+", split):
-            return "unparsable_line", f"{split!r} cannot name a split; use letters, digits, _ and -"
+        if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":  # which TFDS keeps for itself
+            return "unparsable_line", f"{split!r} cannot name a split; use letters, digits, _ and -, but not all"
         if "emotion" in fields and self._label(fields["emotion"]) is None:
             allowed = ", ".join(self._sources.labels)
             return "unknown_label", f"{fields['emotion']!r} is none of {allowed}; mend it, or choose other labels"

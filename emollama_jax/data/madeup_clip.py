@@ -32,7 +32,7 @@ from emollama_jax.data.madeup_voice import TONES, Tone, voice
 from emollama_jax.data.madeup_words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
-VERSION = 1  # of what a seed gives
+VERSION = 2  # of what a seed gives
 FPS = Fraction(25, 2)
 NUM_FRAMES = (22, 30)  # least and most of a clip
 UNCLEAR_SHARE = 0.1

@@ -57,10 +57,10 @@ class Look:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """A look whose whole head is inside the picture."""
-    radius = rng.uniform(33, 43)
-    x = rng.uniform(1.25 * radius, SIZE - 1.25 * radius)
-    y = rng.uniform(1.55 * radius, SIZE - 1.5 * radius)
+    """A look whose whole head is inside the picture, and fills most of it as a speaker's does."""
+    radius = rng.uniform(37, 46)
+    x = SIZE / 2 + rng.uniform(-8, 8)
+    y = rng.uniform(1.55 * radius, min(1.55 * radius + 12, SIZE - 1.5 * radius))
     left, top = rng.uniform(0, 0.7, 2)
     light = rng.integers(110, 230, 3)
     return Look(

@@ -14,6 +14,7 @@ Axes: B rows, T positions, K clips a row, S soft tokens a clip.
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -93,6 +94,7 @@ def open_sources(paths: Sequence[str], config: Config, where: str) -> list[Numbe
         sources.append(Numbered(Records(folder, split), first))
         _check_recipe(sources[-1].records, config)
         first += len(sources[-1])
+    encoders_of(sources)
     return sources
 
 
@@ -108,6 +110,24 @@ def _check_recipe(records: Records, config: Config) -> None:
         found = list(recipe[name]) if isinstance(wanted, list) else recipe[name]
         if found != wanted:
             raise UserError(f"prepared with {name}={found}, the model has {wanted}: {records.path}; prepare it for it")
+
+
+def encoders_of(sources: Sequence[Numbered]) -> dict[str, str]:
+    """The fingerprints of the encoders that computed the features, as far as the data sets know.
+
+    Raises:
+        UserError: they are of different ones.
+    """
+    known: dict[str, tuple[str, Path]] = {}
+    for records in (source.records for source in sources):
+        for name, fingerprint in records.metadata["recipe"].get("encoders", {}).items():
+            before, path = known.setdefault(name, (fingerprint, records.path))
+            if before != fingerprint:
+                raise UserError(
+                    f"{name} features of different encoders or settings cannot be mixed: {path} ({before}) and "
+                    f"{records.path} ({fingerprint}); extract one of them again as the other was"
+                )
+    return {name: fingerprint for name, (fingerprint, _) in known.items()}
 
 
 def name_of(sources: Sequence[Numbered], number: int) -> str:

@@ -87,7 +87,10 @@ class Recipe:
 def _stamp(path: Path | None) -> tuple[str, int, int] | None:
     if path is None:
         return None
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # gone, or a link that leads nowhere: the clip will be put aside
+        return path.name, -1, -1
     return path.name, status.st_size, status.st_mtime_ns
 
 

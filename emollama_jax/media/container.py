@@ -14,7 +14,7 @@ MAX_PIXELS = 100_000_000
 # text drawn as a terminal would.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,rm,dv,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,obu,mjpeg,"
-    "gif,apng,png_pipe,jpeg_pipe,bmp_pipe,tiff_pipe,webp_pipe,wav,w64,aiff,caf,au,mp3,flac,aac,ac3,amr,ape"
+    "gif,apng,image2,png_pipe,jpeg_pipe,bmp_pipe,tiff_pipe,webp_pipe,wav,w64,aiff,caf,au,mp3,flac,aac,ac3,amr,ape"
 )
 
 
@@ -43,7 +43,8 @@ def open_media(path: str | Path):
         # An absolute path, as FFmpeg takes what stands before a colon for a protocol.
         container = av.open(
             os.path.abspath(path),
-            options={"format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)},
+            # A still's name is that of one file, not the pattern of many.
+            options={"format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS), "pattern_type": "none"},
             metadata_errors="replace",
         )
     except PermissionError as error:

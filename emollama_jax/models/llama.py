@@ -260,14 +260,33 @@ class Llama(nnx.Module):
         kernel = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def token_nll(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        """Negative log-likelihood of `targets[b, t]` after position t, float32. Logits exist for `loss_chunk` tokens
-        of each row at a time, in the forward and in the backward pass."""
-        batch, length, width = hidden.shape
+    def token_nll(
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        where: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T"]:
+        """Negative log-likelihood of `targets[b, t]` after position t, float32.
+
+        Logits exist for `loss_chunk` tokens of each row at a time, in the forward and in the backward pass, and only
+        for as many chunks as hold the positions `where` it is asked for; it is 0 elsewhere.
+        """
+        if where is not None:  # those that are asked for come first, and then back to their places
+            order = jnp.argsort(~where, axis=1, stable=True)
+            hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+            targets, where = (jnp.take_along_axis(x, order, axis=1) for x in (targets, where))
+            nll = self._nll_of_chunks(hidden, targets, where)
+            return jnp.take_along_axis(nll, jnp.argsort(order, axis=1), axis=1)
+        return self._nll_of_chunks(hidden, targets, None)
+
+    def _nll_of_chunks(self, hidden, targets, where):
+        batch, length, _ = hidden.shape
         chunk = min(self.config.loss_chunk, length)
         pad = -length % chunk
-        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, chunk, width)
-        padded = jnp.pad(targets, ((0, 0), (0, pad))).reshape(batch, -1, chunk)
+
+        def chunks(x):
+            x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
+            return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
         @jax.checkpoint
         def of_chunk(hidden, targets):
@@ -275,8 +294,14 @@ class Llama(nnx.Module):
             picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
             return jax.nn.logsumexp(logits, axis=-1) - picked
 
-        by_chunk = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(padded, 1, 0))
-        nll = jax.lax.map(lambda args: of_chunk(*args), by_chunk)
+        def of_asked(hidden, targets, where):
+            zeros = lambda hidden, targets: jnp.zeros(targets.shape, jnp.float32)
+            return jnp.where(where, jax.lax.cond(where.any(), of_chunk, zeros, hidden, targets), 0)
+
+        if where is None:
+            nll = jax.lax.map(lambda args: of_chunk(*args), (chunks(hidden), chunks(targets)))
+        else:
+            nll = jax.lax.map(lambda args: of_asked(*args), (chunks(hidden), chunks(targets), chunks(where)))
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
 
     def _run(self, x, positions, segment_ids, *, cache=None, visible=None, dropout_key=None, keep_kv=False):

@@ -58,7 +58,7 @@ def test_features_agree_with_ours(videos):
     for path in videos:
         features, seconds = extract(path)
         assert features.shape == (3, config.mae.hidden_size) and features.dtype == np.float32
-        assert list(seconds) == ["decode", "face", "audio", "encoders"] and min(seconds.values()) > 0
+        assert list(seconds) == ["decode", "face", "sound", "encoders"] and min(seconds.values()) > 0
         theirs.append(features)
     differences = np.abs(np.stack(theirs) - ours).max(axis=(0, 2))
     print("largest differences:", differences)

@@ -11,6 +11,7 @@ import pytest
 
 from emollama_jax.config import EvaVitConfig
 from emollama_jax.data.pipeline import (
+    encoders_of,
     eval_dataset,
     name_of,
     onto_devices,
@@ -383,6 +384,16 @@ def test_reading_ahead_is_bounded(folder, monkeypatch):
     iterator.close()
     most = 5 + 1 + 8 + 4 * 2  # ahead, the one in hand, a thread each, and the rows being filled
     assert consumed <= len(read) <= consumed + most
+
+
+def test_features_of_different_encoders_are_not_mixed(tmp_path):
+    """What is not known of a data set, whose features were files, fits all."""
+    encoders = [{"mae": "a", "hubert": "b"}, {"mae": "a"}, {}, {"mae": "a", "hubert": "c"}]
+    paths = [f"{write_data(tmp_path / str(i), {'train': 2}, encoders=of)}:train" for i, of in enumerate(encoders)]
+    sources = open_sources(paths[:3], tiny_config({}), "data.train")
+    assert encoders_of(sources) == {"mae": "a", "hubert": "b"}
+    with pytest.raises(UserError, match=r"hubert features of different encoders .* \(b\) and .* \(c\); extract one of"):
+        open_sources(paths, tiny_config({}), "data.train")
 
 
 @pytest.mark.parametrize(

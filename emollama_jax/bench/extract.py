@@ -1,0 +1,134 @@
+"""Extraction: from video files to records with features, end to end, and what takes the time."""
+
+import dataclasses
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from emollama_jax.bench.encode import load_peer, random_encoder
+from emollama_jax.bench.extract_peer import extractor, torch_encoders
+from emollama_jax.bench.peer import PEER, obstacle
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.config import Config, to_dict
+from emollama_jax.data.annotations import Clip
+from emollama_jax.data.madeup import make_dataset
+from emollama_jax.data.preparation import records_of
+from emollama_jax.data.processes import default_workers
+from emollama_jax.errors import UserError
+from emollama_jax.features.encoders import Encoders
+from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.text.labels import MERR
+from emollama_jax.text.prompts import FEATURES
+
+KINDS = ("decode", "face", "sound", "encoders", *FEATURES)  # of work; the peer does not tell its encoders apart
+COLUMNS = {"clips_per_s": "clips/s"} | {f"{kind}_percent": f"{kind} %" for kind in KINDS}
+
+Measure = Callable[[], tuple[Figures, np.ndarray]]
+
+
+def bench_extract(
+    config: Config,
+    *,
+    clips: int = 16,
+    videos: Sequence[Path] = (),
+    workers: int | None = None,
+    batch_size: int = 32,
+    dtype: str | None = None,
+    repeats: int = 3,
+    with_peer: bool = True,
+) -> Report:
+    """Made-up clips, or videos of one's own, one after another up to `clips` of them.
+
+    Args:
+        workers: processes that read clips, of ours; the peer does one clip after another. Default: the processors but
+            one.
+        dtype: of kernels and activations, in place of the experiment's; default: float32 on CPUs, the experiment's
+            elsewhere.
+    """
+    check_one_device(config)
+    if missing := [path for path in videos if not path.is_file()]:
+        raise UserError(f"no such file: {missing[0]}; give videos")
+    workers = max(1, default_workers() - 1) if workers is None else workers
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
+    changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
+    config = dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **changes) for name in FEATURES}
+    )
+    why_no_peer = obstacle("torch", "transformers", "cv2") if with_peer else "no peer: not asked for"
+    notes = [why_no_peer] if why_no_peer else []
+    notes += ["%: of the seconds of all kinds of work together; ours are of several processes at once"]
+    peers = None if why_no_peer else torch_encoders(config)
+    sizes = {name: getattr(config, name).hidden_size for name in FEATURES}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"encoders of different sizes {sizes}; records hold one size")
+    config = dataclasses.replace(
+        config, projectors=dataclasses.replace(config.projectors, feature_size=sizes[FEATURES[0]])
+    )
+    made = {
+        name: load_peer(getattr(config, name), peers[name])
+        if peers
+        else random_encoder(name, getattr(config, name), config.seed)
+        for name in FEATURES
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        paths = list(itertools.islice(itertools.cycle(videos or _made_up(Path(folder), clips)), clips))
+        contenders = {OURS: _ours(config, Encoders(**made), paths, Path(folder), workers, batch_size)}
+        if peers:
+            contenders[PEER] = _peers(config, peers, paths)
+        results = alternate(contenders, batch=batch_size, repeats=repeats, rate="clips_per_s")
+    if peers:
+        ours, theirs = (np.asarray(result.output, np.float64) for result in results)
+        error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        notes.append(f"the features differ by {error:.1e} of the largest")
+    settings = {"clips": clips, "videos": len(videos) or "made up", "workers": workers, "repeats": repeats}
+    return Report("Extraction, random weights", to_dict(config), settings, COLUMNS, results, notes)
+
+
+def _made_up(folder: Path, clips: int) -> list[Path]:
+    made = make_dataset(folder / "clips", clips={"train": clips}, workers=default_workers())
+    return [made.video(clip) for clip in made.clips]
+
+
+def _ours(
+    config: Config, encoders: Encoders, paths: Sequence[Path], folder: Path, workers: int, batch_size: int
+) -> Measure:
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame="middle")
+    clips = [Clip(name=f"clip_{i}", split="train", video=path) for i, path in enumerate(paths)]
+
+    def measure() -> tuple[Figures, np.ndarray]:
+        extraction = Extraction(config, encoders, workers=workers, batch_size=batch_size)
+        start = time.perf_counter()
+        parts = extraction(clips, recipe, folder / "parts")
+        elapsed_s = time.perf_counter() - start
+        features = np.stack([record["features"] for record in records_of(parts, recipe)])
+        shutil.rmtree(folder / "parts")
+        return _figures(len(clips), elapsed_s, extraction.seconds), features
+
+    return measure
+
+
+def _peers(config: Config, peers: dict, paths: Sequence[Path]) -> Measure:
+    extract = extractor(config, peers)
+
+    def measure() -> tuple[Figures, np.ndarray]:
+        start = time.perf_counter()
+        features, seconds = zip(*map(extract, paths), strict=True)
+        elapsed_s = time.perf_counter() - start
+        total = {kind: sum(of_clip[kind] for of_clip in seconds) for kind in seconds[0]}
+        return _figures(len(paths), elapsed_s, total), np.stack(features)
+
+    return measure
+
+
+def _figures(clips: int, elapsed_s: float, seconds: dict[str, float]) -> Figures:
+    of_encoders = sum(seconds.get(name, 0) for name in FEATURES)
+    seconds = {"encoders": of_encoders} | {kind: value for kind, value in seconds.items() if kind in KINDS}
+    total = sum(seconds[kind] for kind in ("decode", "face", "sound", "encoders"))
+    shares = {f"{kind}_percent": 100 * value / total for kind, value in seconds.items()}
+    return {"clips": clips, "seconds": elapsed_s, "clips_per_s": clips / elapsed_s, **shares}

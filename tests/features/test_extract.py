@@ -1,0 +1,323 @@
+"""From videos to records: each clip's own, whatever is beside it, however often it is stopped, and nothing lost."""
+
+import dataclasses
+import json
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+from emollama_jax.cli import main
+from emollama_jax.config import load_config
+from emollama_jax.data.annotations import Annotations, Clip
+from emollama_jax.data.builders import FACTS, Clips, prepare
+from emollama_jax.data.madeup import make_dataset
+from emollama_jax.data.preparation import Recipe, read_serialized
+from emollama_jax.data.records import Records, decode_frame
+from emollama_jax.errors import UserError
+from emollama_jax.features import extract
+from emollama_jax.features.encoders import local_mesh, random_encoders
+from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.media.clip import read_clip
+from emollama_jax.media.contact_sheet import contact_sheet
+from emollama_jax.media.faces import face_crops
+from emollama_jax.media.images import even_indices
+from emollama_jax.media.video import Video
+from emollama_jax.text.labels import MERR
+from tests.media.hostile import write_hostile_files
+
+pytest.importorskip("av")
+
+TINY = load_config("tiny")
+SMALL = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_layers": 1}
+CONFIG = dataclasses.replace(
+    TINY,
+    mae=dataclasses.replace(TINY.mae, **SMALL),
+    videomae=dataclasses.replace(TINY.videomae, **SMALL),
+    hubert=dataclasses.replace(TINY.hubert, num_layers=1),
+    projectors=dataclasses.replace(TINY.projectors, feature_size=32),
+    clip=dataclasses.replace(TINY.clip, max_faces=5),
+)
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return random_encoders(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("made up") / "data", clips={"train": 7, "val": 2}, workers=1)
+
+
+@pytest.fixture(scope="module")
+def clips(made_up):
+    return tuple(
+        Clip(name=spec.name, split=spec.split, emotion=spec.label, subtitle="Well.", video=made_up.video(spec))
+        for spec in made_up.clips
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(extract, "CLIPS_PER_PART", 3)
+
+
+def extracted(clips, out, encoders, *, frame="peak", subtitles=(), **options):
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame=frame, subtitles=subtitles)
+    options = {"workers": 0} | options
+    return prepare(Clips, Annotations(tuple(clips), ()), out, recipe, Extraction(CONFIG, encoders, **options))
+
+
+def records_of(prepared) -> dict[str, dict]:
+    by_split = [Records(prepared.path, split) for split in prepared.counts]
+    return {record["name"]: record for records in by_split for record in map(records.__getitem__, range(len(records)))}
+
+
+def features_of(prepared) -> dict[str, np.ndarray]:
+    return {name: record["features"] for name, record in records_of(prepared).items()}
+
+
+@pytest.fixture(scope="module")
+def reference(clips, encoders, tmp_path_factory):
+    return extracted(clips, tmp_path_factory.mktemp("reference"), encoders, batch_size=1)
+
+
+def test_a_record_holds_the_encoders_features_and_the_peak(reference, made_up, encoders):
+    records = records_of(reference)
+    assert set(records) == {spec.name for spec in made_up.clips}
+    for spec in made_up.clips:
+        record = records[spec.name]
+        media = read_clip(made_up.video(spec), CONFIG.clip, encoders.wanted(56), frame="peak")
+        features, has = encoders.features([media], 32)
+        np.testing.assert_allclose(record["features"], features[0], atol=1e-5)
+        assert record["has_feature"].all() and has.all()
+        assert abs(record["features"]).max(axis=1).min() > 0.1
+        np.testing.assert_array_equal(decode_frame(record["frame"]), media.frame)
+        assert (MERR[record["emotion"]], record["subtitle"]) == (spec.label, "Well.")
+    metadata = Records(reference.path, "train").metadata
+    assert set(metadata["recipe"]["encoders"]) == {"mae", "videomae", "hubert"}
+    facts = [json.loads(line) for line in (reference.path / FACTS).read_text().splitlines()]
+    assert [fact["name"] for fact in facts] == [spec.name for spec in made_up.clips]
+    assert all(fact["faces_looked_for"] == 5 and fact["frames"] > 20 for fact in facts)
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "mesh"),
+    [(0, 32, False), (2, 7, False), (0, 5, True)],
+    ids=["batches", "workers", "devices"],
+)
+def test_batches_workers_and_devices_change_nothing(clips, reference, tmp_path, workers, batch_size, mesh):
+    encoders = random_encoders(CONFIG, mesh=local_mesh() if mesh else None)
+    found = features_of(extracted(clips, tmp_path, encoders, workers=workers, batch_size=batch_size))
+    for name, expected in features_of(reference).items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_neighbours_change_nothing(clips, reference, encoders, tmp_path):
+    alone = features_of(extracted(clips[4:5], tmp_path, encoders))
+    np.testing.assert_allclose(alone[clips[4].name], features_of(reference)[clips[4].name], atol=1e-5)
+
+
+def test_a_stopped_extraction_goes_on(clips, reference, encoders, tmp_path):
+    """Stopped in the second part; the first is not made again."""
+    done = []
+
+    def stop(count, aside):
+        done.append(count)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extracted(clips, tmp_path, encoders, on_part=stop)
+    (part, *_) = sorted(tmp_path.glob(".*.partial/train/*.array_record"))
+    made = part.stat().st_mtime_ns
+    goes_on = []
+    prepared = extracted(
+        clips, tmp_path, encoders, on_part=lambda count, aside: goes_on.append((count, part.stat().st_mtime_ns))
+    )
+    assert goes_on == [(1, made), (2, made)]
+    for name, expected in features_of(reference).items():
+        np.testing.assert_allclose(features_of(prepared)[name], expected, atol=1e-5)
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_processes_share_the_parts(clips, encoders, tmp_path):
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame="first")
+    whole = Extraction(CONFIG, encoders, workers=0)(clips, recipe, tmp_path / "whole")
+    shares = [Extraction(CONFIG, encoders, workers=0, share=(i, 2)) for i in range(2)]
+    first = shares[0](clips, recipe, tmp_path / "shared")
+    assert [path.exists() for path in first] == [True, False, True]
+    assert shares[1](clips, recipe, tmp_path / "shared") == first
+    for one, other in zip(whole, first, strict=True):
+        for a, b in zip(read_serialized(one)[1:], read_serialized(other)[1:], strict=True):
+            a, b = (recipe.features().deserialize_example_np(x) for x in (a, b))
+            np.testing.assert_allclose(a["features"], b["features"], atol=1e-5)
+
+
+def test_the_data_set_appears_once_for_all_processes(clips, encoders, tmp_path):
+    """The second process makes its parts, waits, and finds what the first has written."""
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame="first")
+    share = lambda i: Extraction(CONFIG, encoders, workers=0, share=(i, 2))
+    annotations, waits = Annotations(clips, ()), []
+
+    def first_writes(reason):
+        waits.append(reason)
+        if len(waits) == 2:
+            prepare(Clips, annotations, tmp_path, recipe, share(0))
+
+    prepared = prepare(Clips, annotations, tmp_path, recipe, share(1), process=1, wait_for_all=first_writes)
+    assert (prepared.was_there, prepared.counts) == (True, {"train": 7, "val": 2})
+
+
+def test_features_that_no_encoder_computes_come_from_files(clips, encoders, tmp_path):
+    """And those that are computed are written in the reference's folders, where `prepare` finds them."""
+    wide = dataclasses.replace(CONFIG.projectors, feature_size=1024)
+    voice = {"hidden_size": 1024, "num_heads": 4, "intermediate_size": 8, "position_groups": 128}
+    config = dataclasses.replace(CONFIG, projectors=wide, hubert=dataclasses.replace(CONFIG.hubert, **voice))
+    encoders = dataclasses.replace(random_encoders(config), mae=None, videomae=None)
+    np.save(tmp_path / "face.npy", np.full(1024, 2.5))
+    with_face = [dataclasses.replace(clip, features=(tmp_path / "face.npy", None, None)) for clip in clips[:2]]
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame="first")
+    extraction = Extraction(config, encoders, workers=0, npy=tmp_path / "npy")
+    prepared = prepare(Clips, Annotations(tuple(with_face), ()), tmp_path / "out", recipe, extraction)
+    for name, record in records_of(prepared).items():
+        assert record["has_feature"].tolist() == [True, False, True]
+        assert (record["features"][0] == 2.5).all() and (record["features"][1] == 0).all()
+        np.testing.assert_array_equal(np.load(tmp_path / f"npy/HL-UTT/{name}.npy"), record["features"][2])
+    assert [path.name for path in (tmp_path / "npy").iterdir()] == ["HL-UTT"]
+
+
+def test_image_tokens_and_subtitles(clips, tmp_path):
+    encoders = random_encoders(CONFIG, eva_vit=True)
+    video = clips[0].video
+    beside = tmp_path / "clip.mp4"
+    beside.write_bytes(video.read_bytes())
+    beside.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nWho <i>said</i> that?\n")
+    quiet = dataclasses.replace(clips[1], subtitle="")
+    clips = (dataclasses.replace(clips[0], video=beside, subtitle=""), clips[1], dataclasses.replace(quiet, name="c"))
+    records = records_of(extracted(clips, tmp_path / "out", encoders, subtitles=("file", "track")))
+    assert [record["subtitle"] for record in records.values()] == ["Who said that?", "Well.", ""]
+    assert all(record["image_tokens"].shape == (17, 48) for record in records.values())
+    heard = lambda waveform: f"{len(waveform)} samples"
+    (record,) = records_of(
+        extracted([quiet], tmp_path / "heard", encoders, subtitles=("file", "speech"), transcribe=heard)
+    ).values()
+    assert record["subtitle"].endswith(" samples")
+
+
+def test_bad_clips_are_named_and_put_aside(clips, encoders, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    wrong = [
+        dataclasses.replace(clips[0], name="text", video=tmp_path / "text.mp4"),
+        dataclasses.replace(clips[0], name="none", video=None),
+    ]
+    prepared = extracted([wrong[0], clips[0], wrong[1], clips[1]], tmp_path / "out", encoders)
+    assert prepared.counts == {"train": 2}
+    assert [(problem.name, problem.kind) for problem in prepared.problems] == [
+        ("text", "not_prepared"),
+        ("none", "not_prepared"),
+    ]
+    assert "text.mp4" in prepared.problems[0].message and "has no video" in prepared.problems[1].message
+
+
+def test_a_long_clip_is_put_aside(tmp_path, encoders):
+    long = write_hostile_files(tmp_path, "two hours")["two hours"].path
+    with pytest.raises(UserError, match=r"more than clip.max_seconds=120; cut it into clips"):
+        read_clip(long, CONFIG.clip, encoders.wanted(56))
+
+
+def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
+    """And memory stays bounded, whatever the files say of themselves."""
+    files = write_hostile_files(tmp_path / "files")
+    clips = tuple(Clip(name=name, split="test", video=file.path) for name, file in files.items())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    prepared = extracted(clips, tmp_path / "out", encoders, frame="middle")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{len(files)} files: {prepared.counts['test']} records, memory grew by {grown:.0f} MiB")
+    records, problems = records_of(prepared), {problem.name: problem.message for problem in prepared.problems}
+    assert set(records) | set(problems) == set(files) and not set(records) & set(problems)
+    too_long = {name for name, message in problems.items() if "max_seconds" in message}
+    for name, file in files.items():
+        assert (name in records) == (file.expected == "frames" and name not in too_long), problems.get(name)
+    for name, record in records.items():
+        assert np.isfinite(record["features"]).all(), name
+        assert record["has_feature"].tolist() == [True, True, files[name].sound is not None], name
+    assert all("\n" not in message for message in problems.values())
+    assert grown < 600
+
+
+def test_real_clips(real_clips, encoders, tmp_path):
+    """Talking faces with and without sound: a contact sheet of each lies where pytest keeps its files."""
+    clips = [Clip(name=name, split="test", video=path) for name, path in real_clips.items()]
+    prepared = extracted(clips, tmp_path / "out", encoders)
+    records = records_of(prepared)
+    for fact in map(json.loads, (prepared.path / FACTS).read_text().splitlines()):
+        print(fact)
+        assert fact["faces_found"] == fact["faces_looked_for"] == 5, fact
+        with Video(real_clips[fact["name"]]) as video:
+            sheet = contact_sheet(face_crops(video, even_indices(video.num_frames, 12)))
+        sheet.save(tmp_path / f"{fact['name']}.png")
+    assert set(records) == set(real_clips)
+    features = np.stack([record["features"] for record in records.values()])
+    assert np.isfinite(features).all()
+    again = features_of(extracted(clips[::-1], tmp_path / "again", encoders, batch_size=3))
+    for name, record in records.items():
+        np.testing.assert_allclose(again[name], record["features"], atol=1e-5)
+
+
+def test_real_stills(real_stills, encoders, tmp_path):
+    clips = [Clip(name=name, split="test", video=path) for name, path in real_stills.items()]
+    prepared = extracted(clips, tmp_path / "out", encoders)
+    facts = [json.loads(line) for line in (prepared.path / FACTS).read_text().splitlines()]
+    assert [(fact["frames"], fact["faces_found"]) for fact in facts] == [(1, 1)] * len(real_stills)
+    assert all(record["has_feature"].tolist() == [True, True, False] for record in records_of(prepared).values())
+
+
+def test_fingerprints_name_what_features_depend_on(encoders):
+    found = encoders.fingerprints(CONFIG)
+    other = random_encoders(dataclasses.replace(CONFIG, seed=1)).fingerprints(CONFIG)
+    more_faces = dataclasses.replace(CONFIG, clip=dataclasses.replace(CONFIG.clip, max_faces=6))
+    assert all(found[name] != other[name] for name in ("mae", "videomae", "hubert"))
+    assert {name for name, text in encoders.fingerprints(more_faces).items() if text != found[name]} == {"mae"}
+
+
+def test_the_command(made_up, tmp_path, capsys):
+    """A folder of videos, and a list of them that names one too many; then the two are compared."""
+    names = [spec.name for spec in made_up.clips[:3]]
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in names:
+        shutil.copy(made_up.root / f"video/{name}.mp4", videos)
+    small = [f"--config.{group}.{name}={value}" for group in ("mae", "videomae") for name, value in SMALL.items()]
+    common = ["extract", "--config=tiny", *small, "--config.projectors.feature_size=32", "clips", "--random-encoders"]
+    common += ["--config.clip.max_faces=3", f"--videos={videos}", "--workers=1"]
+    assert main([*common, f"--out={tmp_path}/a"]) == 0
+    rows = "".join(f"{name},happy\n" for name in (*names, "missing"))
+    (tmp_path / "list.csv").write_text(f"name,emotion\n{rows}")
+    assert main([*common, f"--out={tmp_path}/b", f"--list=train={tmp_path}/list.csv"]) == 1
+    output = capsys.readouterr().out
+    assert "no face in 0 of 3 clips, no sound in 0" in output and "1 clips put aside" in output
+    assert main(["extract", "--check", f"{tmp_path}/a/clips/frame/1.0.0", f"{tmp_path}/b/clips/frame/1.0.0"]) == 0
+    assert "The sets are the same." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--videos=x"], "give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial"),
+        (["--random-encoders", "--mae=x", "--videos=x"], "give encoders (--mae, --videomae, --hubert, --eva-vit), or"),
+        (["--random-encoders"], "clips: give one or more --list SPLIT=FILE, or a folder of --videos"),
+        (["--random-encoders", "--subtitles-from=air"], "--subtitles-from: no source 'air'; choose among file, track"),
+        (["--random-encoders", "--subtitles-from=speech"], "--recogniser: goes with --subtitles-from speech"),
+        (["--mae=nowhere", "--videos=x"], "nowhere"),
+    ],
+)
+def test_arguments_refused(arguments, said, capsys):
+    assert main(["extract", "--config=tiny", "clips", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_recipes_are_compared_by_their_encoders():
+    assert Recipe(labels=MERR, encoders={"mae": "a"}) != Recipe(labels=MERR, encoders={"mae": "b"})
