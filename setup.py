@@ -52,11 +52,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "plan": ["jax[tpu]"],  # libtpu, whose compiler needs no TPU
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
         "media": [AV, FACE],
         "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
         "plot": [PLOT],  # draws the confusion matrices of `emollama_jax.eval`
+        "gcs": ["gcsfs"],  # runs in gs:// folders
         "serve": ["gradio>=6,<7"],
         "beam": ["apache-beam>=2.77"],
         "bench": [TORCH, PEFT, AV, CV, FACE],

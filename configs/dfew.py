@@ -1,6 +1,7 @@
 """Instruction tuning on the seven labels of DFEW, from stage 2.
 
     emollama prepare dfew DFEW --fold 1 --out data
+    emollama train --config dfew
     emollama params --config dfew
 
 Expected: the 74,993,664 trained parameters of stage 1.
@@ -21,4 +22,5 @@ def get_config() -> Config:
             stage1.data, train=("data/dfew/frame/1.0.0:train",), eval=("data/dfew/frame/1.0.0:test",)
         ),
         prompt=PromptConfig(labels=DFEW, tasks=("emotion",)),
+        train=dataclasses.replace(stage1.train, init_from="runs/stage2", workdir="runs/dfew"),
     )

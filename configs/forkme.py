@@ -1,12 +1,14 @@
 """The one to copy: the paper's model with what people change first, for labels of your own.
 
+    emollama prepare clips --list train=mine.csv --videos clips --labels calm,stressed,amused --out data
+    emollama train --config forkme
     emollama params --config forkme
     emollama params --config forkme --config.lora.rank=16 --config.llama.kernel_dtype=int8
 
 Expected: 16,777,216 LoRA parameters (rank 32) and 41,439,232 of the projectors, 58,216,448 trained in all.
 """
 
-from emollama_jax.config import Config, DataConfig, MeshConfig
+from emollama_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.text.prompts import PromptConfig
@@ -27,5 +29,17 @@ def get_config() -> Config:
             labels=("calm", "stressed", "amused"),
             tasks=("emotion", "reason"),
             questions=("How does this person feel at work, and what tells you so?",),
+        ),
+        # Where weights come from and the run goes; init_from="Emotion_LLaMA.pth" goes on from adapters of its rank, 64.
+        # Validate on clips that are not trained on, and end when it helps no
+        # more: validation=("data/clips/frame/1.0.0:dev",), validation_interval=100, patience=3.
+        train=TrainConfig(
+            base="weights/llama2",
+            eva_vit="weights/eva_vit_g.pth",
+            workdir="runs/forkme",
+            steps=1000,
+            warmup_steps=50,
+            learning_rate=2e-5,
+            checkpoint_interval=100,
         ),
     )

@@ -1,6 +1,7 @@
 """Instruction tuning on the six labels of MER2023 (and MER2024), from stage 2.
 
     emollama prepare mer2023 MER2023 --out data
+    emollama train --config mer2023
     emollama params --config mer2023
 
 Expected: the 74,993,664 trained parameters of stage 1.
@@ -21,4 +22,5 @@ def get_config() -> Config:
             stage1.data, train=("data/mer2023/frame/1.0.0:train",), eval=("data/mer2023/frame/1.0.0:test1",)
         ),
         prompt=PromptConfig(labels=MER2023, tasks=("emotion",)),
+        train=dataclasses.replace(stage1.train, init_from="runs/stage2", workdir="runs/mer2023"),
     )

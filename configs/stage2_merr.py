@@ -1,6 +1,9 @@
 """Stage 2: fine captions of MERR, from stage 1.
 
+    emollama train --config stage2_merr
     emollama params --config stage2_merr
+
+The rate stays the same from the first step to the last, at what stage 1 begins with.
 
 Expected: the 74,993,664 trained parameters of stage 1.
 """
@@ -16,4 +19,7 @@ def get_config() -> Config:
         stage1,
         data=dataclasses.replace(stage1.data, train=("data/merr/frame/1.0.0:fine",)),
         prompt=dataclasses.replace(stage1.prompt, tasks=("reason_v2",)),
+        train=dataclasses.replace(
+            stage1.train, init_from="runs/stage1", workdir="runs/stage2", learning_rate=stage1.train.warmup_from
+        ),
     )

@@ -1,11 +1,12 @@
 """A LLaMA of 79 thousand parameters, and encoders as small, for tests and trials, in float32 throughout.
 
     emollama params --config tiny
+    emollama train --config tiny --config.data.train='("data/clips/image_tokens/1.0.0:train",)'
 
 Expected: 3,072 LoRA parameters, 3.7515 % of them and LLaMA's 78,816; 109,216 are trained.
 """
 
-from emollama_jax.config import Config
+from emollama_jax.config import Config, TrainConfig
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
@@ -35,4 +36,14 @@ def get_config() -> Config:
         mae=MaeConfig(image_size=32, patch_size=8, **small),
         videomae=VideoMaeConfig(image_size=32, patch_size=8, num_frames=4, **small),
         hubert=HubertConfig(conv_dims=(32,) * 7, position_kernel=16, position_groups=4, **small),
+        train=TrainConfig(
+            base="weights/tiny",
+            workdir="runs/tiny",
+            steps=100,
+            warmup_steps=10,
+            warmup_from=1e-3,
+            learning_rate=1e-2,
+            final_rate=1e-3,
+            checkpoint_interval=50,
+        ),
     )

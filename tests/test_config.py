@@ -12,6 +12,7 @@ from emollama_jax.config import (
     Config,
     GenerateConfig,
     MeshConfig,
+    TrainConfig,
     from_dict,
     load_config,
     parse_flags,
@@ -118,6 +119,7 @@ CHANGED = Config(
     lora=LoRAConfig(rank=8, alpha=0.1, targets=("q_proj",)),
     mesh=MeshConfig(data=-1, fsdp=4),
     sharding=(*DEFAULT_SHARDING[:-1], ("lora_rank", ("fsdp", "tensor"))),
+    train=TrainConfig(steps=7, warmup_steps=3, validation=("a:dev",), profile=(2, 3)),
     generate=GenerateConfig(temperature=0.7),
     seed=3,
 )
@@ -234,7 +236,7 @@ def test_the_sharding_table_can_be_overridden():
         (
             "--config.zzzz=3",
             "--config.zzzz: no such field; --config has llama, lora, eva_vit, mae, videomae, hubert, projectors, "
-            "trainable, prompt, data, mesh, sharding, generate, seed",
+            "trainable, clip, prompt, data, train, mesh, sharding, generate, seed",
         ),
         ("--config.seed=abc", "--config.seed: expected int, not 'abc'"),
         ("--config.seed=1.5", "--config.seed: expected int, not '1.5'"),
@@ -293,7 +295,7 @@ def test_every_group_is_frozen_slotted_and_documented():
         for field, doc in zip(group.body, group.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value.value, str)
     }
-    for group in (Config, MeshConfig, GenerateConfig):
+    for group in (Config, MeshConfig, TrainConfig, GenerateConfig):
         assert group.__dataclass_params__.frozen
         assert not hasattr(group(), "__dict__")
         assert {(group.__name__, field.name) for field in dataclasses.fields(group)} <= documented

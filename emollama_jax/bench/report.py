@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.dtypes
@@ -19,44 +19,14 @@ from flax import nnx
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
+from emollama_jax.train.speed import PEAKS as PEAKS
+from emollama_jax.train.speed import Peak as Peak
+from emollama_jax.train.speed import peak_of as peak_of
 
 OURS = "emollama_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")
 Figures = dict[str, float | int]
 SETTLE_S = 0.3  # between two contenders, for the threads of the one before, which go on waiting for work
-
-
-class Peak(NamedTuple):
-    """A device's dense half-precision speed and its memory bandwidth, as its maker states them."""
-
-    flops: float
-    bytes_per_s: float
-
-
-# The first entry counts that a device's kind begins with. Sources: NVIDIA's data sheets (dense tensor-core figures in
-# bfloat16, in float16 for T4) and Google's pages on the architecture of each TPU (bfloat16).
-PEAKS = {
-    "NVIDIA H200": Peak(989e12, 4800e9),
-    "NVIDIA H100 PCIe": Peak(756e12, 2000e9),
-    "NVIDIA H100": Peak(989e12, 3350e9),
-    "NVIDIA A100-SXM4-40GB": Peak(312e12, 1555e9),
-    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2039e9),
-    "NVIDIA A100-PCIE-40GB": Peak(312e12, 1555e9),
-    "NVIDIA A100 80GB PCIe": Peak(312e12, 1935e9),
-    "NVIDIA L4": Peak(121e12, 300e9),
-    "Tesla T4": Peak(65e12, 320e9),
-    "TPU v6 lite": Peak(918e12, 1640e9),
-    "TPU v6e": Peak(918e12, 1640e9),
-    "TPU v5 lite": Peak(197e12, 819e9),
-    "TPU v5e": Peak(197e12, 819e9),
-    "TPU v5": Peak(459e12, 2765e9),  # v5p; v5e calls itself lite
-    "TPU v4": Peak(275e12, 1228e9),
-}
-
-
-def peak_of(kind: str) -> Peak | None:
-    """The peaks of a device by its `device_kind`; None where they are not known."""
-    return next((peak for name, peak in PEAKS.items() if f"{kind} ".startswith(f"{name} ")), None)
 
 
 def machine() -> dict[str, Any]:

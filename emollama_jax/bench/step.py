@@ -1,6 +1,5 @@
 """Training: how fast a LoRA step is, forward, backward and AdamW."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,9 @@ from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
+from emollama_jax.train.speed import cost_of
 from emollama_jax.train.step import init_state, make_step, text_loss
-from emollama_jax.weights.engine import first_device, param_values
+from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "ms_per_step": "ms/step"}
 LEARNING_RATE = 1e-4
@@ -69,17 +69,8 @@ def bench_step(
 
 
 def flops_per_step(model: Llama, batch: int, length: int) -> float:
-    """What the mathematics asks for: for each token 4 operations a frozen weight, whose own gradient is not needed, 6 a
-    weight of an adapter, and attention over half a row on average, forward and twice that backward."""
-    config = model.config
-    frozen = adapters = 0
-    for path, value in param_values(nnx.state(model)).items():
-        if ".lora_" in path:
-            adapters += math.prod(value.shape)
-        elif path.endswith(".kernel") or (config.tie_embeddings and path == "embed.embedding"):
-            frozen += math.prod(value.shape)
-    attention = 6 * config.num_layers * config.num_heads * config.head_dim * length
-    return float(batch * length * (4 * frozen + 6 * adapters + attention))
+    """What the mathematics asks for, on rows of one sequence each."""
+    return cost_of(model).flops(batch * length, length)
 
 
 def _ours(model: Llama, tokens: np.ndarray, seed: int) -> Measure:

@@ -17,8 +17,11 @@ from emollama_jax.errors import UserError
 VERBS = {
     "convert": "Convert weights between formats.",
     "export": "Write trained adapters and projectors for PyTorch.",
+    "extract": "Turn raw videos into features and records, or compare two sets of features.",
     "prepare": "Turn videos, features and annotations into records for training.",
+    "train": "Train adapters and projectors; goes on where it was stopped.",
     "params": "Count the parameters of an experiment, and those that are trained.",
+    "plan": "Estimate memory and speed on TPUs and GPUs that are not there.",
     "bench": "Measure speed and memory on this machine.",
 }
 

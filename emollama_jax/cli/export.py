@@ -25,10 +25,10 @@ from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of, save_
 def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="emollama export",
-        description="Reads the trained weights of Emotion-LLaMA (a .pth of the reference or of MiniGPT-v2, or a PEFT "
-        "folder with projectors.safetensors) and writes them in one of the forms that PyTorch loads: the reference's "
-        ".pth, a PEFT folder with the projectors beside it, or a whole language model with the adapters added to its "
-        "weights.",
+        description="Reads the trained weights of Emotion-LLaMA (a .pth of the reference or of MiniGPT-v2, a PEFT "
+        "folder with projectors.safetensors, or the folder of a run or of one of its checkpoints) and writes them in "
+        "one of the forms that PyTorch loads: the reference's .pth, a PEFT folder with the projectors beside it, or a "
+        "whole language model with the adapters added to its weights.",
         epilog="example: emollama export Emotion_LLaMA.pth adapter --to peft",
     )
     parser.add_argument("input", type=Path, help="file or folder to read")

@@ -4,7 +4,7 @@
     step = make_step(graphdef, optimizer, clip_loss)
     state, metrics = step(state, frozen, batch, rng)
 
-Axes: B rows, T tokens.
+Axes: B rows, T tokens, A parts of a batch.
 """
 
 import functools
@@ -33,7 +33,7 @@ class TrainState:
 
     trainable: nnx.State
     opt_state: optax.OptState
-    step: Int[Array, ""]
+    step: Any  # int32 scalar, or what JAX has in its place as it lowers
 
 
 def init_state(
@@ -66,30 +66,65 @@ def clip_loss(
 
 
 def _mean_nll(llama: Llama, hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    nll = llama.token_nll(hidden, jnp.roll(batch["tokens"], -1, axis=1))
+    nll = llama.token_nll(hidden, jnp.roll(batch["tokens"], -1, axis=1), batch["loss_mask"])
     targets = batch["loss_mask"].sum(dtype=jnp.int32)
-    return jnp.where(batch["loss_mask"], nll, 0).sum() / jnp.maximum(targets, 1), targets
+    return nll.sum() / jnp.maximum(targets, 1), targets
 
 
-def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable:
+def make_step(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss, *, accumulate: int = 1
+) -> Callable:
     """The compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
 
     The old state's memory is given to the new one. `rng` is one key for the whole run, from which each step derives
     its own dropout; without it there is no dropout. Metrics: `loss`, `grad_norm` and `targets`, scalars on the device.
+    A step whose loss or gradient is not finite counts, and changes neither parameters nor what the optimiser knows.
+
+    Args:
+        accumulate: parts A of a batch's rows that are worked through one after another, to save memory; the gradient
+            is that of the whole batch, each target of the same weight.
     """
+
+    def gradients(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
+        """(loss, targets, gradients) of the batch or of a part of it."""
+
+        def loss_of(trainable):
+            return loss(nnx.merge(graphdef, trainable, frozen), batch, key)
+
+        (value, targets), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        return value, targets, grads
+
+    def accumulated(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
+        # Every A-th row, so that each part's rows lie on all the devices that the batch's lie on.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(sums, part):
+            rows, number = part
+            value, targets, grads = gradients(
+                trainable, frozen, rows, None if key is None else jax.random.fold_in(key, number)
+            )
+            # A part's mean, by its number of targets, is its sum.
+            weighed = jax.tree.map(lambda x: targets * x, (value, grads))
+            return jax.tree.map(jnp.add, sums, (*weighed, targets)), None
+
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable), jnp.int32(0))
+        (value, grads, targets), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulate)))
+        value, grads = jax.tree.map(lambda x: x / jnp.maximum(targets, 1), (value, grads))
+        return value, targets, grads
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(
         state: TrainState, frozen: nnx.State, batch: Batch, rng: Key[Array, ""] | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         key = None if rng is None else jax.random.fold_in(rng, state.step)
-
-        def loss_of(trainable):
-            return loss(nnx.merge(graphdef, trainable, frozen), batch, key)
-
-        (value, targets), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+        compute = gradients if accumulate == 1 else accumulated
+        value, targets, grads = compute(state.trainable, frozen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "targets": targets}
-        return TrainState(optax.apply_updates(state.trainable, updates), opt_state, state.step + 1), metrics
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        new, old = (optax.apply_updates(state.trainable, updates), opt_state), (state.trainable, state.opt_state)
+        trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        metrics = {"loss": value, "grad_norm": norm, "targets": targets}
+        return TrainState(trainable, opt_state, state.step + 1), metrics
 
     return step

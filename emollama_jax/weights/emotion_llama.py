@@ -10,6 +10,8 @@ or in a folder of our own, which PEFT reads too:
     adapter_config.json, adapter_model.safetensors   the adapters, as PEFT keeps them
     projectors.safetensors                           the projectors, under the reference's names
 
+or in a training run's folder (`weights/runs.py`).
+
 A reference checkpoint also holds `attention.*`, a part of the model that its loss never reaches: we do not use these
 tensors, but carry them along, so that what is written again has every name the reference saved.
 """
@@ -37,7 +39,8 @@ from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, adapter_table, check_adapters, load_into, write_adapter
 from emollama_jax.weights.pretrained import load_llama
-from emollama_jax.weights.sources import Source, open_source, save_safetensors
+from emollama_jax.weights.runs import is_run, read_run
+from emollama_jax.weights.sources import Source, StoredTensor, open_source, save_safetensors
 from emollama_jax.weights.torch_files import save_torch
 from emollama_jax.weights.vit import linear_rules
 
@@ -83,7 +86,8 @@ class Trained:
 
 
 def open_trained(path: str | Path, *, alpha: float | None = None) -> Trained:
-    """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), or a folder that `write_folder` wrote.
+    """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), a folder that `write_folder` wrote, or a training
+    run's folder, whose newest checkpoint is read, or one of its checkpoints.
 
     Args:
         alpha: the α of the adapters in a reference checkpoint, which does not record it; default: 16, the reference's.
@@ -92,6 +96,8 @@ def open_trained(path: str | Path, *, alpha: float | None = None) -> Trained:
     Raises:
         UserError: there are no trained weights, or files that are damaged or unsafe.
     """
+    if is_run(path):
+        return _open_run(path)
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
@@ -126,6 +132,19 @@ def _open_folder(folder: Path) -> Trained:
     with safe_open(file, framework="numpy") as header:
         name = (header.metadata() or {}).get("adapter_name", "")
     return Trained(source, lora, name)
+
+
+def _open_run(path: str | Path) -> Trained:
+    run = read_run(path)
+    settings = run.meta["config"]["lora"]
+    lora = LoRAConfig(**settings | {"targets": tuple(sorted(settings["targets"]))})
+    tensors = dict(run.carried)
+    for rule in trained_table(lora.targets).rules:
+        value = run.values[rule.param]
+        layers = {rule.tensor.format(layer=i): x for i, x in enumerate(value)} if "{layer}" in rule.tensor else None
+        tensors |= {name: rule.transform.out(x) for name, x in (layers or {rule.tensor: value}).items()}
+    stored = {name: StoredTensor(x.shape, lambda x=x: x) for name, x in tensors.items()}
+    return Trained(Source(Path(path), "orbax", stored), lora, run.meta["adapter_name"])
 
 
 def _check_names(source: Source) -> None:

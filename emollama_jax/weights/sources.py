@@ -56,7 +56,7 @@ class Source:
 
     Attributes:
         path: The folder or file that was opened, for messages.
-        format: "safetensors", "torch", "flax" or "gguf".
+        format: "safetensors", "torch", "flax", "gguf" or, of a training run, "orbax".
         config: The `config.json` beside the tensors, or None; for GGUF the file's metadata.
         extra: What the files hold beside tensors, by name: a torch checkpoint's epoch or config, safetensors metadata.
     """

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,22 @@ def test_bytes_and_operations_are_counted_by_hand():
         assert flops == 2 * 16 * (4 * (kernels + head) + 6 * adapters + attention)
 
 
+def test_extract_gives_the_peers_features_and_shares_that_add_up(tmp_path, capsys):
+    for package in ("torch", "av", "cv2"):
+        pytest.importorskip(package)
+    file = tmp_path / "extract.json"
+    table = run("extract", "--clips=2", "--repeats=1", "--config.clip.max_faces=3", "--json", str(file), capsys=capsys)
+    assert "face %" in table
+    report = json.loads(file.read_text())
+    assert [result["who"] for result in report["results"]] == [OURS, PEER]
+    for result in report["results"]:
+        best = result["best"]
+        shares = [best[f"{kind}_percent"] for kind in ("decode", "face", "sound", "encoders")]
+        assert sum(shares) == pytest.approx(100) and min(shares) > 0
+    (note,) = (note for note in report["notes"] if "differ by" in note)
+    assert float(re.search(r"differ by (\S+) of", note)[1]) < 1e-4
+
+
 def test_data_gives_both_kinds_of_image_beside_the_dataloader(tmp_path, capsys):
     for package in ("torch", "av", "cv2"):
         pytest.importorskip(package)
@@ -291,7 +308,7 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step,encode,data}" in error("--config=tiny")
+    assert "required: {decode,step,encode,data,extract" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")

@@ -179,6 +179,22 @@ def test_the_loss_does_not_depend_on_its_chunks(loss_chunk):
     close(nll, expected, 1e-5, "token losses")
 
 
+@pytest.mark.parametrize("loss_chunk", [1, 4, 13, 256])
+def test_the_loss_of_some_positions_is_the_same_without_the_others(loss_chunk):
+    """And its gradient; rows may ask for all of their positions or for none."""
+    config = tiny_config(loss_chunk=loss_chunk)
+    model = random_llama(config)
+    hidden = jax.random.normal(jax.random.key(0), (3, 13, 24))
+    targets = jnp.concatenate([rows(config)[0]] * 2)[:3]
+    where = jax.random.bernoulli(jax.random.key(1), 0.3, (3, 13)).at[1].set(False).at[2].set(True)
+    all_of_them = lambda hidden: jnp.where(where, model.token_nll(hidden, targets), 0)
+    asked = lambda hidden: model.token_nll(hidden, targets, where)
+    np.testing.assert_array_equal(jax.jit(asked)(hidden)[~where], 0)
+    close(jax.jit(asked)(hidden), jax.jit(all_of_them)(hidden), 1e-5, "token losses")
+    gradient = lambda loss: jax.jit(jax.grad(lambda hidden: jnp.sum(loss(hidden) ** 2)))(hidden)
+    close(gradient(asked), gradient(all_of_them), 1e-5, "gradients")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_logits_and_loss_are_float32(dtype):
     config = tiny_config(**dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), dtype))

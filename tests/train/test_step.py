@@ -160,3 +160,30 @@ def test_dropout_differs_from_step_to_step_and_is_repeatable(batch):
         assert float(metrics["loss"]) not in losses
     assert losses[:2] == losses[2:]
     assert losses[0] != losses[1]
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch):
+    """The rows have different numbers of targets, so the parts do not weigh the same."""
+    optimizer, results = optax.sgd(1.0), []
+    mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
+    for accumulate in (1, 2):
+        with use_mesh(mesh, DEFAULT_SHARDING):
+            graphdef, frozen, state = init_state(init_sharded(make_model, mesh, DEFAULT_SHARDING), optimizer)
+            step = make_step(graphdef, optimizer, text_loss, accumulate=accumulate)
+            state, metrics = step(state, frozen, batch)
+            results.append(on_host((state.trainable, metrics)))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_counts_and_changes_nothing(batch):
+    optimizer = optax.adamw(1e-2)
+    model = make_model()
+    graphdef, frozen, state = init_state(model, optimizer)
+    frozen.final_norm.scale.set_value(frozen.final_norm.scale.get_value() * np.nan)
+    before = on_host((state.trainable, state.opt_state))
+    state, metrics = make_step(graphdef, optimizer, text_loss)(state, frozen, batch)
+    assert np.isnan(metrics["loss"]) and np.isnan(metrics["grad_norm"])
+    assert int(state.step) == 1
+    for old, new in zip(before, on_host((state.trainable, state.opt_state)), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -1,0 +1,64 @@
+"""Train adapters and projectors; goes on where it was stopped."""
+
+import argparse
+import sys
+
+from emollama_jax.config import parse_flags
+from emollama_jax.errors import UserError
+
+EXIT_CODES = """exit codes:
+  0    all steps are done, or the validation got no better for train.patience times
+  1    a defect
+  2    arguments, paths or data that do not fit
+  3    the processes did not meet, or the devices are not there
+  4    the loss or its gradient was not finite (train.non_finite)
+  75   asked to end by SIGTERM: saved, start it again
+  130  interrupted
+  134  another process of the run went away: JAX ends this one within a minute and says which ("task")"""
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="emollama train",
+        usage="emollama train --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...]\n"
+        "                      [--pod | --coordinator HOST:PORT --processes N --process I]",
+        description="Trains on prepared data sets (data.train) from a base checkpoint (train.base), and writes\n"
+        "checkpoints and metrics into the run's folder (train.workdir). Started again, it goes on from the newest\n"
+        "sound checkpoint there. On several hosts it is started on each of them; Slurm and GKE are recognised.",
+        epilog=f"example: emollama train --config stage1_merr --config.train.base=weights/llama2 "
+        f"--config.train.workdir=runs/stage1\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the first process's address")
+    parser.add_argument("--processes", metavar="N", help="how many processes the run has")
+    parser.add_argument("--process", metavar="I", help="which this one is, from 0")
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    config, rest = parse_flags(argv)
+    arguments, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise UserError(
+            f"unknown argument {unknown[0]!r}; emollama train takes --config, --config.GROUP.FIELD=VALUE, --pod, "
+            "--coordinator, --processes and --process"
+        )
+    import jax
+
+    from emollama_jax.train.distributed import NotStarted, find_group, joined
+    from emollama_jax.train.loop import End, train
+
+    codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
+    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
+    try:
+        with joined(group):
+            outcome = train(config)
+            best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
+            what = f" ({outcome.message})" if outcome.message else ""
+            if jax.process_index() == 0:
+                print(
+                    f"step {outcome.step:,}: {outcome.end.value}{what}{best}: {config.train.workdir}", file=sys.stderr
+                )
+            return codes[outcome.end]
+    except NotStarted as error:
+        print(f"emollama train: error: {error}", file=sys.stderr)
+        return 3

@@ -1,0 +1,114 @@
+"""What makes a run the run it is: the experiment, the data and the base model. A run goes on only as itself."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from emollama_jax.config import Config, to_dict
+from emollama_jax.data.pipeline import Numbered, image_of
+from emollama_jax.errors import UserError
+from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
+
+# Fields that may be others when a run goes on: they change neither a batch nor a step, or nothing but how fast it is.
+# With `train.steps` the learning rate follows the new schedule from there on. What `train.base`, `train.eva_vit` and
+# `data.train` name is compared by its fingerprint, wherever it lies.
+FREE = (
+    "data.train",
+    "data.eval",
+    "data.read_ahead",
+    "data.prefetch",
+    "clip",
+    "generate",
+    "mesh",
+    "sharding",
+    "mae",
+    "videomae",
+    "hubert",
+    *(f"llama.{name}" for name in ("scan_layers", "remat", "attention", "loss_chunk")),
+    *(f"train.{name}" for name in ("base", "eva_vit", "ln_vision", "init_from", "workdir", "steps", "non_finite")),
+    *(f"train.{name}" for name in ("validation", "validation_interval", "best_metric", "patience")),
+    *(f"train.{name}" for name in ("log_interval", "checkpoint_interval", "keep", "compile_cache", "profile")),
+)
+
+
+def check_paths(config: Config) -> None:
+    """Raises UserError when the run's folder or the base model is not given or cannot be."""
+    if not config.train.workdir:
+        raise UserError("train.workdir: no folder for the run; give --config.train.workdir=FOLDER")
+    if not config.train.base:
+        raise UserError("train.base: no language model; give --config.train.base=FOLDER, made by emollama convert")
+    if not is_base_checkpoint(config.train.base):
+        raise UserError(
+            f"train.base: no base checkpoint: {config.train.base}; make one with emollama convert MODEL FOLDER"
+        )
+
+
+def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dict[str, Any]:
+    """The experiment and the fingerprints of what it starts from, in JSON's types.
+
+    Args:
+        sources: the opened `config.data.train`.
+        shares: parts that the processes read of every batch.
+
+    Raises:
+        UserError: the data is of frames and no encoder is given.
+    """
+    eva_vit = None
+    if image_of(sources) == "frames":
+        if not config.train.eva_vit:
+            raise UserError(
+                "train.eva_vit: the data is of frames and needs the encoder; give "
+                "--config.train.eva_vit=eva_vit_g.pth, or prepare the data with --image image_tokens"
+            )
+        eva_vit = {name: _file(getattr(config.train, name)) for name in ("eva_vit", "ln_vision")}
+    return {
+        "config": to_dict(config),
+        "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in sources],
+        "base": read_manifest(config.train.base)["fingerprint"],
+        "encoder": eva_vit,
+        "shares": shares,
+    }
+
+
+def _file(path: str) -> str:
+    """SHA-256 of a file; empty for none."""
+    if not path:
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object) -> None:
+    """Raises UserError when the run in `workdir`, which is `saved`, would go on as another."""
+    remedy = (
+        f"set it back, or start another run from this one's weights: --config.train.workdir=NEW "
+        f"--config.train.init_from={workdir}"
+    )
+    known = dict(_flat(to_dict(Config())))  # for fields that are newer than the run
+    before, after = known | dict(_flat(saved["config"])), dict(_flat(now["config"]))
+    for name in sorted(before.keys() | after.keys()):
+        free = any(name == field or name.startswith(f"{field}.") for field in FREE)
+        if not free and before.get(name) != after.get(name):
+            raise UserError(
+                f"config.{name} was {before.get(name)!r} in this run and is {after.get(name)!r} now: {workdir}; "
+                f"{remedy}"
+            )
+    for what, field in (("data", "data.train"), ("base", "train.base"), ("encoder", "train.eva_vit")):
+        if saved[what] != now[what]:
+            raise UserError(
+                f"config.{field}: not what this run was begun with, by its fingerprint: {workdir}; {remedy}"
+            )
+    if saved["shares"] != now["shares"]:
+        raise UserError(
+            f"the batches were read in {saved['shares']} parts by the processes and would now be in {now['shares']}: "
+            f"{workdir}; start as many processes as before, or another run: --config.train.workdir=NEW "
+            f"--config.train.init_from={workdir}"
+        )
+
+
+def _flat(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        yield where, tree
+        return
+    for name, value in tree.items():
+        yield from _flat(value, f"{where}.{name}" if where else name)

@@ -1,0 +1,154 @@
+"""The numbers of each step, fetched from the devices one step late, and made into metrics.
+
+Axes: B rows, K clips a row.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from emollama_jax.data.pipeline import Numbered, name_of
+from emollama_jax.train.metrics import Stopwatch, Writer
+from emollama_jax.train.speed import Cost, peak_of
+
+SKIPS_IN_A_ROW = 10  # of steps that are not finite, before a run that skips them ends
+NOT_TRAINING = ("start", "compile", "validation", "checkpoint")
+
+
+class NonFiniteError(Exception):
+    """A step whose loss or gradient was not finite.
+
+    Attributes:
+        step: which one.
+        clips: the names of its batch's clips.
+    """
+
+    def __init__(self, step: int, clips: Sequence[str]):
+        super().__init__(f"step {step}: the loss or its gradient is not finite; clips of the batch: {', '.join(clips)}")
+        self.step, self.clips = step, clips
+
+
+def with_row_hash(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch on the host with `row_hash` uint32 [B], of each row's tokens and clips."""
+    rows = zip(batch["tokens"], batch["clip"], strict=True)
+    hashes = [zlib.crc32(clips.tobytes(), zlib.crc32(tokens.tobytes())) for tokens, clips in rows]
+    return {**batch, "row_hash": np.array(hashes, np.uint32)}
+
+
+def make_describe(mesh: Mesh) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """The compiled function from a batch to what is reported of it, on every process: how many `tokens` and `clips` it
+    has, which (`clip` int32 [B, K], -1 is none), and the `batch` hash of its rows in their order."""
+
+    def describe(batch):
+        rows = batch["row_hash"]
+        return {
+            "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.int32),
+            "clips": batch["clip_mask"].sum(dtype=jnp.int32),
+            "clip": batch["clip"],
+            "batch": (rows * (2 * jnp.arange(len(rows), dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32),
+        }
+
+    return jax.jit(describe, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+class Report:
+    """From the arrays of steps to lines of metrics."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        watch: Stopwatch,
+        sources: Sequence[Numbered],
+        *,
+        positions: int,
+        cost: Cost,
+        rate: Callable[[int], float],
+        interval: int,
+        skip: bool,
+        say: Callable[[str], None],
+    ):
+        """
+        Args:
+            positions: of a batch: rows by their length.
+            rate: from a step's number to its learning rate.
+            interval: steps between lines.
+            skip: whether a step that is not finite is only told of.
+        """
+        self._writer, self._watch, self._sources = writer, watch, sources
+        self._positions, self._cost, self._rate, self._interval, self._skip = positions, cost, rate, interval, skip
+        self._say = say
+        self._pending: tuple[int, Mapping[str, Array]] | None = None
+        self._skipped = 0
+        self._since: dict[str, float] = {}  # sums since the last line
+        self._marks = self._now()
+        peak = peak_of(jax.devices()[0].device_kind)
+        self._peak = peak and peak.flops * jax.device_count()
+
+    def add(self, step: int, values: Mapping[str, Array]) -> None:
+        """Takes a step's arrays, and reports the step before.
+
+        Raises:
+            NonFiniteError: that one was not finite, and such steps are not skipped, or were too often in a row.
+        """
+        before, self._pending = self._pending, (step, values)
+        if before:
+            self._report(*before)
+
+    def flush(self) -> None:
+        """Reports the last step, waiting for it. Raises NonFiniteError as `add`."""
+        before, self._pending = self._pending, None
+        if before:
+            self._report(*before)
+
+    def _report(self, step: int, values: Mapping[str, Array]) -> None:
+        found = jax.device_get(values)
+        finite = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
+        for name in ("tokens", "targets", "clips"):
+            self._since[name] = self._since.get(name, 0) + int(found[name])
+        if step % self._interval == 0 or not finite:
+            self._writer.write_scalars(step, self._scalars(step, found) | ({} if finite else {"skipped": True}))
+        self._skipped = 0 if finite else self._skipped + 1
+        if not finite:
+            clips = [name_of(self._sources, int(number)) for number in found["clip"].ravel() if number >= 0]
+            error = NonFiniteError(step, clips)
+            if not self._skip or self._skipped == SKIPS_IN_A_ROW:
+                self._writer.flush()
+                raise error
+            self._say(f"{error}; skipped")
+
+    def _scalars(self, step: int, found: Mapping[str, Any]) -> dict[str, Any]:
+        start, self._marks = self._marks, self._now()
+        seconds = {name: now - start[name] for name, now in self._marks.items()}
+        working = max(seconds["elapsed"] - sum(seconds[name] for name in NOT_TRAINING), 1e-9)
+        per_second = {name: total / working for name, total in self._since.items()}
+        scalars = {
+            "loss": float(found["loss"]),
+            "grad_norm": float(found["grad_norm"]),
+            "learning_rate": self._rate(step),
+            "targets": int(found["targets"]),
+            "tokens": int(found["tokens"]),
+            "clips": int(found["clips"]),
+            "fill": int(found["tokens"]) / self._positions,
+            "batch": f"{int(found['batch']):08x}",
+            "targets_per_s": per_second["targets"],
+            "clips_per_s": per_second["clips"],
+            "data_wait": seconds["data"] / working,
+            "goodput": self._watch.goodput(),
+        }
+        if self._peak:
+            tokens, length = per_second["tokens"], self._since["tokens"] / max(self._since["clips"], 1)
+            scalars["mfu_4n"] = self._cost.flops_4n(tokens) / self._peak
+            scalars["mfu"] = self._cost.flops(tokens, length) / self._peak
+        self._since = {}
+        return scalars
+
+    def _now(self) -> dict[str, float]:
+        spent = {name: self._watch.spent[name] for name in (*NOT_TRAINING, "data")}
+        return {"elapsed": self._watch.elapsed(), **spent}

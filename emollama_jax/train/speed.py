@@ -1,0 +1,73 @@
+"""What a training step costs in operations, and what devices can do: model FLOPs utilisation from these."""
+
+import math
+from typing import NamedTuple
+
+from flax import nnx
+
+from emollama_jax.models.llama import Llama
+from emollama_jax.weights.engine import param_values
+
+
+class Peak(NamedTuple):
+    """A device's dense half-precision speed and its memory bandwidth, as its maker states them."""
+
+    flops: float
+    bytes_per_s: float
+
+
+# The first entry counts that a device's kind begins with. Sources: NVIDIA's data sheets (dense tensor-core figures in
+# bfloat16, in float16 for T4) and Google's pages on the architecture of each TPU (bfloat16).
+PEAKS = {
+    "NVIDIA H200": Peak(989e12, 4800e9),
+    "NVIDIA H100 PCIe": Peak(756e12, 2000e9),
+    "NVIDIA H100": Peak(989e12, 3350e9),
+    "NVIDIA A100-SXM4-40GB": Peak(312e12, 1555e9),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2039e9),
+    "NVIDIA A100-PCIE-40GB": Peak(312e12, 1555e9),
+    "NVIDIA A100 80GB PCIe": Peak(312e12, 1935e9),
+    "NVIDIA L4": Peak(121e12, 300e9),
+    "Tesla T4": Peak(65e12, 320e9),
+    "TPU v6 lite": Peak(918e12, 1640e9),
+    "TPU v6e": Peak(918e12, 1640e9),
+    "TPU v5 lite": Peak(197e12, 819e9),
+    "TPU v5e": Peak(197e12, 819e9),
+    "TPU v5": Peak(459e12, 2765e9),  # v5p; v5e calls itself lite
+    "TPU v4": Peak(275e12, 1228e9),
+}
+
+
+def peak_of(kind: str) -> Peak | None:
+    """The peaks of a device by its `device_kind`; None where they are not known."""
+    return next((peak for name, peak in PEAKS.items() if f"{kind} ".startswith(f"{name} ")), None)
+
+
+class Cost(NamedTuple):
+    """The weights of a language model that every token is multiplied with, and its attention's width."""
+
+    frozen: int
+    adapters: int
+    attention: int
+    """Floating-point operations of a token for each position of its sequence, forward and twice that backward."""
+
+    def flops(self, tokens: int | float, length: int | float) -> float:
+        """What the mathematics of a step asks for, on `tokens` in sequences of `length`: for each token 4 operations a
+        frozen weight, whose own gradient is not needed, 6 a weight of an adapter, and attention over half the sequence
+        on average. Recomputation does not count."""
+        return float(tokens * (4 * self.frozen + 6 * self.adapters + self.attention * length))
+
+    def flops_4n(self, tokens: int | float) -> float:
+        """The rule of thumb for adapters: 4 operations a weight and token, without attention."""
+        return float(4 * tokens * (self.frozen + self.adapters))
+
+
+def cost_of(model: Llama) -> Cost:
+    """The cost of training a model's adapters."""
+    config = model.config
+    frozen = adapters = 0
+    for path, value in param_values(nnx.state(model)).items():
+        if ".lora_" in path:
+            adapters += math.prod(value.shape)
+        elif path.endswith(".kernel") or (config.tie_embeddings and path == "embed.embedding"):
+            frozen += math.prod(value.shape)
+    return Cost(frozen, adapters, 6 * config.num_layers * config.num_heads * config.head_dim)

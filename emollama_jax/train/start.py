@@ -1,0 +1,174 @@
+"""Where a run begins: resumed, from given weights, or new; with its model, data and state on the mesh."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from emollama_jax.config import Config
+from emollama_jax.data.pipeline import Numbered, image_of, onto_devices, open_sources, process_share, train_dataset
+from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.text.tokenizers import Tokenizer
+from emollama_jax.train.checkpoints import Checkpoints
+from emollama_jax.train.distributed import meet
+from emollama_jax.train.identity import check_same, identity_of
+from emollama_jax.train.report import with_row_hash
+from emollama_jax.train.speed import Cost, cost_of
+from emollama_jax.train.step import TrainState, init_state
+from emollama_jax.train.validation import Best, MoreMetrics, Validation
+from emollama_jax.weights.emotion_llama import is_carried, load_emotion_llama, open_trained
+from emollama_jax.weights.engine import param_values, set_params
+from emollama_jax.weights.pretrained import load_tokenizer_of
+from emollama_jax.weights.runs import FIXED
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A run before its next step.
+
+    Attributes:
+        step: steps done.
+        state: to be given to the next step, which takes its memory over.
+        identity: what the run is, as its checkpoints keep it: `identity_of`, and what it carries along.
+    """
+
+    step: int
+    best: Best
+    graphdef: nnx.GraphDef
+    frozen: nnx.State
+    state: TrainState
+    iterator: grain.DatasetIterator
+    validation: Validation | None
+    sources: Sequence[Numbered]
+    cost: Cost
+    identity: Mapping[str, Any]
+
+
+def begin(
+    config: Config,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    optimizer: optax.GradientTransformation,
+    *,
+    more_metrics: MoreMetrics | None,
+    say: Callable[[str], None],
+) -> Beginning:
+    """Resumes from the newest sound checkpoint; without one begins with the weights of `train.init_from`; without
+    these with new ones.
+
+    Raises:
+        UserError: as `train`.
+    """
+    settings, workdir, step = config.train, checkpoints.workdir, checkpoints.newest
+    sources = open_sources(config.data.train, config, "data.train")
+    tokenizer = load_tokenizer_of(settings.base, config.llama.vocab_size)
+    share = process_share(config, mesh)
+    identity, best = identity_of(config, sources, share[1]), Best()
+    if step is not None:
+        meta = checkpoints.meta(step)
+        check_same(meta, identity, workdir)
+        identity |= {name: meta[name] for name in ("carried", "adapter_name")}
+        best = Best(**meta["best"])
+        model = _load_model(config, mesh, identity, None)
+        _restore_fixed(workdir, model, config)
+    else:
+        model = _load_model(config, mesh, identity, settings.init_from or None)
+        carried, adapter_name = _carried_tensors(config)
+        identity |= {"carried": sorted(carried), "adapter_name": adapter_name}
+        _save_fixed(workdir, carried | _fixed_params(model, config))
+    cost = cost_of(model.llama)
+    meet("loaded")
+    graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
+    dataset = train_dataset(config, tokenizer, share=share).map(with_row_hash)
+    iterator = iter(onto_devices(dataset, config, mesh))
+    if step is not None:
+        state = checkpoints.restore(step, state, iterator)
+        say(f"resumed from step {step:,}: {workdir}")
+    validation = _validation(config, graphdef, mesh, tokenizer, sources, more_metrics)
+    return Beginning(step or 0, best, graphdef, frozen, state, iterator, validation, sources, cost, identity)
+
+
+def _load_model(config: Config, mesh: Mesh, identity: Mapping[str, Any], init_from: str | None) -> EmotionLlama:
+    """The base, adapters and projectors of `init_from` or new ones, and the encoder where the data is of frames."""
+    settings, encodes = config.train, identity["encoder"] is not None
+    model, _ = load_emotion_llama(
+        settings.base,
+        config,
+        trained=init_from,
+        eva_vit=settings.eva_vit if encodes else None,
+        ln_vision=(settings.ln_vision or None) if encodes else None,
+        mesh=mesh,
+    )
+    return model
+
+
+def placed_state(
+    model: EmotionLlama, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> tuple[nnx.GraphDef, nnx.State, TrainState]:
+    """`init_state`, with the counts, which have no place of their own, on every device."""
+    graphdef, frozen, state = init_state(model, optimizer, config.trainable)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    place = lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(np.asarray(x), everywhere)
+    return graphdef, frozen, jax.tree.map(place, state)
+
+
+def _validation(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    sources: Sequence[Numbered],
+    more: MoreMetrics | None,
+) -> Validation | None:
+    if not config.train.validation:
+        return None
+    return Validation(config, graphdef, mesh, tokenizer, image=image_of(sources), more=more)
+
+
+# -- what a run keeps but does not train
+
+
+def _fixed_params(model: EmotionLlama, config: Config) -> dict[str, jax.Array]:
+    """The adapters and projectors that `config.trainable` leaves out, by path."""
+    is_trained = functools.partial(is_trainable, parts=config.trainable)
+    return param_values(nnx.state(model, nnx.All(is_trainable, nnx.Not(is_trained))))
+
+
+def _carried_tensors(config: Config) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of `train.init_from` that the model does not have, and the name of its adapter in files."""
+    if not config.train.init_from:
+        return {}, ""
+    trained = open_trained(config.train.init_from, alpha=config.lora.alpha)
+    return {name: array for name, array in trained.tensors() if is_carried(name)}, trained.adapter_name
+
+
+def _save_fixed(workdir: epath.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes it once for all of the run's checkpoints."""
+    if arrays:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(workdir / FIXED, args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+
+
+def _restore_fixed(workdir: epath.Path, model: EmotionLlama, config: Config) -> None:
+    """Puts the parameters among it back into the model, in place."""
+    params = _fixed_params(model, config)
+    if not params:
+        return
+    like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in params.items()}
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        values = checkpointer.restore(
+            workdir / FIXED, args=ocp.args.PyTreeRestore(item=like, restore_args=how, partial_restore=True)
+        )
+    state = nnx.state(model, is_trainable)
+    set_params(state, values)
+    nnx.update(model, state)

@@ -1,0 +1,135 @@
+"""Checkpoints as folders: sealed, damaged in every way, put aside, kept and let go."""
+
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from flax import nnx
+
+from emollama_jax.errors import UserError
+from emollama_jax.models.layers import param
+from emollama_jax.train.checkpoints import Checkpoints, named_arrays
+from emollama_jax.train.step import TrainState
+from emollama_jax.weights.runs import damage, read_run, steps_of
+
+pytestmark = pytest.mark.smoke
+META = {"carried": [], "adapter_name": "", "best": {}}
+
+
+def state_of(seed: int) -> TrainState:
+    values = np.random.default_rng(seed).normal(size=(2, 6, 4)).astype(np.float32)
+    trainable = nnx.State({"layer": {"lora_a": param(jnp.asarray(values), ("layers", "embed", None))}})
+    opt_state = optax.adamw(1e-3).init(trainable)
+    return TrainState(trainable, jax.tree.map(lambda x: x + seed, opt_state), jnp.int32(seed))
+
+
+def iterator_at(number: int) -> grain.DatasetIterator:
+    iterator = iter(grain.MapDataset.range(100).to_iter_dataset())
+    for _ in range(number):
+        next(iterator)
+    return iterator
+
+
+def write(folder, *steps: int, keep: int = 3, best: int | None = None) -> None:
+    with Checkpoints(epath.Path(folder), keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_of(step), iterator_at(step), META | {"step": step}, best=best)
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    ours, theirs = named_arrays(one), named_arrays(other)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_is_saved_is_restored(tmp_path):
+    write(tmp_path, 3, 5)
+    with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
+        assert checkpoints.newest == 5
+        assert checkpoints.meta(5) == META | {"step": 5}
+        iterator = iterator_at(0)
+        assert same(checkpoints.restore(5, state_of(0), iterator), state_of(5))
+        assert next(iterator) == 5
+    assert set(named_arrays(state_of(1))) == {
+        "trainable.layer.lora_a",
+        "opt_state.0.count",
+        "opt_state.0.mu.layer.lora_a",
+        "opt_state.0.nu.layer.lora_a",
+        "step",
+    }
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    with Checkpoints(epath.Path(tmp_path / "new"), keep=2) as checkpoints:
+        assert checkpoints.newest is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    write(tmp_path, 1, 2, 3, 4, 5, keep=2, best=2)
+    assert steps_of(tmp_path) == [2, 4, 5]
+
+
+DAMAGES = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "removed": lambda path: path.unlink(),
+    "one bit changed": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+}
+
+
+def test_damage_to_any_file_is_seen_and_the_one_before_is_taken(tmp_path):
+    whole = tmp_path / "whole"
+    write(whole, 3, 5)
+    newest = whole / "checkpoints/5"
+    files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
+    assert len(files) >= 10
+    for name in files:
+        for how, spoil in DAMAGES.items():
+            if not (newest / name).stat().st_size:
+                continue
+            run = tmp_path / "run"
+            shutil.copytree(whole, run)
+            spoil(run / "checkpoints/5" / name)
+            said = []
+            with Checkpoints(epath.Path(run), keep=2, say=said.append) as checkpoints:
+                assert checkpoints.newest == 3, (name, how)
+            (message,) = said
+            assert "checkpoint of step 5 is " in message and "put aside" in message
+            assert str(name) in message, (how, message)
+            assert (run / "damaged/5").is_dir() and steps_of(run) == [3]
+            shutil.rmtree(run)
+
+
+def test_after_damage_the_run_goes_on_and_makes_the_step_again(tmp_path):
+    write(tmp_path, 3, 5)
+    (tmp_path / "checkpoints/5/files.json").unlink()
+    said = []
+    with Checkpoints(epath.Path(tmp_path), keep=2, say=said.append) as checkpoints:
+        iterator = iterator_at(0)
+        assert same(checkpoints.restore(3, state_of(0), iterator), state_of(3))
+        assert next(iterator) == 3
+        checkpoints.save(5, state_of(5), iterator_at(5), META)
+    assert "checkpoint of step 5 is not finished" in said[0]
+    assert damage(tmp_path / "checkpoints/5") is None
+    assert steps_of(tmp_path) == [3, 5]
+
+
+def test_a_folder_that_orbax_had_not_finished_is_no_checkpoint(tmp_path):
+    write(tmp_path, 3)
+    half = tmp_path / "checkpoints/5.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints/3", half)
+    with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
+        assert checkpoints.newest == 3
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path):
+    write(tmp_path, 3)
+    (tmp_path / "checkpoints/3/state/manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged \(state/manifest.ocdbt is not what was written\): .*checkpoints/3;"):
+        read_run(tmp_path / "checkpoints/3")
+    with pytest.raises(UserError, match="no sound checkpoint: "):
+        read_run(tmp_path)

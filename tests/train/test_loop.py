@@ -1,0 +1,312 @@
+"""Whole runs in this process, on the eight virtual devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emollama_jax import cli
+from emollama_jax.config import Config, TrainConfig
+from emollama_jax.data.preparation import Recipe
+from emollama_jax.errors import UserError
+from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.text.labels import MERR
+from emollama_jax.train import loop, start
+from emollama_jax.train.loop import End, train
+from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained
+from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.pretrained import load_llama
+from emollama_jax.weights.runs import damage, read_run, steps_of
+from tests.data.prepared import random_record, write_data
+from tests.train.runs import ROOT, arguments, config_of, final_state, lines, make_inputs, seal, trace
+
+MESH = {"mesh__data": 4, "mesh__fsdp": 2}
+PTH = ROOT / "tests/data/reference_tiny/checkpoint_0.pth"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The partitioner does all its work; the code of each device is left as it comes, which takes half the time. Runs
+    of the same program share it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def recorded(inputs):
+    """(workdir, outcome, the run as it began, its frozen weights at that time) of 4 steps with validation."""
+    workdir, kept, scores = inputs / "done", [], iter([0.0, 0.25])
+    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 2, "train__log_interval": 2}
+    fields |= {"train__best_metric": "f1", "train__keep": 4, "train__profile": "(2, 3)"}
+
+    def begin(*args, **kwargs):
+        run = start.begin(*args, **kwargs)
+        kept.extend([run, jax.tree.map(np.array, jax.tree.leaves(run.frozen))])
+        return run
+
+    def more(model):
+        assert isinstance(model, EmotionLlama)
+        return {"f1": next(scores)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "begin", begin)
+        outcome = train(config_of(inputs, workdir, **MESH, **fields), more_metrics=more)
+    return workdir, outcome, *kept
+
+
+@pytest.fixture(scope="module")
+def done(recorded):
+    """(workdir, outcome)."""
+    return recorded[:2]
+
+
+def test_a_run_is_logged_validated_and_kept(done):
+    workdir, outcome = done
+    assert (outcome.end, outcome.step, outcome.best) == (End.DONE, 4, 4)
+    two, held, four, last = lines(workdir)
+    assert [line["step"] for line in (two, held, four, last)] == [2, 2, 4, 4]
+    assert (held["validation_f1"], last["validation_f1"]) == (0.0, 0.25)
+    assert last["validation_loss"] != held["validation_loss"]
+    for line in (two, four):
+        assert 0 < line["loss"] < 20 and line["grad_norm"] > 0
+        assert line["fill"] == line["tokens"] / (8 * 256)
+        assert 0 < line["goodput"] < 1 and 0 <= line["data_wait"] <= 1
+        assert line["targets_per_s"] > line["clips_per_s"] > 0
+        assert len(line["batch"]) == 8 and line["clips"] == 16
+    assert two["learning_rate"] == pytest.approx(5.5e-3) and two["batch"] != four["batch"]
+    assert steps_of(workdir) == [1, 2, 3, 4]
+    assert not any(damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
+    assert list(workdir.glob("events.out*")) and (workdir / "config.json").is_file()
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_only_what_is_trained_is_kept_and_changes(inputs, done):
+    workdir, _ = done
+    config = config_of(inputs, workdir)
+    before, _ = load_emotion_llama(inputs / "base", config)
+    ours = read_run(workdir)
+    trained = {f"llama.layers.attn.{p}.lora_{letter}" for p in ("q_proj", "v_proj") for letter in "ab"}
+    names = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_proj")
+    trained |= {f"projectors.{name}.{kind}" for name in names for kind in ("kernel", "bias")}
+    assert set(ours.values) == trained
+    initial = param_values(nnx.state(before))
+    for name, value in ours.values.items():
+        assert (np.asarray(initial[name]) != value).any(), name
+    # The optimiser: two numbers for each of these, and the number of its steps.
+    state = final_state(workdir)
+    sizes = lambda prefix: {n.removeprefix(prefix): v.shape for n, v in state.items() if n.startswith(prefix)}
+    assert sizes("opt_state.0.mu.") == sizes("opt_state.0.nu.") == sizes("trainable.")
+    assert len(state) == 3 * len(trained) + 3 and state["step"] == state["opt_state.0.count"] == 4
+
+
+def first_state(monkeypatch, config):
+    """The run as it is before its first step, which is not taken."""
+
+    class Begun(Exception):
+        pass
+
+    def begin(*args, **kwargs):
+        raise Begun(start.begin(*args, **kwargs))
+
+    with monkeypatch.context() as patch, pytest.raises(Begun) as caught:
+        patch.setattr(loop, "begin", begin)
+        train(config)
+    run = caught.value.args[0]
+    run.iterator.close()
+    return run
+
+
+def test_frozen_weights_are_unchanged_by_training(recorded):
+    *_, run, before = recorded
+    after = jax.tree.leaves(run.frozen)
+    assert len(before) == len(after) > 10
+    for old, new in zip(before, after, strict=True):
+        assert old.tobytes() == np.asarray(new).tobytes()
+
+
+def test_new_adapters_change_nothing(inputs, tmp_path):
+    """B is zero: at step 0 the logits are the base model's."""
+    tokens, positions = jnp.arange(12)[None] + 3, jnp.arange(12)[None]
+    logits = lambda llama: llama.logits(llama(llama.embed_tokens(tokens), positions, jnp.ones((1, 12), jnp.int32)))
+    adapted, _ = load_emotion_llama(inputs / "base", config_of(inputs, tmp_path))
+    plain, _ = load_llama(inputs / "base", compute_dtype="float32")
+    np.testing.assert_array_equal(logits(adapted.llama), logits(plain))
+
+
+def test_resume_comes_before_init_from_and_that_before_new_weights(inputs, done, tmp_path, monkeypatch):
+    workdir, _ = done
+    trained, fields = read_run(workdir).values, {**MESH, "train__init_from": workdir}
+
+    def differing(run):
+        found = param_values(run.state.trainable)
+        assert found.keys() == trained.keys()
+        return [name for name in found if (np.asarray(found[name]) != trained[name]).any()]
+
+    new = first_state(monkeypatch, config_of(inputs, tmp_path / "new", **MESH))
+    assert new.step == 0 and len(differing(new)) == len(trained)
+    given = first_state(monkeypatch, config_of(inputs, tmp_path / "given", **fields))
+    assert given.step == 0 and differing(given) == []
+    assert not np.any(jax.tree.leaves(given.state.opt_state)[-1])
+    third = first_state(
+        monkeypatch, config_of(inputs, tmp_path / "third", **fields | {"train__init_from": workdir / "checkpoints/3"})
+    )
+    assert differing(third)
+    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, train__init_from="nowhere"))
+    assert resumed.step == 4 and differing(resumed) == [] and int(resumed.state.step) == 4
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"lora__dropout": 0.1}, r"config\.lora\.dropout was 0\.05 in this run and is 0\.1 now: .*init_from="),
+        ({"train__beta2": 0.99}, r"config\.train\.beta2 was 0\.999"),
+        ({"data__row_length": 288}, r"config\.data\.row_length was 256"),
+        ({"prompt__tasks": "emotion"}, r"config\.prompt\.tasks was \['emotion', 'reason'\]"),
+        ({"seed": 8}, r"config\.seed was 7"),
+        ({"trainable": "lora,image_proj"}, r"config\.trainable was"),
+        ({"train__accumulate": 1, "train__clip_norm": 1.0}, r"config\.train\.clip_norm was 0\.0"),
+    ],
+)
+def test_another_experiment_does_not_go_on(inputs, done, fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        train(config_of(inputs, done[0], **MESH, **fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_data_or_another_base_does_not_go_on(inputs, done, tmp_path):
+    data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens")
+    seal(data, "another")
+    with pytest.raises(UserError, match=r"config\.data\.train: not what this run was begun with, .*init_from="):
+        train(config_of(inputs, done[0], **MESH, data__train=f"{data}:train"))
+    base = tmp_path / "base"
+    assert cli.main(["convert", str(inputs / "base"), str(base), "--dtype", "bfloat16"]) == 0
+    with pytest.raises(UserError, match=r"config\.train\.base: not what this run was begun with"):
+        train(config_of(inputs, done[0], **MESH, train__base=base))
+
+
+def test_what_changes_no_step_may_change(inputs, done):
+    """The run is done: nothing is trained."""
+    before = trace(done[0])
+    fields = {"train__log_interval": 7, "train__non_finite": "skip", "llama__remat": "none", "data__prefetch": 3}
+    outcome = train(config_of(inputs, done[0], mesh__data=8, train__checkpoint_interval=3, **fields))
+    assert (outcome.end, outcome.step) == (End.DONE, 4)
+    assert trace(done[0]) == before
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"train__base": "nowhere"}, r"train\.base: no base checkpoint: nowhere; make one with emollama convert"),
+        ({"mesh__data": 3}, r"config\.mesh data=3 .* does not fit 8 devices"),
+        ({"train__accumulate": 3}, r"config\.train\.accumulate=3: data\.batch_rows=8 must be a multiple"),
+    ],
+)
+def test_what_cannot_be_is_one_line(inputs, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        train(config_of(inputs, tmp_path / "run", **{**MESH, **fields}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_needs_a_folder_and_a_base():
+    for fields, message in (({}, r"train\.workdir: no folder"), ({"workdir": "x"}, r"train\.base: no language model")):
+        with pytest.raises(UserError, match=message):
+            train(Config(train=TrainConfig(**fields)))
+
+
+def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
+    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__patience": 2}
+    config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="f1")
+    scores = iter([0.3, 0.2, 0.3, 0.9])
+    outcome = train(config, more_metrics=lambda model: {"f1": next(scores)})
+    assert (outcome.end, outcome.step, outcome.best) == (End.EARLY, 3, 1)
+    assert steps_of(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
+    assert train(config, more_metrics=lambda model: {"f1": next(scores)}).step == 3  # and it stays ended
+    assert next(scores) == 0.9
+
+
+def test_a_metric_that_is_not_there_is_named(inputs, tmp_path):
+    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1}
+    with pytest.raises(UserError, match=r"train\.best_metric=uar: the validation has loss; choose one of these"):
+        train(config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="uar"))
+
+
+def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
+    rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, image="image_tokens", image_tokens_shape=(17, 48))
+    records = [random_record(i, rng, recipe) for i in range(60)]
+    records[3]["features"] = np.full((3, 1024), np.nan, np.float32)
+    records[3]["has_feature"] = np.ones(3, bool)
+    data = write_data(tmp_path / "data", {"train": 60}, image="image_tokens", records=records)
+    workdir = tmp_path / "run"
+    fields = {**MESH, "data__train": f"{data}:train"}
+    outcome = train(config_of(inputs, workdir, **fields))
+    bad = outcome.step
+    assert outcome.end is End.NON_FINITE and 1 <= bad <= 4
+    assert f"step {bad}: " in outcome.message and "clip 3" in outcome.message
+    good = f"{workdir}/checkpoints/{bad - 1}" if bad > 1 else "no checkpoint yet"
+    assert outcome.message.endswith(good)
+    assert lines(workdir)[-1]["skipped"] and lines(workdir)[-1]["loss"] is None
+
+    assert cli.main(["train", *arguments(inputs, workdir, **fields)]) == 4  # again, at the same step
+    outcome = train(config_of(inputs, workdir, **fields, train__non_finite="skip"))
+    assert (outcome.end, outcome.step) == (End.DONE, 4)
+    assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines(workdir) if "skipped" in line] == [bad]
+    for name, value in read_run(workdir).values.items():
+        assert np.isfinite(value).all(), name
+
+
+def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
+    """What the model does not use is carried through the run; what is not trained is kept."""
+    pytest.importorskip("torch")
+    workdir = tmp_path / "run"
+    fields = {"train__init_from": PTH, "trainable": "lora,cls_proj"}
+    assert train(config_of(inputs, workdir, **MESH, **fields)).end is End.DONE
+    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, **fields | {"train__init_from": "nowhere"}))
+    assert cli.main(["export", str(workdir), str(tmp_path / "out.pth"), "--to", "pth"]) == 0
+    assert cli.main(["export", str(workdir / "checkpoints/4"), str(tmp_path / "peft"), "--to", "peft"]) == 0
+    given, pth, peft = open_trained(PTH), open_trained(tmp_path / "out.pth"), open_trained(tmp_path / "peft")
+    assert pth.adapter_name == given.adapter_name
+    before, after, folder = (dict(trained.tensors()) for trained in (given, pth, peft))
+    assert before.keys() == after.keys() == folder.keys()
+    assert any(name.startswith("attention.") for name in before)
+    for name in before:
+        trained = "lora_" in name or name.startswith("cls_tk_llama_proj.")
+        assert (np.asarray(before[name], np.float32) != after[name]).any() == trained, name
+        np.testing.assert_array_equal(after[name], folder[name])
+    projector = param_values(resumed.frozen)["projectors.image_proj.kernel"]
+    np.testing.assert_array_equal(np.asarray(projector).T, before["llama_proj.weight"].astype(np.float32))
+    base = str(inputs / "base")
+    assert cli.main(["export", str(workdir), str(tmp_path / "hf"), "--to", "hf", "--base", base]) == 0
+    assert (tmp_path / "hf/config.json").is_file()
+
+
+def test_frames_go_through_the_frozen_encoder(inputs, tmp_path):
+    pytest.importorskip("torch")
+    data = write_data(tmp_path / "data", {"train": 40})
+    reference = ROOT / "tests/data/reference_tiny"
+    fields = {
+        **MESH,
+        "data__train": f"{data}:train",
+        "train__steps": 2,
+        "train__warmup_steps": 1,
+        "train__warmup_from": 0.0,
+    }
+    with pytest.raises(UserError, match=r"train\.eva_vit: the data is of frames and needs the encoder"):
+        train(config_of(inputs, tmp_path / "run", **fields))
+    fields |= {"train__eva_vit": reference / "eva_vit_tiny.pth", "train__ln_vision": reference / "ln_vision.pth"}
+    assert train(config_of(inputs, tmp_path / "run", **fields)).end is End.DONE
+    assert not [name for name in read_run(tmp_path / "run").values if name.startswith("eva_vit")]
+    other = tmp_path / "other.pth"
+    other.write_bytes((reference / "eva_vit_tiny.pth").read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"config\.train\.eva_vit: not what this run was begun with"):
+        train(config_of(inputs, tmp_path / "run", **fields | {"train__eva_vit": other}))

@@ -1,0 +1,77 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from emollama_jax.config import TrainConfig
+from emollama_jax.models.layers import param
+from emollama_jax.train.optimizer import learning_rate, make_optimizer
+
+pytestmark = pytest.mark.smoke
+
+
+def test_the_schedule_is_the_references():
+    """The defaults: 1e-6 to 1e-5 in 1,000 steps, then the cosine of all 30,000 to 1e-6."""
+    config = TrainConfig()
+    rate = lambda step: float(learning_rate(config, step))
+    assert rate(0) == pytest.approx(1e-6)
+    assert rate(500) == pytest.approx(5.5e-6)
+    assert rate(999) == pytest.approx(1e-6 + 9e-6 * 0.999)
+    for step in (1000, 15_000, 29_999):
+        assert rate(step) == pytest.approx(1e-6 + 9e-6 * 0.5 * (1 + math.cos(math.pi * step / 30_000)))
+    assert rate(30_000) == rate(40_000) == pytest.approx(1e-6)
+    on_device = jax.jit(lambda step: learning_rate(config, step))
+    for step in (0, 999, 1000, 20_000):
+        assert float(on_device(step)) == pytest.approx(rate(step), rel=1e-5)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    """With no gradient the only change is the decay, by rate times 0.05."""
+    optimizer = make_optimizer(TrainConfig(warmup_steps=0, learning_rate=0.1, steps=10))
+    matrices = {name: param(jnp.ones((2, 2)), (None, None)) for name in ("kernel", "lora_a", "lora_b")}
+    vectors = {name: param(jnp.ones(2), (None,)) for name in ("bias", "scale")}
+    params = nnx.State({"layer": {**matrices, **vectors}})
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    found = {path[-1]: variable.get_value() for path, variable in nnx.to_flat_state(updates)}
+    for name in (*matrices, *vectors):
+        np.testing.assert_allclose(found[name], -0.1 * 0.05 if name in matrices else 0, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_clipping_is_by_the_norm_of_all_gradients(clip_norm):
+    """AdamW's first mean is a tenth of the gradient that it was given."""
+    config = TrainConfig(clip_norm=clip_norm)
+    optimizer = make_optimizer(config)
+    params = {"a": {"kernel": jnp.zeros((2, 2))}, "b": {"bias": jnp.zeros(2)}}
+    grads = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"bias": jnp.full(2, 4.0)}}
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    mean = optax.tree.get(state, "mu")
+    norm = math.sqrt(4 * 9 + 2 * 16)
+    assert float(optax.tree.norm(mean)) == pytest.approx(0.1 * (clip_norm or norm), rel=1e-5)
+    assert float(mean["b"]["bias"][0] / mean["a"]["kernel"][0, 0]) == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"warmup_steps": 30_000}, r"train\.warmup_steps=30000: must be below train\.steps=30000"),
+        ({"beta1": 1.0}, r"train\.beta1=1\.0"),
+        ({"beta2": -0.1}, r"train\.beta2=-0\.1"),
+        ({"epsilon": 0.0}, r"train\.epsilon=0\.0"),
+        ({"clip_norm": -1.0}, r"train\.clip_norm=-1\.0: must be at least 0"),
+        ({"learning_rate": math.nan}, r"train\.learning_rate=nan"),
+        ({"keep": 1}, r"train\.keep=1: must be at least 2"),
+        ({"non_finite": "ignore"}, r"train\.non_finite='ignore': choose one of stop, skip"),
+        ({"validation": ("data/dfew/frame/1.0.0:test",)}, "is a test split"),
+        ({"validation": ("a:dev", "data/mer:test1")}, "data/mer:test1 is a test split"),
+        ({"profile": (3,)}, r"train\.profile=\(3,\): give the first and the last step"),
+        ({"profile": (5, 4)}, r"train\.profile=\(5, 4\)"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)

@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emollama_jax.sharding import make_mesh
+from emollama_jax.train.metrics import Stopwatch
+from emollama_jax.train.report import Report, make_describe, with_row_hash
+from emollama_jax.train.speed import Cost, Peak
+
+pytestmark = pytest.mark.smoke
+B, T, K = 8, 6, 2
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    segment_ids = np.ones((B, T), np.int32)
+    segment_ids[1, 4:] = 0
+    clip = np.arange(B * K, dtype=np.int32).reshape(B, K)
+    clip[3, 1] = -1
+    tokens = rng.integers(0, 99, (B, T)).astype(np.int32)
+    return {"tokens": tokens, "segment_ids": segment_ids, "clip": clip, "clip_mask": clip >= 0}
+
+
+def described(batch, devices: int = 8) -> dict[str, np.ndarray]:
+    mesh = make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
+    return jax.device_get(make_describe(mesh)(jax.tree.map(jnp.asarray, with_row_hash(batch))))
+
+
+def test_a_batch_is_counted_and_hashed():
+    found = described(batch())
+    assert (found["tokens"], found["clips"]) == (B * T - 2, B * K - 1)
+    np.testing.assert_array_equal(found["clip"], batch()["clip"])
+    assert found["batch"] == described(batch(), devices=1)["batch"]
+    other_token, other_clip, other_order = batch(), batch(), batch()
+    other_token["tokens"][5, 5] += 1
+    other_clip["clip"][2, 0] += 100
+    for name in other_order:
+        other_order[name] = other_order[name][::-1]
+    hashes = {int(described(one)["batch"]) for one in (batch(), other_token, other_clip, other_order)}
+    assert len(hashes) == 4
+
+
+class Kept:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.lines: list[tuple[int, dict]] = []
+
+    def write_scalars(self, step, scalars):
+        self.lines.append((step, scalars))
+
+    def flush(self): ...
+
+    def close(self): ...
+
+
+def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
+    """Two steps in 4 s, of which 1 s was waiting for data, after a start of 10 s; a line for both."""
+    now = [0.0]
+    monkeypatch.setattr("emollama_jax.train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("emollama_jax.train.report.peak_of", lambda kind: Peak(flops=1000.0, bytes_per_s=1.0))
+    watch, kept, cost = Stopwatch(), Kept(), Cost(frozen=100, adapters=10, attention=6)
+    with watch.on("start"):
+        now[0] += 10
+    report = Report(
+        kept,
+        watch,
+        [],
+        positions=B * T,
+        cost=cost,
+        rate=lambda step: step / 100,
+        interval=2,
+        skip=False,
+        say=print,
+    )
+    values = {"loss": 2.5, "grad_norm": 0.5, "targets": 12, **described(batch())}
+    values = jax.tree.map(jnp.asarray, values)
+    for step in (1, 2):
+        with watch.on("data"):
+            now[0] += 0.5
+        now[0] += 1.5
+        report.add(step, values)
+        assert kept.lines == []  # the last step is still with the devices
+    report.flush()
+    ((step, line),) = kept.lines
+    tokens_per_s = 2 * (B * T - 2) / 4
+    assert step == 2
+    assert (line["targets_per_s"], line["clips_per_s"]) == (2 * 12 / 4, 2 * (B * K - 1) / 4)
+    assert (line["fill"], line["learning_rate"]) == ((B * T - 2) / (B * T), 0.02)
+    assert line["data_wait"] == pytest.approx(1 / 4)
+    assert line["goodput"] == pytest.approx(3 / 14)
+    peak = 1000 * jax.device_count()
+    assert line["mfu_4n"] == pytest.approx(4 * 110 * tokens_per_s / peak)
+    length = (B * T - 2) / (B * K - 1)  # of a clip's sequence
+    assert line["mfu"] == pytest.approx((4 * 100 + 6 * 10 + 6 * length) * tokens_per_s / peak)
