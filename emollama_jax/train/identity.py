@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.data.pipeline import Numbered, image_of
+from emollama_jax.data.pipeline import Numbered, encoders_of, image_of
 from emollama_jax.errors import UserError
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
+from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
 
 # Fields that may be others when a run goes on: they change neither a batch nor a step, or nothing but how fast it is.
 # With `train.steps` the learning rate follows the new schedule from there on. What `train.base`, `train.eva_vit` and
@@ -66,8 +67,22 @@ def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dic
         "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in sources],
         "base": read_manifest(config.train.base)["fingerprint"],
         "encoder": eva_vit,
+        "encoders": encoders_of(sources),
         "shares": shares,
     }
+
+
+def check_encoders(init_from: str, now: Mapping[str, Any]) -> None:
+    """Raises UserError when the data's features are of other encoders than those that the run `init_from` learnt."""
+    if not is_run(init_from):
+        return
+    before = read_meta(checkpoint_of(init_from))["encoders"]
+    for name in before.keys() & now["encoders"].keys():
+        if before[name] != now["encoders"][name]:
+            raise UserError(
+                f"data.train: {name} features of {now['encoders'][name]}, and {init_from} was trained on those of "
+                f"{before[name]}; extract them again with that encoder, or begin without train.init_from"
+            )
 
 
 def _file(path: str) -> str:

@@ -15,12 +15,20 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import Numbered, image_of, onto_devices, open_sources, process_share, train_dataset
+from emollama_jax.data.pipeline import (
+    Numbered,
+    encoders_of,
+    image_of,
+    onto_devices,
+    open_sources,
+    process_share,
+    train_dataset,
+)
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.train.checkpoints import Checkpoints
 from emollama_jax.train.distributed import meet
-from emollama_jax.train.identity import check_same, identity_of
+from emollama_jax.train.identity import check_encoders, check_same, identity_of
 from emollama_jax.train.report import with_row_hash
 from emollama_jax.train.speed import Cost, cost_of
 from emollama_jax.train.step import TrainState, init_state
@@ -81,6 +89,8 @@ def begin(
         model = _load_model(config, mesh, identity, None)
         _restore_fixed(workdir, model, config)
     else:
+        if settings.init_from:
+            check_encoders(settings.init_from, identity)
         model = _load_model(config, mesh, identity, settings.init_from or None)
         carried, adapter_name = _carried_tensors(config)
         identity |= {"carried": sorted(carried), "adapter_name": adapter_name}
@@ -131,6 +141,7 @@ def _validation(
 ) -> Validation | None:
     if not config.train.validation:
         return None
+    encoders_of([*sources, *open_sources(config.train.validation, config, "train.validation")])
     return Validation(config, graphdef, mesh, tokenizer, image=image_of(sources), more=more)
 
 

@@ -45,22 +45,26 @@ def is_run(path: epath.PathLike) -> bool:
     return any((epath.Path(path) / name).is_dir() for name in (CHECKPOINTS, STATE))
 
 
-def read_run(path: epath.PathLike) -> RunWeights:
-    """The trained weights of a run's newest sound checkpoint, or of the checkpoint that `path` is.
+def checkpoint_of(path: epath.PathLike) -> epath.Path:
+    """The folder of a run's newest sound checkpoint, or of the checkpoint that `path` is.
 
     Raises:
         UserError: there is none, or the one named is damaged.
     """
     path = epath.Path(path)
     if (path / STATE).is_dir():
-        folder = path
-        if problem := damage(folder):
+        if problem := damage(path):
             raise UserError(f"{problem}: {path}; name another checkpoint of the run")
-    else:
-        sound = [step for step in steps_of(path) if not damage(path / CHECKPOINTS / str(step))]
-        if not sound:
-            raise UserError(f"no sound checkpoint: {path}; train on, or give another run")
-        folder = path / CHECKPOINTS / str(sound[-1])
+        return path
+    sound = [step for step in steps_of(path) if not damage(path / CHECKPOINTS / str(step))]
+    if not sound:
+        raise UserError(f"no sound checkpoint: {path}; train on, or give another run")
+    return path / CHECKPOINTS / str(sound[-1])
+
+
+def read_run(path: epath.PathLike) -> RunWeights:
+    """The trained weights in `checkpoint_of(path)`."""
+    folder = checkpoint_of(path)
     meta = read_meta(folder)
     values = {name.removeprefix(TRAINABLE): value for name, value in read_arrays(folder / STATE, TRAINABLE).items()}
     fixed_folder = folder.parent.parent / FIXED

@@ -25,7 +25,7 @@ def make_inputs(folder: Path) -> Path:
     """`folder` with a base checkpoint `base` and the splits train (60 clips) and held (6) of a data set, of stored
     image tokens."""
     assert cli.main(["convert", str(LLAMA), str(folder / "base"), "--dtype", "float32"]) == 0
-    path = write_data(folder / "data", {"train": 60, "held": 6}, image="image_tokens")
+    path = write_data(folder / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "one"})
     seal(path, "made up")
     path.rename(folder / "clips")
     return folder

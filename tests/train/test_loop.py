@@ -194,6 +194,16 @@ def test_other_data_or_another_base_does_not_go_on(inputs, done, tmp_path):
         train(config_of(inputs, done[0], **MESH, train__base=base))
 
 
+def test_features_of_other_encoders_are_refused(inputs, done, tmp_path):
+    """From a run that learnt others, and where the training's and the validation's differ."""
+    data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "other"})
+    fields = {**MESH, "data__train": f"{data}:train", "train__init_from": done[0]}
+    with pytest.raises(UserError, match=r"data.train: mae features of other, and .* was trained on those of one; extr"):
+        train(config_of(inputs, tmp_path / "from", **fields))
+    with pytest.raises(UserError, match=r"mae features of different encoders .*one.*other"):
+        train(config_of(inputs, tmp_path / "mixed", **MESH, train__validation=f"{data}:held"))
+
+
 def test_what_changes_no_step_may_change(inputs, done):
     """The run is done: nothing is trained."""
     before = trace(done[0])
