@@ -8,15 +8,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-AHEAD = 2  # jobs a worker that are done or under way before their turn
-
 
 def default_workers() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
+def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahead: int | None = None) -> Iterator[Any]:
     """`work` of each job, in their order, by processes that run ahead a little: results never pile up.
 
     A job whose process dies, of a fault in a decoder or for want of memory, gives a `BrokenProcessPool` as its result,
@@ -24,27 +22,34 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> 
 
     Args:
         workers: processes; 0 works in this one.
+        ahead: jobs that are done or under way before their turn; two a worker by default.
     """
+    ahead = 2 * workers if ahead is None else ahead
     if workers == 0:
         yield from map(work, jobs)
         return
     pool, waiting, jobs = _pool(workers), deque(), iter(jobs)
+
+    def submit(job: Any) -> Future:
+        nonlocal pool
+        try:
+            return pool.submit(work, job)
+        except BrokenProcessPool:
+            pool.shutdown()
+            pool = _pool(workers)
+            return pool.submit(work, job)
+
     try:
         while True:
-            while len(waiting) < AHEAD * workers and (job := next(jobs, waiting)) is not waiting:
-                waiting.append((job, pool.submit(work, job)))
+            while len(waiting) < ahead and (job := next(jobs, waiting)) is not waiting:
+                waiting.append((job, submit(job)))
             if not waiting:
                 return
             job, future = waiting.popleft()
             try:
                 result = future.result()
-            except BrokenProcessPool:  # by any of those under way: each is tried by itself
-                pool.shutdown(wait=False)
-                pool = _pool(workers)
+            except BrokenProcessPool:  # it or one beside it: that is seen when each is tried by itself
                 result = _alone(work, job)
-                waiting = deque(
-                    (job, future if _is_done(future) else pool.submit(work, job)) for job, future in waiting
-                )
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
@@ -60,7 +65,3 @@ def _alone(work: Callable[[Any], Any], job: Any) -> Any:
             return pool.submit(work, job).result()
         except BrokenProcessPool as error:
             return error
-
-
-def _is_done(future: Future) -> bool:
-    return future.done() and future.exception() is None

@@ -1,8 +1,10 @@
 """From videos to records with features: clips are read in worker processes while the devices encode those before.
 
-encoders = load_encoders(config, mae="vit-mae-large", videomae="videomae-large", hubert="chinese-hubert-large")
-recipe = extraction_recipe(config, encoders, labels=MERR, frame="peak")
-prepared = prepare(Merr, annotations, Path("data"), recipe, Extraction(config, encoders, workers=16))
+    encoders = load_encoders(config, mae="vit-mae-large", videomae="videomae-large", hubert="chinese-hubert-large")
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame="peak")
+    prepared = prepare(Merr, annotations, Path("data"), recipe, Extraction(config, encoders, workers=16))
+
+Axes: F feature size.
 """
 
 import contextlib
@@ -88,7 +90,8 @@ class Extraction:
         todo = [(path, some) for path, some in parts[index::count] if not path.exists()]
         wanted = self.encoders.wanted(recipe.size)
         jobs = (_Job(clip, recipe, self.config.clip, wanted) for _, some in todo for clip in some)
-        with contextlib.closing(map_ahead(_read, jobs, self.workers)) as found:
+        ahead = max(CLIPS_PER_PART, 2 * self.workers)  # the next part is read while this one is encoded
+        with contextlib.closing(map_ahead(_read, jobs, self.workers, ahead)) as found:
             for path, some in todo:
                 start = time.perf_counter()
                 read = list(itertools.islice(found, len(some)))

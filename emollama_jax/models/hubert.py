@@ -47,7 +47,7 @@ class HubertConfig(EncoderConfig):
     position_groups: int = 16
     """Its groups of channels."""
     layer: int = -1
-    """Which hidden states are a clip's: those after so many blocks, or, from the end, -1 after all and the last norm."""
+    """Whose hidden states are a clip's: those after so many blocks; or from the end, -1 after all and the last norm."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)

@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from emollama_jax.data.processes import AHEAD, default_workers, map_ahead
+from emollama_jax.data.processes import default_workers, map_ahead
 
 
 def double(number: int) -> int:
@@ -21,14 +21,14 @@ def test_there_is_a_processor():
     assert default_workers() >= 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_results_come_in_order_and_jobs_are_taken_when_needed(workers):
+@pytest.mark.parametrize(("workers", "ahead", "most"), [(0, None, 1), (2, None, 4), (1, 6, 6)])
+def test_results_come_in_order_and_jobs_are_taken_when_needed(workers, ahead, most):
     taken = []
     jobs = (taken.append(i) or i for i in range(12))
-    results = map_ahead(double, jobs, workers)
+    results = map_ahead(double, jobs, workers, ahead)
     assert next(results) == 0
     time.sleep(0.05)
-    assert len(taken) <= max(1, AHEAD * workers)
+    assert len(taken) == most
     assert list(results) == [2 * i for i in range(1, 12)]
     assert list(map_ahead(double, [], workers)) == []
 
