@@ -1,4 +1,4 @@
-"""Types of arguments that several verbs take."""
+"""Arguments that several verbs take, and their types."""
 
 import argparse
 from collections.abc import Callable
@@ -13,3 +13,11 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def add_group_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the processes of several hosts find each other; read by `train.distributed.find_group`."""
+    parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the first process's address")
+    parser.add_argument("--processes", metavar="N", help="how many processes there are")
+    parser.add_argument("--process", metavar="I", help="which this one is, from 0")

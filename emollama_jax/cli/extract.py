@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
 
-from emollama_jax.cli._arguments import at_least
+from emollama_jax.cli._arguments import add_group_arguments, at_least
 from emollama_jax.cli._data_sets import add_arguments, sources_of, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.config import Config, parse_flags
@@ -17,7 +18,9 @@ from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
 from emollama_jax.features.encoders import Encoders, load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import Extraction, extraction_recipe
 from emollama_jax.media.subtitles import SOURCES, Recogniser
+from emollama_jax.train.distributed import NotStarted, find_group, joined, meet
 
+LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
 FILES = ("mae", "videomae", "hubert", "eva_vit")
 
 
@@ -31,6 +34,16 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(rest)
     _check_arguments(arguments)
     sources_of(arguments)  # what is wrong with them is said before the encoders are loaded
+    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
+    try:
+        with joined(group):
+            return _extract(config, arguments)
+    except NotStarted as error:
+        print(f"emollama extract: error: {error}", file=sys.stderr)
+        return 3
+
+
+def _extract(config: Config, arguments: argparse.Namespace) -> int:
     encoders, process = _encoders(config, arguments), (jax.process_index(), jax.process_count())
     recogniser = Recogniser(arguments.recogniser) if arguments.recogniser else None
     extraction = Extraction(
@@ -55,7 +68,7 @@ def run(argv: list[str]) -> int:
         ),
         make_parts,
         process=process[0],
-        wait_for_all=_wait_for_all,
+        wait_for_all=lambda reason: meet(reason, LONGEST_WAIT_S),
     )
     if process[0] == 0:
         _report(prepared.path, extraction.seconds)
@@ -94,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=",".join(SOURCES),
         help="where to look, in this order, for the words of a clip whose list has none",
     )
+    add_group_arguments(parser)
     parser.add_argument("--recogniser", metavar="MODEL", help="what hears speech: a faster-whisper model or its folder")
     return parser
 
@@ -112,13 +126,6 @@ def _encoders(config: Config, arguments: argparse.Namespace) -> Encoders:
     if arguments.random_encoders:
         return random_encoders(config, mesh=local_mesh())
     return load_encoders(config, **{name: getattr(arguments, name) for name in FILES}, mesh=local_mesh())
-
-
-def _wait_for_all(reason: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(reason)
 
 
 def _report(path: Path, seconds: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from emollama_jax.cli._arguments import add_group_arguments
 from emollama_jax.config import parse_flags
 from emollama_jax.errors import UserError
 
@@ -29,10 +30,7 @@ def run(argv: list[str]) -> int:
         f"--config.train.workdir=runs/stage1\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the first process's address")
-    parser.add_argument("--processes", metavar="N", help="how many processes the run has")
-    parser.add_argument("--process", metavar="I", help="which this one is, from 0")
+    add_group_arguments(parser)
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)
     config, rest = parse_flags(argv)

@@ -100,9 +100,9 @@ def _check_devices() -> None:
         raise NotStarted(f"no devices ({reason}); JAX_PLATFORMS=cpu runs on the processor") from error
 
 
-def meet(where: str) -> None:
-    """Waits for the other processes, so that none gives up one that is slower to load or to compile."""
-    ocp.multihost.get_barrier_sync_fn()(key=f"emollama/{where}", timeout_ms=1000 * MEETING_S)
+def meet(where: str, timeout_s: int = MEETING_S) -> None:
+    """Waits for the other processes, so that none gives up one that is slower to load, to compile or to work."""
+    ocp.multihost.get_barrier_sync_fn()(key=f"emollama/{where}", timeout_ms=1000 * timeout_s)
 
 
 class Notice:
