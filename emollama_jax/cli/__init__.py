@@ -21,6 +21,7 @@ VERBS = {
     "prepare": "Turn videos, features and annotations into records for training.",
     "train": "Train adapters and projectors; goes on where it was stopped.",
     "params": "Count the parameters of an experiment, and those that are trained.",
+    "plan": "Estimate memory and speed on TPUs and GPUs that are not there.",
     "bench": "Measure speed and memory on this machine.",
 }
 

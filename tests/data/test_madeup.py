@@ -347,7 +347,7 @@ def test_the_annotations_are_those_of_the_reference(made, grain, caption):
 
 def test_how_it_was_made_is_told(made):
     told = json.loads((made.root / "madeup.json").read_text())
-    assert (told["version"], told["seed"], told["fps"], told["size"]) == (1, 0, FPS, SIZE)
+    assert (told["version"], told["seed"], told["fps"], told["size"]) == (2, 0, FPS, SIZE)
     assert list(told["clips"]) == [clip.name for clip in made.clips]
     for clip in made.clips:
         entry = told["clips"][clip.name]
@@ -404,7 +404,8 @@ def test_a_broken_run_leaves_nothing(av, tmp_path, monkeypatch, problem):
 
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a group of processes, as a terminal does")
 def test_an_interrupted_run_of_several_processes_leaves_nothing(av, tmp_path):
-    code = f"from emollama_jax.data.madeup import make_dataset; make_dataset({str(tmp_path / 'up')!r}, workers=2)"
+    arguments = f"{str(tmp_path / 'up')!r}, clips={{'train': 2000}}, workers=2"  # more than are made before the end
+    code = f"from emollama_jax.data.madeup import make_dataset; make_dataset({arguments})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=os.getcwd()
     )

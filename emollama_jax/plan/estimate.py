@@ -1,0 +1,132 @@
+"""From a compiler's figures to seconds: a roofline under assumed clocks and bandwidths, never a measurement.
+
+A program takes at least as long as its arithmetic at the chip's peak, and its arguments once through memory, take. The
+compiler's cycles, where it counts them, say more, but leave out its hand-written kernels (splash attention), whose
+operations are added at the chip's peak. Collectives that run beside computation cost what they take longer than it;
+the others are added.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from emollama_jax.config import Config
+from emollama_jax.models.emotion_llama import image_tokens_of
+from emollama_jax.models.llama import Llama, LlamaConfig
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.models.vit import EncoderConfig
+from emollama_jax.plan.programs import ENCODERS, PROMPT_TEXT, SECONDS, takes_frames
+from emollama_jax.plan.topology import Chip, Topology
+from emollama_jax.sharding import abstract
+from emollama_jax.train.speed import Cost, cost_of
+
+RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in the backward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of one run of a program, and what it is made of.
+
+    Attributes:
+        arithmetic: the operations that are run, recomputed ones too, at the peak.
+        memory: the arguments once through the chip's memory.
+        compute: by the compiler's cycles; the larger of the two above where it counts none.
+        hidden: collectives beside computation.
+        exposed: collectives that computation waits for.
+        mfu: model FLOPs utilisation, without recomputation; None for programs other than the step.
+        rate: `unit`s a second, on all devices.
+    """
+
+    arithmetic: float
+    memory: float
+    compute: float
+    hidden: float
+    exposed: float
+    mfu: float | None
+    rate: float
+    unit: str
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.hidden, self.arithmetic, self.memory) + self.exposed
+
+
+def estimate(name: str, config: Config, topology: Topology, rows: int, figures: Mapping[str, Any]) -> Estimate:
+    """The seconds of a compiled program."""
+    chip, share = topology.chip, 1 / topology.size
+    run, useful, kernels = _operations(name, config, rows)
+    arithmetic, memory = run * share / chip.flops, figures["arguments"] / chip.bandwidth
+    counted = figures["cycles"] / chip.clock if chip.clock else 0.0
+    if counted and config.llama.attention in ("auto", "splash"):
+        counted += kernels * share / chip.flops
+    compute = counted or max(arithmetic, memory)
+    hidden, exposed = (_wire(chip, figures, hidden=hidden) for hidden in (True, False))
+    result = Estimate(arithmetic, memory, compute, hidden, exposed, None, 0.0, "")
+    amount, unit = _amount(name, config, rows)
+    mfu = useful * share / chip.flops / result.seconds if name == "step" else None
+    return Estimate(arithmetic, memory, compute, hidden, exposed, mfu, amount / result.seconds, unit)
+
+
+def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
+    seconds = (
+        one["bytes"] * one["times"] / (chip.network if one["crosses"] else chip.link)
+        for one in figures["collectives"]
+        if one["hidden"] == hidden
+    )
+    return float(sum(seconds))
+
+
+def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
+    """What one run of a program on `rows` gets done."""
+    if name == "step":
+        return float(rows * config.data.row_length), "tokens"
+    units = {"prefill": "prompts", "decode": "tokens", "mae": "faces", "eva_vit": "frames"}
+    return float(rows), units.get(name, "clips")
+
+
+def _operations(name: str, config: Config, rows: int) -> tuple[float, float, float]:
+    """Floating-point operations on all devices: those that are run, those that the mathematics of training asks for,
+    and those of the attention kernel among the first."""
+    if name in ENCODERS:
+        return rows * _encoder(name, getattr(config, name)), 0.0, 0.0
+    if name != "step":
+        cost = _cost(config.llama, LoRAConfig(rank=0))
+        length = image_tokens_of(config.eva_vit, config.projectors) + 4 + PROMPT_TEXT
+        tokens = rows * (length if name == "prefill" else 1)
+        return tokens * (2 * cost.frozen + cost.attention / 3 * length), 0.0, 0.0
+    cost, tokens = _cost(config.llama, config.lora), float(rows * config.data.row_length)
+    # Kernels skip what lies after a token, not what lies in another segment.
+    attention = tokens * cost.attention * config.data.row_length
+    segments = config.data.row_length / config.data.clips_per_row
+    again = RECOMPUTED[config.llama.remat]
+    forward = 2 * tokens * (cost.frozen + cost.adapters)
+    frames = rows * config.data.clips_per_row * takes_frames(config)
+    encoded = frames * _encoder("eva_vit", config.eva_vit) if frames else 0.0
+    kernels = attention * (1 + again / 3)
+    matrices = tokens * (4 * cost.frozen + 6 * cost.adapters) + again * forward
+    return matrices + kernels + encoded, cost.flops(tokens, segments) + encoded, kernels
+
+
+@functools.lru_cache
+def _cost(llama: LlamaConfig, lora: LoRAConfig) -> Cost:
+    graphdef, state = abstract(lambda: Llama(llama, lora, rngs=nnx.Rngs(0)))
+    return cost_of(nnx.merge(graphdef, state))
+
+
+@functools.lru_cache
+def _encoder(name: str, settings: EncoderConfig) -> float:
+    """Operations of an encoder's forward pass on one image, clip or sound."""
+    if name == "hubert":
+        tokens = SECONDS * 50
+    else:
+        frames = settings.num_frames // 2 if name == "videomae" else 1
+        tokens = frames * settings.grid**2 + 1
+    graphdef, state = abstract(lambda: ENCODERS[name](settings, rngs=nnx.Rngs(0)))
+    layers = nnx.state(nnx.merge(graphdef, state).layers)
+    kernels = sum(math.prod(x.shape) for x in jax.tree.leaves(layers) if x.ndim == 3)
+    return tokens * (2.0 * kernels + 4.0 * settings.num_layers * tokens * settings.hidden_size)

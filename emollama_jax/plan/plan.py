@@ -1,0 +1,277 @@
+"""A plan: what the programs of an experiment take of a topology, as a table and as JSON. All are compiler estimates."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emollama_jax.config import Config, to_dict
+from emollama_jax.errors import UserError
+from emollama_jax.plan.compiler import Compiler, Job, figures
+from emollama_jax.plan.estimate import Estimate, estimate
+from emollama_jax.plan.topology import GIB, Topology
+from emollama_jax.sharding import mesh_sizes
+
+ROWS = 8  # requests, images or sounds of a device, as prediction and extraction have them by default
+SERVED = ("data", "fsdp")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One program of a plan.
+
+    Attributes:
+        figures: the compiler's, as `worker.compile_program` gives them.
+        estimate: None where the program does not fit.
+        largest: rows of the largest batch that fits, by a line through two compiled ones; None where not asked for.
+    """
+
+    program: str
+    config: Config
+    topology: Topology
+    rows: int
+    figures: Mapping[str, Any]
+    estimate: Estimate | None
+    largest: int | None = None
+
+    @property
+    def peak(self) -> float:
+        """Bytes of a device that the program takes, or would take."""
+        return float(self.figures.get("peak", self.figures.get("needs", 0)))
+
+    @property
+    def fits(self) -> bool:
+        return "peak" in self.figures and self.peak <= self.topology.chip.memory
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Bytes of a device by what they hold. Padding is what layouts add to the arguments."""
+        kinds = dict(self.figures["bytes"])
+        arguments = self.figures.get("arguments", sum(kinds.values()))
+        kinds["padding"] = max(0, arguments - sum(kinds.values()))
+        kinds["temporaries"] = max(0, self.peak - arguments)
+        return {kind: float(size) for kind, size in kinds.items()}
+
+    def moved(self, *, crosses: bool | None = None) -> dict[str, float]:
+        """Bytes that one device sends, by the kind of collective; between slices or within them, where asked for."""
+        sums: dict[str, float] = {}
+        for one in self.figures.get("collectives", ()):
+            if crosses is None or one["crosses"] == crosses:
+                sums[one["kind"]] = sums.get(one["kind"], 0.0) + one["bytes"] * one["times"]
+        return sums
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The programs of an experiment on a topology."""
+
+    name: str
+    config: Config
+    topology: Topology
+    programs: tuple[Planned, ...]
+
+    @property
+    def fits(self) -> bool:
+        return all(planned.fits for planned in self.programs)
+
+    def __str__(self) -> str:
+        mesh = " x ".join(f"{axis}={size}" for axis, size in sizes_of(self.config, self.topology).items())
+        lines = [
+            f"{self.name} on {self.topology.name}: {self.topology.size} x {self.topology.chip.kind}, mesh {mesh}",
+            "Compiler estimates under the assumptions below; nothing has been measured.",
+            *memory_table(self.programs),
+            "",
+            *time_table(self.programs),
+            "",
+            *collective_table(self.programs),
+            "",
+            *(f"- {line}" for line in [*self._remedies(), *assumptions(self.topology)]),
+        ]
+        return "\n".join(lines)
+
+    def _remedies(self) -> list[str]:
+        return [remedy(planned) for planned in self.programs if not planned.fits]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in JSON's types."""
+        chip = self.topology.chip
+        assumed = {name: getattr(chip, name) for name in ("kind", "memory", "clock", "link", "network")}
+        return {
+            "what": "compiler estimates",
+            "name": self.name,
+            "topology": self.topology.name,
+            "devices": self.topology.size,
+            "assumed": assumed | {"flops": chip.flops, "bandwidth": chip.bandwidth},
+            "config": to_dict(self.config),
+            "programs": [summary(planned) for planned in self.programs],
+        }
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def make_plan(
+    name: str,
+    config: Config,
+    topology: Topology,
+    compiler: Compiler,
+    programs: Sequence[str] = ("step",),
+    *,
+    with_largest: bool = True,
+) -> Plan:
+    """Compiles the programs (of `programs.PROGRAMS`) and plans with what came out.
+
+    Args:
+        with_largest: also compile a step of twice the rows, for the largest batch.
+
+    Raises:
+        UserError: the experiment does not fit the topology, or cannot be compiled for it.
+    """
+    sizes_of(config, topology)
+    jobs = [Job(config, topology, program, default_rows(program, config, topology)) for program in programs]
+    more = [dataclasses.replace(job, rows=2 * job.rows) for job in jobs if with_largest and job.program == "step"]
+    found = figures(compiler, [*jobs, *more])
+    planned = [planned_of(job, one) for job, one in zip(jobs, found, strict=False)]
+    if more:
+        twice, at = planned_of(more[0], found[-1]), programs.index("step")
+        planned[at] = dataclasses.replace(planned[at], largest=largest_rows(planned[at], twice))
+    return Plan(name, config, topology, tuple(planned))
+
+
+def default_rows(program: str, config: Config, topology: Topology) -> int:
+    """Rows of the whole batch of a program: the experiment's for a step, ROWS a device for the others."""
+    if program == "step":
+        return config.data.batch_rows
+    sizes = sizes_of(config, topology)
+    split = topology.size if program not in ("prefill", "decode") else math.prod(sizes[axis] for axis in SERVED)
+    return ROWS * split
+
+
+def sizes_of(config: Config, topology: Topology) -> dict[str, int]:
+    """The sizes of the experiment's mesh on the topology.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    try:
+        return mesh_sizes(dataclasses.asdict(config.mesh), topology.size)
+    except ValueError as error:
+        raise UserError(f"config.mesh on {topology.name}: {error}; set --config.mesh.fsdp=-1 for all") from error
+
+
+def planned_of(job: Job, found: Mapping[str, Any]) -> Planned:
+    """The program, with its estimate where it was compiled."""
+    seconds = "peak" in found and estimate(job.program, job.config, job.topology, job.rows, found)
+    return Planned(job.program, job.config, job.topology, job.rows, found, seconds or None)
+
+
+def largest_rows(one: Planned, other: Planned) -> int:
+    """Rows of the largest batch that fits, on the line through the memory of two of different rows."""
+    slope = (other.peak - one.peak) / (other.rows - one.rows)
+    sizes = sizes_of(one.config, one.topology)
+    step = math.prod(sizes[axis] for axis in SERVED) * one.config.train.accumulate
+    room = one.topology.chip.memory - one.peak
+    if slope <= 0:
+        return max(one.rows, other.rows) if one.fits else 0
+    return max(0, math.floor((one.rows + room / slope) / step) * step)
+
+
+def remedy(planned: Planned) -> str:
+    """What to do about a program that does not fit, in one line."""
+    chip, config = planned.topology.chip, planned.config
+    line = (
+        f"{planned.program} does not fit: it needs {planned.peak / GIB:.2f} GiB of {chip.memory / GIB:.2f} GiB a chip; "
+    )
+    if planned.largest:
+        return f"{line}set --config.data.batch_rows={planned.largest}"
+    ways = []
+    if config.llama.kernel_dtype not in ("int8", "nf4"):
+        ways.append("--config.llama.kernel_dtype=int8")
+    if config.llama.remat != "full":
+        ways.append("--config.llama.remat=full")
+    if sizes_of(config, planned.topology)["data"] > planned.topology.slices:
+        ways.append("a mesh with less data and more fsdp")
+    return line + f"try {' or '.join([*ways, 'a larger topology'])}"
+
+
+def memory_table(programs: Sequence[Planned]) -> list[str]:
+    kinds = list(dict.fromkeys(kind for planned in programs for kind in planned.kinds))
+    rows = [["GiB a chip", "rows", *kinds, "peak", "of", "fits", "largest"]]
+    for planned in programs:
+        cells = [f"{planned.kinds[kind] / GIB:.3f}" if kind in planned.kinds else "" for kind in kinds]
+        memory = [f"{planned.peak / GIB:.2f}", f"{planned.topology.chip.memory / GIB:.2f}"]
+        largest = "" if planned.largest is None else f"{planned.largest} rows"
+        rows.append([planned.program, str(planned.rows), *cells, *memory, "yes" if planned.fits else "NO", largest])
+    return align(rows)
+
+
+def time_table(programs: Sequence[Planned]) -> list[str]:
+    rows = [["ms", "arithmetic", "memory", "compute", "hidden", "exposed", "a run", "rate", "a chip", "MFU"]]
+    for planned in programs:
+        if seconds := planned.estimate:
+            parts = (seconds.arithmetic, seconds.memory, seconds.compute, seconds.hidden, seconds.exposed)
+            rows.append(
+                [
+                    planned.program,
+                    *(f"{1e3 * part:,.1f}" for part in (*parts, seconds.seconds)),
+                    f"{seconds.rate:,.0f} {seconds.unit}/s",
+                    f"{seconds.rate / planned.topology.size:,.0f}",
+                    "" if seconds.mfu is None else f"{seconds.mfu:.0%}",
+                ]
+            )
+    return align(rows)
+
+
+def collective_table(programs: Sequence[Planned]) -> list[str]:
+    rows = [["GiB sent by a chip", "collective", "in its slice", "between slices"]]
+    for planned in programs:
+        within, between = planned.moved(crosses=False), planned.moved(crosses=True)
+        for kind in dict.fromkeys((*within, *between)):
+            cells = (f"{moved.get(kind, 0) / GIB:.3f}" for moved in (within, between))
+            rows.append([planned.program, kind, *cells])
+    return align(rows) if len(rows) > 1 else ["no collectives"]
+
+
+def assumptions(topology: Topology) -> list[str]:
+    chip = topology.chip
+    clock = f", {chip.clock / 1e9:.2f} GHz" if chip.clock else ""
+    counted = "the compiler's cycles at that clock, with attention kernels at the peak"
+    plain = ["attention is XLA's here: cuDNN's, which training takes, is not compiled without a GPU"]
+    return [
+        *(plain if topology.platform == "cuda" else []),
+        f"assumed of a chip: {chip.flops / 1e12:,.0f} TFLOP/s, memory {chip.bandwidth / 1e9:,.0f} GB/s{clock}, links "
+        f"{chip.link / 1e9:,.0f} GB/s, to other slices {chip.network / 1e9:,.1f} GB/s",
+        "arithmetic: all operations, recomputed ones too, at the peak; memory: the arguments read once; compute: "
+        + (counted if chip.clock else "the larger of these, a floor, as the compiler counts no cycles for GPUs"),
+        "a run: the longest of computation and the collectives hidden behind it, and the exposed ones after it; "
+        "MFU counts the operations of the mathematics alone",
+    ]
+
+
+def summary(planned: Planned) -> dict[str, Any]:
+    """A program in JSON's types."""
+    seconds = planned.estimate
+    return {
+        "program": planned.program,
+        "rows": planned.rows,
+        "fits": planned.fits,
+        "largest_rows": planned.largest,
+        "bytes": planned.kinds,
+        "peak_bytes": planned.peak,
+        "bytes_sent_in_slice": planned.moved(crosses=False),
+        "bytes_sent_between_slices": planned.moved(crosses=True),
+        "estimate": seconds and dataclasses.asdict(seconds) | {"seconds": seconds.seconds},
+        "compile_s": planned.figures.get("compile_s"),
+        "host_gib": planned.figures["host_gib"],
+        "cached": planned.figures["cached"],
+    }
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    places = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    return ["  ".join(p(c, w) for p, c, w in zip(places, row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,219 @@
+"""The programs of an experiment, with the shapes and places of what they take: nothing is loaded or allocated.
+
+They are the functions that training, prediction and extraction run, given abstract arrays on a mesh of devices that
+need not be there.
+
+Axes: B rows, T tokens, K clips a row, P prompt tokens, S soft tokens, D width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.dtypes
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from emollama_jax.config import Config
+from emollama_jax.data.pipeline import batch_sharding
+from emollama_jax.errors import UserError
+from emollama_jax.features import encode
+from emollama_jax.infer import generate
+from emollama_jax.infer.sampling import Sampling
+from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.layers import QUANTISED
+from emollama_jax.models.llama import Llama
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.models.mae import Mae
+from emollama_jax.models.videomae import VideoMae
+from emollama_jax.sharding import abstract, shardings, use_mesh
+from emollama_jax.train.optimizer import make_optimizer
+from emollama_jax.train.step import clip_loss, init_state, make_step
+
+ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}
+PROGRAMS = ("step", "prefill", "decode", *ENCODERS)
+PROMPT_TEXT = 96  # tokens of a question about a clip, beside its soft tokens
+SECONDS = 8  # of sound, for the encoder of the voice
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program before it is compiled.
+
+    Attributes:
+        bytes: what a device holds of its arguments, by kind, without the padding of layouts.
+    """
+
+    lower: Callable[[], Any]
+    bytes: dict[str, int]
+
+
+def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
+    """One of PROGRAMS.
+
+    Args:
+        rows: of the whole batch: packed rows of a step, requests, or images and sounds.
+
+    Raises:
+        UserError: the rows do not fit the mesh.
+    """
+    split = math.prod(mesh.shape[axis] for axis in _batch_axes(config)) if name not in ENCODERS else mesh.size
+    parts = config.train.accumulate if name == "step" else 1
+    if rows % (split * parts):
+        what = f"config.data.batch_rows={rows}" if name == "step" else f"{rows} rows of {name}"
+        raise UserError(
+            f"{what}: not split over {split} devices{f' in {parts} parts' if parts > 1 else ''}; give a multiple of "
+            f"{split * parts}, or a mesh with less data x fsdp"
+        )
+    if name == "step":
+        return _step(config, mesh, rows)
+    if name in ENCODERS:
+        return _encoder(name, config, mesh, rows)
+    return _answers(name, config, mesh, rows)
+
+
+def takes_frames(config: Config) -> bool:
+    """Whether the batches hold frames, as EVA-ViT sees them, rather than its tokens: by the data sets' folders."""
+    return not any("/image_tokens/" in path for path in config.data.train)
+
+
+def _batch_axes(config: Config) -> tuple[str, ...]:
+    axes = dict(config.sharding)["batch"] or ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _step(config: Config, mesh: Mesh, rows: int) -> Program:
+    optimizer, rules = make_optimizer(config.train), config.sharding
+    graphdef, frozen, state = jax.eval_shape(lambda: init_state(clip_model(config), optimizer, config.trainable))
+    frozen = _placed(frozen, shardings(frozen, mesh, rules))
+    places = shardings(state.trainable, mesh, rules)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = dataclasses.replace(
+        state,
+        trainable=_placed(state.trainable, places),
+        opt_state=optax.tree_utils.tree_map_params(
+            optimizer,
+            _at,
+            state.opt_state,
+            places,
+            transform_non_params=lambda x: _at(x, everywhere),
+        ),
+        step=_at(state.step, everywhere),
+    )
+    length, clips = config.data.row_length, config.data.clips_per_row
+    text = dict.fromkeys(("tokens", "soft_index", "segment_ids", "positions"), ((length,), jnp.int32))
+    side, eva_vit = config.eva_vit.image_size, config.eva_vit
+    image = (
+        {"frames": ((clips, side, side, 3), jnp.uint8)}
+        if takes_frames(config)
+        else {"image_tokens": ((clips, 1 + eva_vit.grid**2, eva_vit.hidden_size), jnp.float16)}
+    )
+    arrays = {
+        **text,
+        "loss_mask": ((length,), jnp.bool_),
+        **image,
+        "features": ((clips, 3, config.projectors.feature_size), jnp.float32),
+    }
+    batch = {name: _rows(mesh, config, (rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+    step = make_step(graphdef, optimizer, clip_loss, accumulate=config.train.accumulate)
+
+    def lower():
+        with use_mesh(mesh, rules):
+            return step.lower(state, frozen, batch, key)
+
+    kinds = {"frozen": frozen, "trainable": state.trainable, "optimiser": state.opt_state, "batch": batch}
+    return Program(lower, {kind: _bytes(tree) for kind, tree in kinds.items()})
+
+
+def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
+    """The prefill of questions about a clip, or one further token of every answer."""
+    # Adapters are merged where the kernels can take them.
+    lora = config.lora if config.llama.kernel_dtype in QUANTISED else LoRAConfig(rank=0)
+    graphdef, state = abstract(lambda: Llama(config.llama, lora, rngs=nnx.Rngs(0)))
+    state = _placed(state, shardings(state, mesh, config.sharding))
+    soft = image_tokens_of(config.eva_vit, config.projectors) + 4
+    prompt = generate.bucket(soft + PROMPT_TEXT)
+    sizes = {"cache_size": prompt + generate.bucket(config.generate.max_new_tokens)}
+    whole = lambda shape, dtype: _rows(mesh, config, (rows, *shape), dtype)
+    sampling = jax.eval_shape(lambda: Sampling.of([config.generate] * rows, [0] * rows))
+    sampling = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, config.sharding, x.shape)), sampling)
+    eos = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    tokens = whole((prompt,), jnp.int32)
+    embedded = whole((soft, config.llama.hidden_size), config.llama.compute_dtype)
+    inputs = (tokens, tokens, embedded, tokens, sampling, eos)
+
+    def prefill():
+        with use_mesh(mesh, config.sharding):
+            return generate._prefill.lower(graphdef, state, *inputs, **sizes)
+
+    if name == "prefill":
+        return Program(prefill, {"parameters": _bytes(state), "batch": _bytes(inputs)})
+    like = jax.eval_shape(lambda s, *args: generate._prefill(graphdef, s, *args, **sizes), state, *inputs)
+    heads = dict(config.sharding)["kv_heads"]
+    cache = NamedSharding(mesh, PartitionSpec(None, _batch_axes(config), None, heads, None))
+    before = jax.tree.map(
+        lambda x: (
+            _at(x, cache if x.ndim == 5 else batch_sharding(mesh, config.sharding, x.shape))
+            if x.ndim
+            else _at(x, NamedSharding(mesh, PartitionSpec()))
+        ),
+        like,
+    )
+
+    def decode():
+        with use_mesh(mesh, config.sharding):
+            return generate._decode.lower(graphdef, state, before, sampling, eos, length=1)
+
+    return Program(decode, {"parameters": _bytes(state), "cache": _bytes(before)})
+
+
+def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
+    """Every device has the whole encoder and a part of the rows, as in extraction."""
+    settings = getattr(config, name)
+    graphdef, state = abstract(lambda: ENCODERS[name](settings, rngs=nnx.Rngs(0)))
+    state = _placed(state, shardings(state, mesh, ()))
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    of_rows = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
+    if name == "hubert":
+        inputs = (of_rows((SECONDS * SAMPLE_RATE,), jnp.float32), of_rows((), jnp.int32))
+    else:
+        frames = (settings.num_frames,) if name == "videomae" else ()
+        inputs = (of_rows((*frames, settings.image_size, settings.image_size, 3), jnp.uint8),)
+    return Program(
+        lambda: encode._encode.lower(graphdef, state, *inputs),
+        {"parameters": _bytes(state), "batch": _bytes(inputs)},
+    )
+
+
+def clip_model(config: Config) -> EmotionLlama:
+    """The model that is trained; with the encoder of the frame where the batches hold frames."""
+    sizes = (config.llama, config.lora, config.projectors, config.eva_vit)
+    return EmotionLlama.init(*sizes, with_encoder=takes_frames(config), rngs=nnx.Rngs(0))
+
+
+def _rows(mesh: Mesh, config: Config, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, config.sharding, shape))
+
+
+def _at(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    return jax.tree.map(_at, tree, places)
+
+
+def _bytes(tree: Any) -> int:
+    """What one device holds of the arrays."""
+    leaves = jax.tree.leaves(tree)
+    bits = lambda x: 64 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.dtypes.itemsize_bits(x.dtype)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * bits(x) for x in leaves) // 8
