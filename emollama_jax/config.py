@@ -321,17 +321,17 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     return _build(Config, data, "config")
 
 
-def parse_flags(argv: Sequence[str]) -> tuple[Config, list[str]]:
+def parse_flags(argv: Sequence[str], default: Config | None = None) -> tuple[Config, list[str]]:
     """Takes `--config NAME_OR_PATH` and the overrides `--config.GROUP.FIELD=VALUE` out of a command line.
 
     A value may also be the next argument. A tuple is written as in Python, '("q_proj", "v_proj")', one of strings also
-    as q_proj,v_proj. Of an argument given twice the last counts.
+    as q_proj,v_proj. Of an argument given twice the last counts. Without a `--config` the experiment is `default`.
 
     Returns:
         The experiment with the overrides, and the remaining arguments in their order; all from `--` on remain.
 
     Raises:
-        UserError: there is no `--config`, or an override names no field or has a value the field cannot take.
+        UserError: there is no experiment, or an override names no field or has a value the field cannot take.
     """
     values, rest, arguments = {}, [], iter(argv)
     for argument in arguments:
@@ -345,9 +345,9 @@ def parse_flags(argv: Sequence[str]) -> tuple[Config, list[str]]:
         else:
             rest.append(argument)
     name = values.pop("--config", None)
-    if name is None:
+    if name is None and default is None:
         raise UserError("--config: no experiment given; name one, as in --config=tiny")
-    return _override(load_config(name), values), rest
+    return _override(load_config(name) if name else default, values), rest
 
 
 def _override(config: Config, values: dict[str, str]) -> Config:

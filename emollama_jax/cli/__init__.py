@@ -20,6 +20,8 @@ VERBS = {
     "extract": "Turn raw videos into features and records, or compare two sets of features.",
     "prepare": "Turn videos, features and annotations into records for training.",
     "train": "Train adapters and projectors; goes on where it was stopped.",
+    "predict": "Ask a model about videos or records; goes on where it was stopped.",
+    "evaluate": "Judge a model, or answers that are there, by a benchmark.",
     "params": "Count the parameters of an experiment, and those that are trained.",
     "plan": "Estimate memory and speed on TPUs and GPUs that are not there.",
     "bench": "Measure speed and memory on this machine.",
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"{command}: error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
 
 
 def _dispatch(argv: list[str]) -> int | None:

@@ -7,6 +7,7 @@ from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
 from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.extract import bench_extract
+from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "of the repeats.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step,encode,data,extract}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,predict,encode,data,extract}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument(
         "--length", type=at_least(2), default=256, metavar="T", help="tokens a row (default: %(default)s)"
     )
+    predict = verbs.add_parser("predict", parents=[common], help="labels and reasons about clips")
+    predict.set_defaults(bench=bench_predict)
+    predict.add_argument(
+        "--batch", dest="batch_sizes", type=at_least(1), nargs="+", default=[1, 16], metavar="B", help="default: 1 16"
+    )
+    predict.add_argument("--new-tokens", type=at_least(2), default=100, metavar="T", help="of a reason (default: 100)")
     encode = verbs.add_parser("encode", parents=[common], help="frames, faces, clips and voices to features")
     encode.set_defaults(bench=bench_encode)
     encode.add_argument(

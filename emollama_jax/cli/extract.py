@@ -10,6 +10,7 @@ import jax
 from emollama_jax.cli._arguments import add_group_arguments, at_least
 from emollama_jax.cli._data_sets import add_arguments, sources_of, write_data_set
 from emollama_jax.cli._progress import Progress
+from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.data.annotations import Annotations
 from emollama_jax.data.builders import FACTS
@@ -17,7 +18,6 @@ from emollama_jax.errors import UserError
 from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
 from emollama_jax.features.encoders import Encoders, load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import Extraction, extraction_recipe
-from emollama_jax.media.subtitles import SOURCES, Recogniser
 from emollama_jax.train.distributed import NotStarted, find_group, joined, meet
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -45,14 +45,13 @@ def run(argv: list[str]) -> int:
 
 def _extract(config: Config, arguments: argparse.Namespace) -> int:
     encoders, process = _encoders(config, arguments), (jax.process_index(), jax.process_count())
-    recogniser = Recogniser(arguments.recogniser) if arguments.recogniser else None
     extraction = Extraction(
         config,
         encoders,
         workers=arguments.workers,
         batch_size=arguments.batch_size,
         share=process,
-        transcribe=recogniser and recogniser.transcribe,
+        transcribe=transcribe_of(arguments),
         npy=arguments.npy,
     )
 
@@ -100,23 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
-    parser.add_argument(
-        "--subtitles-from",
-        type=lambda text: tuple(text.split(",")),
-        default=(),
-        metavar=",".join(SOURCES),
-        help="where to look, in this order, for the words of a clip whose list has none",
-    )
+    add_subtitle_arguments(parser)
     add_group_arguments(parser)
-    parser.add_argument("--recogniser", metavar="MODEL", help="what hears speech: a faster-whisper model or its folder")
     return parser
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    if unknown := [source for source in arguments.subtitles_from if source not in SOURCES]:
-        raise UserError(f"--subtitles-from: no source {unknown[0]!r}; choose among {', '.join(SOURCES)}")
-    if ("speech" in arguments.subtitles_from) != bool(arguments.recogniser):
-        raise UserError("--recogniser: goes with --subtitles-from speech, and only there")
+    check_subtitle_arguments(arguments)
     given = [name for name in FILES if getattr(arguments, name)]
     if bool(given) == arguments.random_encoders:
         raise UserError("give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial")

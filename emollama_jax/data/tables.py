@@ -37,6 +37,8 @@ COLUMNS = {
     "caption_fine": ("caption_fine", "smp_reason_caption", "eng_reasons", "chi_reasons"),
     "video": ("video",),
     "split": ("split",),
+    "question": ("question",),
+    "answer": ("answer", "prediction", "response"),
 }
 # DFEW's tables are told by their column video_name.
 DFEW_LABELS = {str(number): label for number, label in enumerate(DFEW, 1)}

@@ -63,6 +63,13 @@ class LabelScores:
         return [[self.labels[i] for i in order] for order in self.by_order.argmax(axis=-1).T]
 
 
+def label_orders(labels: tuple[str, ...], count: int) -> tuple[tuple[str, ...], ...]:
+    """So many orders of the labels: as they are given for 1, else cyclic ones of the sorted labels, spread evenly."""
+    first = labels if count == 1 else tuple(sorted(labels))
+    starts = [order * len(labels) // count for order in range(count)]
+    return tuple(first[start:] + first[:start] for start in starts)
+
+
 class LabelScorer:
     """Scores labels with one model.
 
@@ -98,9 +105,8 @@ class LabelScorer:
         self._model = model
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._labels = labels if orders == 1 else tuple(sorted(labels))
-        starts = [order * len(labels) // orders for order in range(orders)]
-        self._orders = tuple(self._labels[start:] + self._labels[:start] for start in starts)
+        self._orders = label_orders(labels, orders)
+        self._labels = self._orders[0]
         encode = lambda label: tokenizer.encode(normalize_answer(label), specials=False)  # as in training
         self._answers = [(*encode(label), tokenizer.eos_id) for label in self._labels]
         self._per_token = per_token

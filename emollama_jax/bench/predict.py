@@ -1,0 +1,169 @@
+"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on.
+
+The peer works as the original does: one clip at a time, each answer by `generate`; a label is then two tokens and its
+end. Ours are batches: a label by the likelihoods of all labels, which are read in one pass.
+
+There is no vocabulary to random weights: texts are cut into pieces of four letters, about as long as real ones.
+"""
+
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.config import Config, GenerateConfig, to_dict
+from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
+from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.sharding import init_sharded
+from emollama_jax.text.prompts import Sample, Turn
+from emollama_jax.text.tokenizers import Tokenizer
+from emollama_jax.weights.engine import first_device
+
+COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip"}
+LABEL_TOKENS = 3  # that the peer generates for a label
+SUBTITLE = "Well, I never thought that they would come back home so early, and without a word to anyone."
+
+Measure = Callable[[], tuple[Figures, list[list[int]]]]
+
+
+class Pieces(Tokenizer):
+    """A vocabulary of hashes: every four letters are a piece."""
+
+    def __init__(self, size: int):
+        super().__init__(size, lambda name: None, (1, size - 1, None), None)
+
+    def encode(self, text: str, *, specials: bool = True) -> list[int]:
+        pieces = re.findall(r" ?\w{1,4}|\S", text)
+        return [2 + zlib.crc32(piece.encode()) % (self.vocab_size - 3) for piece in pieces]
+
+    def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
+        return " ".join(map(str, ids))
+
+    def save(self, folder) -> None:
+        raise NotImplementedError("made up for measurements")
+
+
+def bench_predict(
+    config: Config,
+    *,
+    batch_sizes: Sequence[int] = (1, 16),
+    new_tokens: int = 100,
+    repeats: int = 3,
+    with_peer: bool = True,
+) -> Report:
+    """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes."""
+    check_one_device(config)
+    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
+    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
+    model = init_sharded(make, first_device(), ())
+    notes = [
+        "a clip's work begins with its soft tokens; adapters are beside their kernels, not merged",
+        f"{OURS}: a label is the likelihoods of all {len(config.prompt.labels)}, {PEER}: {LABEL_TOKENS} tokens",
+    ]
+    peer = None if why_no_peer else _peer(model, config)
+    notes += [why_no_peer] if why_no_peer else kernel_note(config.llama)
+    results = []
+    for batch in batch_sizes:
+        work = _Work(model, config, batch, new_tokens)
+        for what, ours, theirs in (
+            ("labels", work.labels, LABEL_TOKENS),
+            ("reasons", work.reasons, new_tokens),
+        ):
+            contenders = {OURS: ours}
+            if peer is not None:
+                contenders[PEER] = work.one_clip(peer, what, theirs)
+            measured = alternate(contenders, batch=batch, repeats=repeats, what=what, rate="clips_per_s")
+            if peer is not None and what == "reasons":
+                first, their_first = (np.array(result.output[0]) for result in measured)
+                same = np.mean(first == their_first)
+                notes.append(f"batch {batch}: {same:.1%} of the first clip's tokens are the same from both")
+            results += measured
+    if peer is not None:
+        notes.append(f"{PEER} is measured on the first clip of a batch: it takes one at a time")
+    settings = {"new_tokens": new_tokens, "prompt_tokens": work.longest, "repeats": repeats}
+    return Report("Prediction, random weights", to_dict(config), settings, COLUMNS, results, notes)
+
+
+def _peer(model: EmotionLlama, config: Config) -> Any:
+    peer = torch_llama(model.llama)
+    return add_adapters(peer, model.llama, config.lora).eval() if config.lora.rank else peer
+
+
+class _Work:
+    """A batch of clips, all asked the same."""
+
+    def __init__(self, model: EmotionLlama, config: Config, batch: int, new_tokens: int):
+        rng = np.random.default_rng(config.seed)
+        shape = (batch, image_tokens_of(config.eva_vit, config.projectors) + 4, config.llama.hidden_size)
+        self.soft: Float[Array, "N S D"] = jnp.asarray(0.02 * rng.normal(size=shape), config.llama.compute_dtype)
+        self.generate = GenerateConfig(max_new_tokens=new_tokens)
+        self.generator = Generator(model.llama, eos_ids=())
+        self.predictor = Predictor(model, Pieces(config.llama.vocab_size), config)
+        blank = np.zeros((3, config.projectors.feature_size), np.float32)
+        self.clips = [ClipInput(f"clip {i}", SUBTITLE, blank, np.ones(3, bool)) for i in range(batch)]
+        self.asked = {
+            what: requests_of(config.prompt, task) for what, task in (("labels", "emotion"), ("reasons", "reason"))
+        }
+        self.longest = max(len(self._prompt(what).tokens) for what in self.asked)
+
+    def _prompt(self, what: str) -> Sample:
+        return self.predictor.prompt(self.clips[0], [Turn(*self.asked[what])])
+
+    def labels(self) -> tuple[Figures, list[list[int]]]:
+        """The likelihoods of all labels."""
+        start = time.perf_counter()
+        scores = self.predictor.labels(self.clips, self.soft)
+        return _figures(len(self.clips), time.perf_counter() - start), scores.by_order[:, 0].argsort(axis=1).tolist()
+
+    def reasons(self) -> tuple[Figures, list[list[int]]]:
+        """Answers that never end before their last token."""
+        start = time.perf_counter()
+        prompts = [self.predictor.prompt(clip, [Turn(*self.asked["reasons"])]) for clip in self.clips]
+        answers = self.generator.generate(prompts, self.generate, soft=self.soft)
+        elapsed_s = time.perf_counter() - start
+        return _figures(len(self.clips), elapsed_s), [list(answer.tokens) for answer in answers]
+
+    def one_clip(self, peer: Any, what: str, new_tokens: int) -> Measure:
+        """The peer's answer about the first clip."""
+        import torch
+
+        sample = self._prompt(what)
+        device, dtype = peer.device, peer.dtype
+        soft = torch.tensor(np.asarray(self.soft[0], np.float32)).to(device, dtype)
+        tokens = torch.tensor(sample.tokens, dtype=torch.long, device=device)
+        index = torch.tensor(sample.soft, dtype=torch.long, device=device)
+
+        @torch.inference_mode()
+        def measure() -> tuple[Figures, list[list[int]]]:
+            start = time.perf_counter()
+            embedded = peer.get_input_embeddings()(tokens)
+            embedded = torch.where((index >= 0)[:, None], soft[index.clamp(min=0)], embedded)[None]
+            answer = peer.generate(
+                inputs_embeds=embedded,
+                attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long, device=device),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            ).tolist()
+            return _figures(1, time.perf_counter() - start), answer
+
+        return measure
+
+
+def _figures(clips: int, elapsed_s: float) -> Figures:
+    return {
+        "clips": clips,
+        "seconds": elapsed_s,
+        "clips_per_s": clips / elapsed_s,
+        "seconds_per_clip": elapsed_s / clips,
+    }

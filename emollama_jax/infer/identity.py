@@ -1,0 +1,90 @@
+"""What answers are answers of, by fingerprints, and whether a model knows the encoders of the features it is given."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from emollama_jax.config import Config, to_dict
+from emollama_jax.errors import UserError
+from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.text.prompts import FEATURES
+from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest
+from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
+
+# What an answer depends on of the experiment; how the encoders and the data are made is in their fingerprints.
+GROUPS = ("llama", "lora", "eva_vit", "projectors", "clip", "prompt", "generate", "seed")
+
+
+def identity_of(
+    config: Config, model: EmotionLlama, base: str | Path, *, encoders: Mapping[str, str], **settings: Any
+) -> dict[str, Any]:
+    """Model, experiment and settings in JSON's types, for `open_output`.
+
+    Args:
+        base: the file or folder that the language model came from.
+        encoders: fingerprints of what made the features.
+    """
+    experiment = to_dict(config)
+    weights = {
+        "base": read_manifest(base)["fingerprint"]
+        if is_base_checkpoint(base)
+        else _fingerprint(model.llama, nnx.Not(is_trainable)),
+        "trained": _fingerprint(model, is_trainable),
+    }
+    if model.eva_vit is not None:
+        weights["eva_vit"] = _fingerprint(model.eva_vit)
+    return {
+        "weights": weights,
+        "encoders": dict(encoders),
+        "config": {name: experiment[name] for name in GROUPS} | {"row_length": config.data.row_length},
+        **settings,
+    }
+
+
+def _fingerprint(module: nnx.Module, *filters: Any) -> str:
+    return fingerprint_of(param_values(nnx.state(module, *filters)))
+
+
+def check_encoders(trained: str | Path, found: Mapping[str, str], *, all_known: bool) -> None:
+    """That the features are of the encoders that a training run learnt from, as far as the run knows them.
+
+    Args:
+        trained: a run or one of its checkpoints; other files do not say.
+        found: the fingerprints of those that are used now.
+        all_known: whether a feature that is not in `found` is missing, rather than of an unknown encoder.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not is_run(trained):
+        return
+    known = read_meta(checkpoint_of(trained))["encoders"]
+    for name in (name for name in FEATURES if name in known):
+        now = found.get(name, "no encoder" if all_known else known[name])
+        if now != known[name]:
+            raise UserError(
+                f"{trained} was trained on {name} features of {known[name]}, and here they are of {now}; give that "
+                f"encoder (--{name}), extract the data again with it, or answer all the same with --any-encoders"
+            )
+
+
+def check_image_encoder(trained: str | Path, file: str | Path) -> None:
+    """The same of the encoder of frames, where the run was trained on frames: by its file.
+
+    Raises:
+        UserError: it is another one.
+    """
+    known = read_meta(checkpoint_of(trained)).get("encoder") if is_run(trained) else None
+    if known is None:
+        return
+    with open(file, "rb") as opened:
+        now = hashlib.file_digest(opened, "sha256").hexdigest()
+    if now != known["eva_vit"]:
+        raise UserError(
+            f"--eva-vit: {file} is not the encoder that {trained} was trained with; give that one, or answer all the "
+            "same with --any-encoders"
+        )

@@ -1,0 +1,283 @@
+"""What is predicted about: a video, a folder of videos, a manifest that names videos, or the records of a data set.
+
+    items = find_items("clips.csv")
+    source = Videos(config, encode, wanted, frame="peak", workers=8)
+    for item, read in zip(items, source.read(items)): ...
+
+A manifest is a list or table as `data/tables.py` reads them: `video`, a path from its folder of videos, or a `name`
+alone, of a video there; where there are both, `name` is what the clip is called. `subtitle`, `question` and
+`peak_index` are taken too. A line that cannot be used becomes an item with a `fault`: it is answered by an error.
+
+Axes: N clips, F feature size.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from emollama_jax.config import Config
+from emollama_jax.data.builders import FACTS
+from emollama_jax.data.clip_files import files_of, select_file
+from emollama_jax.data.processes import map_ahead
+from emollama_jax.data.records import Records
+from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
+from emollama_jax.errors import UserError
+from emollama_jax.infer.predictor import ClipInput
+from emollama_jax.media.clip import ClipConfig, ClipMedia, Wanted, read_clip
+from emollama_jax.media.subtitles import Transcribe, find_subtitle_file, subtitle_of
+
+MANIFESTS = (".csv", ".jsonl", ".txt")
+
+Encode = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip to be asked about.
+
+    Attributes:
+        name: unlike that of any other; of a record it is a stand-in, as its own is not known before it is read.
+        video: its file; None for a record.
+        index: its number among the records; None for a video.
+        question: asked in place of the run's own.
+        fault: why there is nothing to be asked about.
+    """
+
+    name: str
+    video: Path | None = None
+    index: int | None = None
+    subtitle: str = ""
+    question: str = ""
+    peak_index: int | None = None
+    fault: str = ""
+
+    @property
+    def key(self) -> str | int:
+        """By which the answers about it are found again."""
+        return self.name if self.index is None else self.index
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of an item.
+
+    Attributes:
+        fingerprint: of all that was read.
+        clip: as the model takes it; None where its `media` is still to be encoded.
+        facts: for people, in JSON's types.
+        seconds: spent on it, by kind of work.
+    """
+
+    subtitle: str
+    fingerprint: str
+    clip: ClipInput | None = None
+    media: ClipMedia | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def find_items(where: str | Path, videos: Path | None = None) -> list[Item]:
+    """The clips that a video, a folder of videos or a manifest means.
+
+    Args:
+        videos: the folder of a manifest's videos; default: its own.
+
+    Raises:
+        UserError: there is no such file or folder, no clip in it, or it cannot be read as a whole.
+    """
+    path = Path(where)
+    if path.is_dir():
+        videos = sorted(set(files_of(path, VIDEO_SUFFIXES).values()))
+        items = [Item(video.name, video) for video in videos]
+    elif not path.is_file():
+        raise UserError(f"no such file or folder: {path}; give a video, a folder of videos, a manifest or FOLDER:SPLIT")
+    elif path.suffix.lower() in MANIFESTS:
+        items = _of_manifest(path, videos or path.parent)
+    else:
+        items = [Item(path.name, path)]
+    if not items:
+        raise UserError(f"no clips in {path}; give a folder with {', '.join(VIDEO_SUFFIXES)}, or a manifest with lines")
+    return items
+
+
+def _of_manifest(path: Path, folder: Path) -> list[Item]:
+    problems: list[Problem] = []
+    rows = read_rows(path, problems, needs=())
+    if not rows and problems:
+        raise UserError(f"no line that can be read, the first: {problems[0]}")
+    videos = functools.cache(lambda: files_of(folder, VIDEO_SUFFIXES))
+    numbered: list[tuple[int, Item]] = []
+    for problem in problems:
+        if problem.kind == "unparsable_line":
+            where = f"{path.name}:{problem.line}"
+            numbered.append((problem.line or 0, Item(where, fault=problem.message)))
+    taken: set[str] = set()
+    for row in rows:
+        item = _of_row(path, row, folder, videos)
+        if item.name in taken:
+            fault = f"a clip {item.name!r} is listed before; give one of them another name"
+            item = Item(f"{path.name}:{row.line}", fault=fault)
+        taken.add(item.name)
+        numbered.append((row.line or 0, item))
+    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]
+
+
+def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], dict[str, Path]]) -> Item:
+    fields = row.fields
+    name, video = fields.get("name"), fields.get("video")
+    if not (name or video):
+        return Item(f"{path.name}:{row.line}", fault="neither a video nor a name; give one of them")
+    found = folder / video if video else select_file(videos(), name)
+    fault = "" if found else f"no video {name!r} in {folder}; put it there, or give its path as video"
+    known = {key: fields[key] for key in ("subtitle", "question", "peak_index") if key in fields}
+    return Item(name or video, found, fault=fault, **known)
+
+
+class Videos:
+    """Reads videos, in worker processes ahead of their turn, and encodes them in batches.
+
+    Args:
+        encode: from what was read to features and which there are: an `Encoders.features`.
+        wanted: what is read of a video for that: an `Encoders.wanted`.
+        frame: see `read_clip`.
+        subtitles: where the words are looked for of a clip that has none: any of `media.subtitles.SOURCES`.
+        transcribe: listens, for the source `speech`.
+        workers: processes; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encode: Encode,
+        wanted: Wanted,
+        *,
+        frame: str = "first",
+        subtitles: Sequence[str] = (),
+        transcribe: Transcribe | None = None,
+        workers: int = 0,
+    ):
+        self._encode, self._transcribe, self._workers = encode, transcribe, workers
+        self._subtitles = tuple(subtitles)
+        self._work = functools.partial(
+            _read_video, config=config.clip, wanted=wanted, frame=frame, subtitles=self._subtitles
+        )
+
+    def fingerprint(self, item: Item) -> str:
+        """Of all that is read of an item; "" where that cannot be read."""
+        return _video_fingerprint(item, self._subtitles)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Read | UserError]:
+        """What was read of each item, or why it could not be, in their order."""
+        with contextlib.closing(map_ahead(self._work, items, self._workers)) as results:
+            for item, result in zip(items, results, strict=True):
+                yield self._heard(item, result)
+
+    def _heard(self, item: Item, result: Read | Exception) -> Read | UserError:
+        if isinstance(result, BrokenProcessPool):
+            return UserError(f"{item.video}: the process that decoded it died; it is damaged, or too large for memory")
+        if isinstance(result, UserError) or result.subtitle or "speech" not in self._subtitles:
+            return result
+        try:
+            text = subtitle_of(item.video, self._subtitles, self._transcribe).text
+        except UserError as error:
+            return error
+        return dataclasses.replace(result, subtitle=text)
+
+    def encoded(self, items: Sequence[Item], reads: Sequence[Read]) -> list[ClipInput]:
+        """The clips with their features."""
+        features, has = self._encode([read.media for read in reads])
+        return [
+            ClipInput(item.name, read.subtitle, features[i], has[i], frame=read.media.frame)
+            for i, (item, read) in enumerate(zip(items, reads, strict=True))
+        ]
+
+
+def _read_video(
+    item: Item, config: ClipConfig, wanted: Wanted, frame: str, subtitles: tuple[str, ...]
+) -> Read | UserError:
+    """In a worker. Speech is left to the process that has the recogniser."""
+    fingerprint = _video_fingerprint(item, subtitles)
+    try:
+        media = read_clip(item.video, config, wanted, frame=frame, peak_index=item.peak_index)
+        text = item.subtitle
+        if not text and "speech" not in subtitles:
+            text = subtitle_of(item.video, subtitles).text
+        return Read(text, fingerprint, media=media, facts=media.facts, seconds=media.seconds)
+    except UserError as error:
+        return error
+    except MemoryError:
+        return UserError(f"{item.video}: does not fit into the memory; cut it, or make it smaller")
+
+
+def _video_fingerprint(item: Item, subtitles: tuple[str, ...]) -> str:
+    beside = find_subtitle_file(item.video) if "file" in subtitles else None
+    try:
+        return _fingerprint(item, *(_file_digest(path) for path in (item.video, beside) if path))
+    except OSError:
+        return ""
+
+
+class Recorded:
+    """The records of a split, with the same methods as `Videos`.
+
+    Attributes:
+        items: the clips, in their order.
+    """
+
+    def __init__(self, records: Records):
+        """Raises UserError where there are no records."""
+        self._records = records
+        facts = records.path / FACTS
+        lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+        known = [fact for fact in map(json.loads, lines) if fact["split"] == records.split]
+        own = ("name", "split", "subtitle")
+        self._facts = {fact["name"]: {k: v for k, v in fact.items() if k not in own} for fact in known}
+        if not len(records):
+            raise UserError(f"no clips in {records.path}:{records.split}; give a split that has some")
+        self.items = [Item(f"{records.split}[{i}]", index=i) for i in range(len(records))]
+
+    def fingerprint(self, item: Item) -> str:
+        """Of the record; "" where it cannot be read."""
+        try:
+            return self._fingerprint(item, self._records[item.index])
+        except UserError:
+            return ""
+
+    def _fingerprint(self, item: Item, record: Mapping[str, Any]) -> str:
+        arrays = [record["features"], record["has_feature"], record.get("image_tokens", record.get("frame"))]
+        parts = [value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes() for value in arrays]
+        digests = [hashlib.sha256(part).hexdigest() for part in parts]
+        return _fingerprint(item, record["name"], record["subtitle"], *digests)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Read | UserError]:
+        for item in items:
+            try:
+                record = self._records[item.index]
+            except UserError as error:
+                yield error
+                continue
+            clip, facts = ClipInput.of_record(record), self._facts.get(record["name"], {})
+            yield Read(clip.subtitle, self._fingerprint(item, record), clip, facts=facts)
+
+    def encoded(self, items: Sequence[Item], reads: Sequence[Read]) -> list[ClipInput]:
+        return [read.clip for read in reads]
+
+
+def _fingerprint(item: Item, *parts: str) -> str:
+    told = [item.subtitle, item.question, item.peak_index, *parts]
+    return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,54 @@
+"""The measurement of prediction: what is measured is what a clip is asked, and both answer the same."""
+
+import json
+
+import pytest
+
+from emollama_jax import cli
+from emollama_jax.bench import report as bench_report
+from emollama_jax.bench.peer import PEER
+from emollama_jax.bench.predict import Pieces
+from emollama_jax.bench.report import OURS
+from emollama_jax.config import load_config
+from tests.infer.quick import quick_compilation
+
+TINY = load_config("tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(bench_report, "SETTLE_S", 0)
+
+
+def test_both_give_the_same_reasons(tmp_path, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    file = tmp_path / "predict.json"
+    argv = ["predict", "--config=tiny", "--batch", "2", "--new-tokens", "9", "--repeats", "1", "--json", str(file)]
+    assert cli.main(["bench", *argv]) == 0
+    data = json.loads(file.read_text())
+    rows = [(result["what"], result["who"], result["batch"]) for result in data["results"]]
+    assert rows == [(what, who, 2) for what in ("labels", "reasons") for who in (OURS, PEER)]
+    for result in data["results"]:
+        (figures,) = result["runs"]
+        assert figures["clips"] == (result["batch"] if result["who"] == OURS else 1)
+        assert figures["clips_per_s"] == pytest.approx(figures["clips"] / figures["seconds"])
+    assert "batch 2: 100.0% of the first clip's tokens are the same from both" in data["notes"]
+    table = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("x") for line in table) == 2
+    assert 60 < data["settings"]["prompt_tokens"] - (TINY.eva_vit.grid**2 // 4 + 4) < 120
+
+
+def test_pieces_are_ids_of_the_vocabulary():
+    pieces = Pieces(97)
+    ids = pieces.encode("Please determine which emotion label")
+    assert len(ids) == len(" Plea se dete rmin e whic h emot ion labe l".split()) and pieces.encode(
+        "happy"
+    ) == pieces.encode("happy")
+    assert 2 <= min(ids) and max(ids) < 96 and pieces.encode("happy") != pieces.encode("angry")
