@@ -288,7 +288,6 @@ class Llama(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
             return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-        @jax.checkpoint
         def of_chunk(hidden, targets):
             logits = constrain(self.logits(hidden), "batch", None, "vocab")
             picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -298,10 +297,13 @@ class Llama(nnx.Module):
             zeros = lambda hidden, targets: jnp.zeros(targets.shape, jnp.float32)
             return jnp.where(where, jax.lax.cond(where.any(), of_chunk, zeros, hidden, targets), 0)
 
+        # Recomputed around the condition, not in it: else every chunk would keep the head for the backward pass.
         if where is None:
-            nll = jax.lax.map(lambda args: of_chunk(*args), (chunks(hidden), chunks(targets)))
+            of_one, inputs = of_chunk, (hidden, targets)
         else:
-            nll = jax.lax.map(lambda args: of_asked(*args), (chunks(hidden), chunks(targets), chunks(where)))
+            of_one, inputs = of_asked, (hidden, targets, where)
+        of_one = jax.checkpoint(of_one)
+        nll = jax.lax.map(lambda args: of_one(*args), tuple(map(chunks, inputs)))
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
 
     def _run(self, x, positions, segment_ids, *, cache=None, visible=None, dropout_key=None, keep_kv=False):
