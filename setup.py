@@ -58,6 +58,7 @@ setup(
         "media": [AV, FACE],
         "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
+        "quickstart": [AV, FACE, PLOT],
         "plot": [PLOT],  # draws the confusion matrices of `emollama_jax.eval`
         "gcs": ["gcsfs"],  # runs in gs:// folders
         "serve": ["gradio>=6,<7"],

@@ -5,22 +5,7 @@
 # JAX and transformers. PYTHON names the interpreter of .venv (default: python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-version() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || true; }
-
-# install PYTHON VENV REQUIREMENT...: does nothing when the interpreter, the place and the requirements are as last time.
-install() {
-  local python=$1 venv=$2 stamp
-  shift 2
-  stamp="$(version "$python") $PWD $* $(cat setup.py pyproject.toml constraints.txt | cksum)"
-  if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
-  if [ "$(version "$venv/bin/python")" != "$(version "$python")" ]; then rm -rf "$venv"; fi
-  echo "launch/test.sh: installing into $venv"
-  rm -f "$venv/stamp"
-  "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"
-  echo "$stamp" >"$venv/stamp"
-}
+source launch/install.sh
 
 # The first interpreter that really runs 3.12: a pyenv shim may stand on the PATH without one behind it.
 find_python312() {
@@ -29,13 +14,6 @@ find_python312() {
     case "$(version "$candidate")" in 3.12.*) echo "$candidate" && return ;; esac
   done
 }
-
-python=${PYTHON:-python3}
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  echo "launch/test.sh: $python does not run or is older than Python 3.11; install 3.11 or newer," \
-    "or name one: PYTHON=/path/to/python3.11 bash launch/test.sh" >&2
-  exit 1
-fi
 
 status=0
 install "$python" .venv -e '.[test]'

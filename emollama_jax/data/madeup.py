@@ -71,7 +71,12 @@ class MadeUp:
 
 
 def make_dataset(
-    root: str | Path, *, clips: Mapping[str, int] = CLIPS, seed: int = 0, workers: int | None = None
+    root: str | Path,
+    *,
+    clips: Mapping[str, int] = CLIPS,
+    seed: int = 0,
+    people: int | None = None,
+    workers: int | None = None,
 ) -> MadeUp:
     """Make the data set in a new folder, in the files of the reference: it appears complete or not at all.
 
@@ -88,6 +93,8 @@ def make_dataset(
         root: the folder; absent or empty.
         clips: how many, by split. Labels occur equally often, to one.
         seed: another gives other clips.
+        people: how many there are in all clips; None makes it somebody new in each. The fewer, the sooner untrained
+            encoders tell their expressions from their looks.
         workers: processes; 1 works in this one, None takes the CPUs that there are, or fewer for few clips. They are
             spawned: a script that asks for more than one needs `if __name__ == "__main__":`.
 
@@ -98,14 +105,15 @@ def make_dataset(
     for split, number in clips.items():
         if not split.isidentifier() or number < 0:
             raise UserError(f"clips: {number} of the split {split!r}; give 0 or more, and a plain word as the name")
-    if seed < 0 or (workers is not None and workers < 1):
-        raise UserError(f"seed={seed}, workers={workers}: the seed must be at least 0, and workers at least 1")
-    specs = [clip_spec(split, index, seed) for split, number in clips.items() for index in range(number)]
+    if seed < 0 or any(number is not None and number < 1 for number in (people, workers)):
+        given = f"seed={seed}, people={people}, workers={workers}"
+        raise UserError(f"{given}: the seed must be at least 0, people and workers at least 1")
+    specs = [clip_spec(split, index, seed, people) for split, number in clips.items() for index in range(number)]
     with atomic_folder(root) as folder:
         (folder / "video").mkdir()
         _for_each(specs, partial(_write_video, folder / "video"), workers)
         _write_lists(folder, specs, list(clips))
-        _write_json(folder / "madeup.json", _how_it_was_made(specs, seed))
+        _write_json(folder / "madeup.json", _how_it_was_made(specs, seed, people))
     return MadeUp(Path(root), seed, tuple(specs))
 
 
@@ -195,7 +203,7 @@ def describe(spec: ClipSpec, grain: str) -> dict[str, object]:
     }
 
 
-def _how_it_was_made(specs: list[ClipSpec], seed: int) -> dict[str, object]:
+def _how_it_was_made(specs: list[ClipSpec], seed: int, people: int | None) -> dict[str, object]:
     clips = {}
     for spec in specs:
         look = clip_look(spec)
@@ -206,7 +214,7 @@ def _how_it_was_made(specs: list[ClipSpec], seed: int) -> dict[str, object]:
             "head": [round(value, 2) for value in look.center],
             "face_box": list(look.box),
         }
-    return {"version": VERSION, "seed": seed, "fps": float(FPS), "size": SIZE, "clips": clips}
+    return {"version": VERSION, "seed": seed, "people": people, "fps": float(FPS), "size": SIZE, "clips": clips}
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

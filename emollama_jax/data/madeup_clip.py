@@ -77,6 +77,8 @@ class ClipSpec:
     """The frame in which the face has moved most."""
     seed: int
     """Of what is neither label nor factor."""
+    look: int
+    """The seed of whose face it is, and where."""
 
 
 def clip_factors(label: str) -> Factors:
@@ -89,10 +91,11 @@ def fitting_labels(factor: str, level: str) -> tuple[str, ...]:
     return tuple(label for label in MERR if level in (UNCLEAR, getattr(LABELS[label], factor)))
 
 
-def clip_spec(split: str, index: int, seed: int = 0) -> ClipSpec:
+def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) -> ClipSpec:
     """The `index`-th clip of a split; the other clips and how many there are do not matter.
 
-    Labels come in blocks of nine, in each of which every one occurs once, in an order of its own.
+    Labels come in blocks of nine, in each of which every one occurs once, in an order of its own. `people` is how many
+    there are in all splits, each always in the same place; None makes it somebody new in every clip.
     """
     source = (seed, zlib.crc32(split.encode()))
     label = MERR[np.random.default_rng((*source, 0, index // len(MERR))).permutation(len(MERR))[index % len(MERR)]]
@@ -101,20 +104,26 @@ def clip_spec(split: str, index: int, seed: int = 0) -> ClipSpec:
     if rng.uniform() < UNCLEAR_SHARE:
         factors = factors._replace(**{Factors._fields[rng.integers(len(factors))]: UNCLEAR})
     num_frames = int(rng.integers(NUM_FRAMES[0], NUM_FRAMES[1] + 1))
+    peak_index = round(rng.uniform(0.4, 0.7) * num_frames)
+    clip_seed = int(rng.integers(2**32))
+    look = clip_seed
+    if people is not None:
+        look = int(np.random.default_rng((seed, rng.integers(people))).integers(2**32))
     return ClipSpec(
         name=f"{split}_{index:06d}",
         label=label,
         split=split,
         factors=factors,
         num_frames=num_frames,
-        peak_index=round(rng.uniform(0.4, 0.7) * num_frames),
-        seed=int(rng.integers(2**32)),
+        peak_index=peak_index,
+        seed=clip_seed,
+        look=look,
     )
 
 
 def clip_rng(spec: ClipSpec, aspect: str) -> np.random.Generator:
     """Where an aspect of a clip draws from: each from a stream of its own, so that none depends on another's draws."""
-    return np.random.default_rng((spec.seed, ASPECTS.index(aspect)))
+    return np.random.default_rng((spec.look if aspect == "look" else spec.seed, ASPECTS.index(aspect)))
 
 
 def clip_look(spec: ClipSpec) -> Look:

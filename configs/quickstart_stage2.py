@@ -1,0 +1,27 @@
+"""Stage 2 of `emollama quickstart`: labels and fine captions, from stage 1.
+
+    emollama quickstart
+
+Expected: the 961,920 trained parameters of stage 1.
+"""
+
+import dataclasses
+
+from emollama_jax.config import Config, load_config
+
+
+def get_config() -> Config:
+    stage1 = load_config("quickstart_stage1")
+    return dataclasses.replace(
+        stage1,
+        prompt=dataclasses.replace(stage1.prompt, tasks=("emotion", "reason_v2")),
+        train=dataclasses.replace(
+            stage1.train,
+            init_from="runs/stage1",
+            workdir="runs/stage2",
+            steps=60,
+            learning_rate=5e-4,
+            warmup_from=1e-4,
+            final_rate=1e-4,
+        ),
+    )

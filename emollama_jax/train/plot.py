@@ -1,0 +1,37 @@
+"""A picture of how runs went."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from emollama_jax.train.metrics import METRICS
+
+SMOOTH = 0.9  # how much of the running mean a step keeps
+
+
+def plot_loss(workdirs: Sequence[Path], file: Path) -> None:
+    """The training loss of runs, one behind the other, as a PNG: each logged step, and the running mean. Needs
+    matplotlib."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    before = 0
+    for number, workdir in enumerate(workdirs):
+        lines = [json.loads(line) for line in (workdir / METRICS).read_text(encoding="utf-8").splitlines()]
+        logged = [(before + line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+        if not logged:
+            continue
+        steps, losses = zip(*logged, strict=True)
+        means, mean = [], losses[0]
+        for loss in losses:
+            mean = SMOOTH * mean + (1 - SMOOTH) * loss
+            means.append(mean)
+        axes.plot(steps, losses, ".", color=f"C{number}", alpha=0.3)
+        axes.plot(steps, means, color=f"C{number}", label=workdir.name)
+        before = steps[-1]
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a target token")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(file, format="png")

