@@ -14,6 +14,7 @@ from emollama_jax.data.annotations import Annotations, Sources, dfew, mer2023, m
 from emollama_jax.data.builders import BUILDERS, MakeParts, Prepared, prepare
 from emollama_jax.data.preparation import Recipe
 from emollama_jax.data.processes import default_workers
+from emollama_jax.data.records import IMAGES
 from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError
 from emollama_jax.media.clip import FRAME_RULES
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, nargs="?", help="its folder, for the data sets that are known")
     parser.add_argument("--out", type=Path, default=Path("data"), help="where records go (default: %(default)s)")
     parser.add_argument("--frame", default="first", help=f"{', '.join(FRAME_RULES)} or a number (default: %(default)s)")
+    parser.add_argument("--image", choices=IMAGES, default="frame", help="how it is kept (default: %(default)s)")
+    parser.add_argument("--eva-vit", type=Path, metavar="FILE", help="its encoder, for --image image_tokens")
     parser.add_argument(
         "--fold", type=int, choices=range(1, 6), default=1, help="of DFEW, 1 to 5 (default: %(default)s)"
     )
@@ -43,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own.add_argument(f"--{name}", type=Path, metavar="PATH")
     own.add_argument("--features", type=Path, nargs=3, metavar=("MAE", "VIDEOMAE", "HUBERT"), help="folders of .npy")
     own.add_argument("--labels", help="separated by commas (default: the data set's, or MERR's nine)")
+
+
+def check_image(arguments: argparse.Namespace) -> None:
+    """Raises UserError for image tokens without their encoder, and for an encoder without use."""
+    if (arguments.image == "image_tokens") != bool(arguments.eva_vit):
+        raise UserError("--eva-vit: the encoder's file goes with --image image_tokens, and only there")
 
 
 def sources_of(arguments: argparse.Namespace) -> Sources:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from emollama_jax.cli._arguments import add_group_arguments, at_least
-from emollama_jax.cli._data_sets import add_arguments, sources_of, write_data_set
+from emollama_jax.cli._data_sets import add_arguments, check_image, sources_of, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
 from emollama_jax.config import Config, parse_flags
@@ -93,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
     group.add_argument("--videomae", type=Path, metavar="FOLDER", help="of the motion")
     group.add_argument("--hubert", type=Path, metavar="FOLDER", help="of the voice")
-    group.add_argument("--eva-vit", type=Path, metavar="FILE", help="of the frame: keeps its tokens, not the frame")
     group.add_argument(
         "--random-encoders", action="store_true", help="untrained ones of the experiment's sizes: for trials"
     )
@@ -109,11 +108,13 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     given = [name for name in FILES if getattr(arguments, name)]
     if bool(given) == arguments.random_encoders:
         raise UserError("give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial")
+    if not arguments.random_encoders:
+        check_image(arguments)
 
 
 def _encoders(config: Config, arguments: argparse.Namespace) -> Encoders:
     if arguments.random_encoders:
-        return random_encoders(config, mesh=local_mesh())
+        return random_encoders(config, eva_vit=arguments.image == "image_tokens", mesh=local_mesh())
     return load_encoders(config, **{name: getattr(arguments, name) for name in FILES}, mesh=local_mesh())
 
 

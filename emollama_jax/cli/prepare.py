@@ -1,12 +1,9 @@
 """Turn videos, features and annotations into records for training."""
 
 import argparse
-from pathlib import Path
 
-from emollama_jax.cli._data_sets import add_arguments, write_data_set
+from emollama_jax.cli._data_sets import add_arguments, check_image, write_data_set
 from emollama_jax.data.preparation import Encode, Preparation, Recipe
-from emollama_jax.data.records import IMAGES
-from emollama_jax.errors import UserError
 
 
 def run(argv: list[str]) -> int:
@@ -30,16 +27,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: emollama prepare merr MERR --out data --frame peak --workers 16",
     )
     add_arguments(parser)
-    parser.add_argument("--image", choices=IMAGES, default="frame", help="how it is kept (default: %(default)s)")
-    parser.add_argument("--eva-vit", type=Path, metavar="FILE", help="the encoder, for --image image_tokens")
     parser.add_argument("--beam", metavar="RUNNER", help="prepare with Apache Beam on this runner")
     return parser
 
 
 def _encoder(arguments: argparse.Namespace) -> tuple[Encode | None, str]:
     """From frames to image tokens, and the fingerprint of what does it."""
-    if (arguments.image == "image_tokens") != bool(arguments.eva_vit):
-        raise UserError("--eva-vit: the encoder's file goes with --image image_tokens, and only there")
+    check_image(arguments)
     if not arguments.eva_vit:
         return None, ""
     from flax import nnx

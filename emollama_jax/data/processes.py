@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -28,7 +29,7 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
     if workers == 0:
         yield from map(work, jobs)
         return
-    pool, waiting, jobs = _pool(workers), deque(), iter(jobs)
+    pool, waiting, jobs = process_pool(workers), deque(), iter(jobs)
 
     def submit(job: Any) -> Future:
         nonlocal pool
@@ -36,7 +37,7 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
             return pool.submit(work, job)
         except BrokenProcessPool:
             pool.shutdown()
-            pool = _pool(workers)
+            pool = process_pool(workers)
             return pool.submit(work, job)
 
     try:
@@ -55,12 +56,14 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
         pool.shutdown(cancel_futures=True)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))  # a forked JAX can deadlock
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that are spawned, as a forked JAX can deadlock, and that leave an interrupt to this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def _alone(work: Callable[[Any], Any], job: Any) -> Any:
-    with _pool(1) as pool:
+    with process_pool(1) as pool:
         try:
             return pool.submit(work, job).result()
         except BrokenProcessPool as error:

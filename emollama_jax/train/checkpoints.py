@@ -53,6 +53,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        self._manager.wait_until_finished()  # the cleaning up would complain if the process ended meanwhile
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config, to_dict
@@ -33,7 +32,7 @@ from emollama_jax.train.report import NonFiniteError, Report, make_describe
 from emollama_jax.train.start import begin
 from emollama_jax.train.step import clip_loss, make_step
 from emollama_jax.train.validation import MoreMetrics
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG
+from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, located
 
 PROFILE = "profile"  # folder of the trace, in the run's
 
@@ -69,7 +68,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     """
     check_paths(config)
     watch, settings = Stopwatch(), config.train
-    workdir, is_first = epath.Path(settings.workdir), jax.process_index() == 0
+    workdir, is_first = located(settings.workdir), jax.process_index() == 0
     progress = Progress(settings.steps)
     say = progress.say if is_first else lambda message: None
     mesh = _mesh_of(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emollama_jax.train.metrics import METRICS
 
-SMOOTH = 0.9  # how much of the running mean a step keeps
+SMOOTH = 0.8  # how much of the running mean a logged step keeps
 
 
 def plot_loss(workdirs: Sequence[Path], file: Path) -> None:
@@ -23,10 +23,10 @@ def plot_loss(workdirs: Sequence[Path], file: Path) -> None:
         if not logged:
             continue
         steps, losses = zip(*logged, strict=True)
-        means, mean = [], losses[0]
+        means, total, weight = [], 0.0, 0.0  # divided by its weight, the mean does not lean on how it began
         for loss in losses:
-            mean = SMOOTH * mean + (1 - SMOOTH) * loss
-            means.append(mean)
+            total, weight = SMOOTH * total + loss, SMOOTH * weight + 1
+            means.append(total / weight)
         axes.plot(steps, losses, ".", color=f"C{number}", alpha=0.3)
         axes.plot(steps, means, color=f"C{number}", label=workdir.name)
         before = steps[-1]

@@ -40,9 +40,15 @@ class RunWeights:
     meta: dict[str, Any]
 
 
+def located(path: epath.PathLike) -> epath.Path:
+    """An absolute path, as Orbax wants it, with ~ spelt out; an address such as gs://BUCKET/FOLDER as it is."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().absolute()
+
+
 def is_run(path: epath.PathLike) -> bool:
     """Whether this is a run's folder or one of its checkpoints."""
-    return any((epath.Path(path) / name).is_dir() for name in (CHECKPOINTS, STATE))
+    return any((located(path) / name).is_dir() for name in (CHECKPOINTS, STATE))
 
 
 def checkpoint_of(path: epath.PathLike) -> epath.Path:
@@ -51,7 +57,7 @@ def checkpoint_of(path: epath.PathLike) -> epath.Path:
     Raises:
         UserError: there is none, or the one named is damaged.
     """
-    path = epath.Path(path)
+    path = located(path)
     if (path / STATE).is_dir():
         if problem := damage(path):
             raise UserError(f"{problem}: {path}; name another checkpoint of the run")
@@ -81,7 +87,7 @@ def read_meta(folder: epath.PathLike) -> dict[str, Any]:
 
 def read_arrays(folder: epath.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of an Orbax folder whose names begin with `prefix`, on the host."""
-    handler, folder = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
+    handler, folder = ocp.PyTreeCheckpointHandler(), located(folder)
     with ocp.Checkpointer(handler) as checkpointer:
         names = [name for name in handler.metadata(folder).tree if name.startswith(prefix)]
         wanted = dict.fromkeys(names, 0)

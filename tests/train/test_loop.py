@@ -1,5 +1,7 @@
 """Whole runs in this process, on the eight virtual devices."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,7 +280,8 @@ def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
 def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     """What the model does not use is carried through the run; what is not trained is kept."""
     pytest.importorskip("torch")
-    workdir = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    workdir = Path("run")  # as users name it
     fields = {"train__init_from": PTH, "trainable": "lora,cls_proj"}
     assert train(config_of(inputs, workdir, **MESH, **fields)).end is End.DONE
     resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, **fields | {"train__init_from": "nowhere"}))

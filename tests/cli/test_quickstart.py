@@ -1,0 +1,93 @@
+"""The quickstart's own commands, on a language model and encoders that are tiny."""
+
+import json
+import os
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from emollama_jax import cli
+from emollama_jax.cli import quickstart
+from emollama_jax.errors import UserError
+from tests.train.runs import LLAMA
+
+STAGE = """
+import dataclasses
+from emollama_jax.config import DataConfig, MeshConfig, load_config
+from emollama_jax.models.projectors import ProjectorsConfig
+from emollama_jax.text.prompts import PromptConfig
+
+def get_config():
+    tiny = load_config("tiny")
+    data = DataConfig(
+        train=("data/clips/image_tokens/1.0.0:train",), row_length=512, clips_per_row=2, batch_rows=8, packing_rows=8
+    )
+    settings = dict(base="weights/smollm2", workdir="{workdir}", init_from="{init_from}", compile_cache="compiled")
+    train = dataclasses.replace(tiny.train, steps=2, warmup_steps=1, log_interval=1, **settings)
+    prompt = PromptConfig(tasks=("emotion", "{task}"), max_answer_tokens=40)
+    projectors = ProjectorsConfig(feature_size=32)
+    mesh = MeshConfig(data=-1)
+    return dataclasses.replace(tiny, mesh=mesh, data=data, prompt=prompt, train=train, projectors=projectors)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the language model is there already, and the commands run in this process."""
+    pytest.importorskip("av")
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "here"
+    assert cli.main(["convert", str(LLAMA), str(folder / quickstart.BASE), "--dtype", "float32"]) == 0
+    (folder / "smollm2.gguf").touch()
+    (folder / "configs").mkdir()
+    for name, task, init_from, workdir in (
+        ("quickstart_stage1", "reason", "", "runs/stage1"),
+        ("quickstart_stage2", "reason_v2", "runs/stage1", "runs/stage2"),
+    ):
+        text = STAGE.format(task=task, init_from=init_from, workdir=workdir)
+        (folder / "configs" / f"{name}.py").write_text(text)
+
+    def run(command, cwd, env):
+        before = os.getcwd()
+        os.chdir(cwd)
+        try:
+            return SimpleNamespace(returncode=cli.main(command[3:]))
+        finally:
+            os.chdir(before)
+
+    monkeypatch.setattr(quickstart, "CLIPS", {"train": 9, "test": 9})
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    return folder
+
+
+def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
+    assert cli.main(["quickstart", "--out", str(folder), "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    cells = json.loads((folder / "results/sweep.json").read_text())
+    assert [cell["modalities"] for cell in cells] == list(quickstart.MODALITIES)
+    for cell in cells:
+        assert f"| {quickstart.MODALITIES[cell['modalities']]} | {cell['scores']['weighted_f1']:.3f} |" in shown
+    (answer,) = map(json.loads, (folder / "answer.jsonl").read_text().splitlines())
+    assert answer["status"] == "success" and answer["answer"] in shown
+    for place in ("loss.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
+        assert (folder / place).is_file() and str(folder / place).removesuffix("/adapter_config.json") in shown
+    assert json.loads((folder / "madeup/madeup.json").read_text())["people"] == quickstart.PEOPLE
+    commands = [shlex.split(line[2:])[1] for line in shown.splitlines() if line.startswith("$ ")]
+    assert commands == ["extract", "train", "train", "evaluate", "predict", "export"]
+
+    assert cli.main(["quickstart", "--out", str(folder), "--seed", "4"]) == 2
+    assert "holds a run with --seed 3; go on with that, or choose another --out" in capsys.readouterr().err
+
+
+def test_label_loss():
+    lines = [{"emotion": "sad", "probabilities": {"sad": p, "happy": 1 - p}} for p in (1.0, 1 / 3)]
+    assert quickstart.label_loss(lines) == pytest.approx(quickstart.BEST_ALONE / 2)
+    assert quickstart.label_loss([{"emotion": "sad", "probabilities": {"sad": 0.0, "happy": 1.0}}]) > 10
+
+
+def test_a_command_that_fails_ends_it_with_its_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart.subprocess, "run", lambda command, cwd, env: SimpleNamespace(returncode=75))
+    with pytest.raises(UserError, match="^emollama train ended with exit code 75$") as info:
+        quickstart.Quickstart(tmp_path, 0)._do("train", None, "train --config tiny")
+    assert info.value.exit_code == 75
