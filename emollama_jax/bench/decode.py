@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, peak_of, stored_bytes
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, stored_bytes
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.infer.generate import Generator, bucket
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
+from emollama_jax.train.speed import peak_of
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, obstacle, source_of, torch_encoder
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, peak_of
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
 from emollama_jax.media.audio import SAMPLE_RATE, standardize
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD, EvaVit
@@ -20,6 +20,7 @@ from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
 from emollama_jax.sharding import init_sharded
+from emollama_jax.train.speed import peak_of
 from emollama_jax.weights.engine import first_device
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert

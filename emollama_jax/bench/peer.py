@@ -14,12 +14,14 @@ from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.mae import MaeConfig
+from emollama_jax.models.projectors import PROJECTORS, Projectors
 from emollama_jax.models.videomae import VideoMaeConfig
 from emollama_jax.models.vit import EncoderConfig
-from emollama_jax.weights.engine import export
+from emollama_jax.weights.engine import Table, export
 from emollama_jax.weights.llama import hugging_face_config, hugging_face_table
 from emollama_jax.weights.peft import adapter_table
 from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.vit import linear_rules
 
 PEER = "torch"
 
@@ -66,6 +68,18 @@ def add_adapters(peer: Any, model: Llama, lora: LoRAConfig) -> Any:
     adapters = ((name, value) for name, value in peer.named_parameters() if "lora_" in name)
     _fill(adapters, export(model, adapter_table(lora.targets, adapter="default"), dtype="float32"))
     return peer.train()
+
+
+def torch_projectors(projectors: Projectors) -> Any:
+    """Linear layers with the parameters of `projectors`, by our names, float32 on the device."""
+    import torch
+
+    shapes = {name: getattr(projectors, name).kernel[...].shape for name in PROJECTORS}
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    peer = torch.nn.ModuleDict({name: torch.nn.Linear(*shape, device=device) for name, shape in shapes.items()})
+    table = Table(tuple(linear_rules((name, name) for name in PROJECTORS)))
+    _fill(peer.named_parameters(), export(projectors, table, dtype="float32"))
+    return peer
 
 
 def torch_encoder(config: EncoderConfig, seed: int = 0) -> Any:

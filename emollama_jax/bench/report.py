@@ -19,9 +19,6 @@ from flax import nnx
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
-from emollama_jax.train.speed import PEAKS as PEAKS
-from emollama_jax.train.speed import Peak as Peak
-from emollama_jax.train.speed import peak_of as peak_of
 
 OURS = "emollama_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")

@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, peak_of
+from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import cost_of
+from emollama_jax.train.speed import cost_of, peak_of
 from emollama_jax.train.step import init_state, make_step, text_loss
 from emollama_jax.weights.engine import first_device
 

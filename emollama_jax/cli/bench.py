@@ -9,9 +9,11 @@ from emollama_jax.bench.encode import ENCODERS, bench_encode
 from emollama_jax.bench.extract import bench_extract
 from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
+from emollama_jax.bench.train import bench_train
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
 from emollama_jax.models.layers import FLOAT_DTYPES
+from emollama_jax.text.prompts import TASKS
 
 
 def run(argv: list[str]) -> None:
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "of the repeats.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step,predict,encode,data,extract}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,train,predict,encode,data,extract}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -63,6 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--batch", type=at_least(1), default=1, metavar="B", help="rows (default: %(default)s)")
     step.add_argument(
         "--length", type=at_least(2), default=256, metavar="T", help="tokens a row (default: %(default)s)"
+    )
+    train = verbs.add_parser(
+        "train",
+        parents=[common],
+        help="training steps on packed clips",
+        description="Whole training steps on packed clips, beside torch with one clip a row. The clips' texts are made "
+        "up; image tokens are made beforehand for both, as in data prepared with --image image_tokens.",
+    )
+    train.set_defaults(bench=bench_train)
+    train.add_argument("--steps", type=at_least(1), default=1, metavar="N", help="of a repeat (default: %(default)s)")
+    train.add_argument("--clips", type=at_least(1), default=64, metavar="N", help="to draw from (default: %(default)s)")
+    train.add_argument(
+        "--tasks", choices=TASKS, nargs="+", default=TASKS[:2], metavar="T", help="default: emotion reason"
     )
     predict = verbs.add_parser("predict", parents=[common], help="labels and reasons about clips")
     predict.set_defaults(bench=bench_predict)

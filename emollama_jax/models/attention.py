@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.sharding import partition_spec
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "chunked")
 BIDIRECTIONAL = ("auto", "xla", "cudnn", "chunked")
 CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
+CHUNK_QUERIES = 256  # of a causal row that are worked on at once, with the keys up to the last of them
 SPLASH_LANES = 128  # splash attention works on rows of a multiple of this length
 
 
@@ -39,8 +40,9 @@ def attention(
     `q_offset` is the place of the first query among the keys: 0 for a row on itself, the number of keys already
     cached otherwise. `visible`, where given, names the keys that each query sees, in place of segments and order.
     `implementation`: "xla" runs everywhere; "cudnn" is cuDNN's flash attention (GPU, half precision); "splash" is the
-    Pallas kernel for TPUs; "auto" takes the flash kernel of the backend where it fits.
-    Flash kernels serve rows on themselves; queries against a cache and `visible` always go through "xla".
+    Pallas kernel for TPUs; "chunked" works on a few heads at a time, whose scores stay in a processor's cache; "auto"
+    takes the flash kernel of the backend where it fits, and "chunked" on a single CPU device.
+    These serve rows on themselves; queries against a cache and `visible` always go through "xla".
 
     Raises:
         ValueError: the kernel named does not take these shapes or dtypes.
@@ -53,6 +55,10 @@ def attention(
         return _splash(q, k, v, q_segment_ids)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "chunked":
+        groups = q.shape[2] // k.shape[2]
+        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
+        return _chunked(q, k, v, q_segment_ids[:, :, None] == kv_segment_ids[:, None, :], causal=True)
     if visible is None:
         same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
         visible = same_segment & (jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset)
@@ -79,33 +85,51 @@ def bidirectional_attention(
     if implementation == "auto":
         implementation = "chunked" if jax.default_backend() == "cpu" else _best_bidirectional(q)
     if implementation == "chunked":
-        return _chunked(q, k, v, lengths)
+        seen = jnp.arange(q.shape[1]) < (q.shape[1] if lengths is None else lengths[:, None, None])
+        return _chunked(q, k, v, jnp.broadcast_to(seen, (q.shape[0], 1, q.shape[1])))
     if implementation not in BIDIRECTIONAL:
         raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(BIDIRECTIONAL)}")
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
 
 
-def _chunked(q: Array, k: Array, v: Array, lengths: Array | None) -> Array:
-    batch, length, heads, head_dim = q.shape
-    bias = jnp.zeros((batch, length))
-    if lengths is not None:
-        bias = jnp.where(jnp.arange(length) < lengths[:, None], 0, -jnp.inf)
+def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = False) -> Array:
+    """`visible` [B, T or 1, T] names the keys that a query sees, of those that `causal` leaves it. The backward pass
+    computes the weights again, which are more to keep than to compute."""
+    length, heads, head_dim = q.shape[1:]
+    step = CHUNK_QUERIES if causal else length
 
-    def of_head(q, k, v, bias):  # [T, H], and [T] for the keys
-        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) + bias
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    def of_queries(q, k, v, visible):  # [t, H], [s, H], [t or 1, s]
+        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
-    rows = [x.swapaxes(1, 2).reshape(-1, length, head_dim) for x in (q * head_dim**-0.5, k, v)]
-    rows.append(jnp.repeat(bias, heads, axis=0))
-    y = jax.lax.map(lambda row: of_head(*row), rows, batch_size=max(1, CHUNK_SCORES // length**2))
-    return y.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+    def of_row(q, k, v, visible):  # [N, T, H], [T or 1, T]
+        if causal:
+            visible = visible & jnp.tri(length, dtype=bool)
+
+        @jax.checkpoint
+        def of_head(head):
+            q, k, v = head
+            parts = []
+            for start in range(0, length, step):
+                end = min(start + step, length)
+                parts.append(of_queries(q[start:end], k[:end], v[:end], visible[start:end, :end]))
+            return jnp.concatenate(parts)
+
+        return jax.lax.map(of_head, (q, k, v), batch_size=max(1, min(heads, CHUNK_SCORES // length**2)))
+
+    rows = [x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v)]
+    y = jax.lax.map(lambda row: of_row(*row), (*rows, visible))
+    return y.swapaxes(1, 2)
 
 
 def _best(q: Array) -> str:
     if jax.devices()[0].platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
         return "splash"
+    if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        return "chunked"
     return _best_bidirectional(q)
 
 

@@ -66,7 +66,7 @@ class LlamaConfig:
     remat: str = "full"
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
     attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn or splash."""
+    """Attention kernel: auto, xla, cudnn, splash or chunked."""
     loss_chunk: int = 256
     """Tokens of each row whose logits exist at once in the loss."""
 

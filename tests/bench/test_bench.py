@@ -15,12 +15,13 @@ from emollama_jax.bench import report as bench_report
 from emollama_jax.bench.data import DATALOADER
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
 from emollama_jax.bench.encode import ENCODERS, bench_encode, flops_per_clip, random_encoder
-from emollama_jax.bench.report import OURS, Peak, Report, Result, peak_of
+from emollama_jax.bench.report import OURS, Report, Result
 from emollama_jax.bench.step import bench_step, flops_per_step
 from emollama_jax.config import Config, load_config
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import abstract
+from emollama_jax.train.speed import PEAKS, Peak, peak_of
 
 PEER = bench_peer.PEER
 TINY = load_config("tiny")
@@ -277,7 +278,7 @@ def test_operations_of_the_encoders_are_counted_by_hand():
     ],
 )
 def test_a_devices_peaks_are_found_by_its_kind(kind, name):
-    assert peak_of(kind) == (bench_report.PEAKS[name] if name else None)
+    assert peak_of(kind) == (PEAKS[name] if name else None)
 
 
 @pytest.mark.smoke
@@ -308,7 +309,7 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step,predict,encode,data,extract}" in error("--config=tiny")
+    assert "required: {decode,step,train,predict,encode,data,extract}" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")

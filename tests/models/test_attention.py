@@ -56,7 +56,7 @@ def same(found, expected) -> None:
 compiled = jax.jit(attention, static_argnames="implementation")
 
 
-@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("implementation", ["auto", "xla", "chunked"])
 @pytest.mark.parametrize("kv_heads", [6, pytest.param(2, marks=pytest.mark.smoke), 1])
 def test_attention_is_the_textbook_one(implementation, kv_heads):
     q, k, v, _, segment_ids = inputs(2, 17, 6, kv_heads, head_dim=10)
@@ -95,6 +95,27 @@ def test_splash_is_attention(length, heads, kv_heads):
     """Rows of one block and of several; grouped heads; several segments."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("splash", *args), with_gradients("xla", *args))
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (600, 4, 2)])
+def test_chunks_are_attention(length, heads, kv_heads):
+    """Rows of one chunk of queries and of several, the last of them shorter."""
+    args = inputs(2, length, heads, kv_heads)
+    same(with_gradients("chunked", *args), with_gradients("xla", *args))
+
+
+def test_one_cpu_device_takes_chunks_and_a_mesh_does_not(monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention_module, "_chunked", lambda q, *rest, **options: calls.append(q.shape) or q)
+    q, k, v, _, segment_ids = inputs(2, 16, 4, 2)
+    attention(q, k, v, segment_ids, segment_ids)
+    with use_mesh(make_mesh({"data": 1}, jax.devices()[:1]), DEFAULT_SHARDING):
+        attention(q, k, v, segment_ids, segment_ids)
+    assert len(calls) == 2
+    with use_mesh(make_mesh({"data": 2}, jax.devices()[:2]), DEFAULT_SHARDING):
+        attention(q, k, v, segment_ids, segment_ids)
+    attention(q[:, :1], k, v, segment_ids[:, :1], segment_ids, q_offset=3)
+    assert len(calls) == 2
 
 
 @pytest.mark.smoke
@@ -158,5 +179,7 @@ def test_unknown_bidirectional_implementation():
 
 def test_unknown_implementation():
     q, k, v, _, segment_ids = inputs(1, 4, 2, 2)
-    with pytest.raises(ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash"):
+    with pytest.raises(
+        ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash, chunked"
+    ):
         attention(q, k, v, segment_ids, segment_ids, implementation="flash")

@@ -356,7 +356,7 @@ def test_every_target_gets_an_adapter(target):
         ({"param_dtype": "int8"}, "llama.param_dtype='int8': choose one of float32, bfloat16, float16"),
         ({"compute_dtype": "nf4"}, "llama.compute_dtype='nf4': choose one of"),
         ({"remat": "some"}, "llama.remat='some': choose one of none, full, dots"),
-        ({"attention": "flash"}, "llama.attention='flash': choose one of auto, xla, cudnn, splash"),
+        ({"attention": "flash"}, "llama.attention='flash': choose one of auto, xla, cudnn, splash, chunked"),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

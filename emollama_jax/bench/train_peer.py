@@ -1,0 +1,106 @@
+"""Training as the original does it, in torch: one clip a row, padded to the longest of the batch.
+
+Axes: N clips, L positions of the longest, S soft tokens a clip, P patches, W their width, F feature size, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from emollama_jax.bench.peer import add_adapters, torch_llama, torch_projectors
+from emollama_jax.config import Config
+from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.train.optimizer import learning_rate
+
+NO_TARGET = -100  # torch's label of what is not to be predicted
+
+
+def one_clip_a_row(batch: Mapping[str, np.ndarray], soft_per_clip: int) -> dict[str, np.ndarray]:
+    """The clips of a packed batch, each in a row of its own.
+
+    Returns:
+        `tokens` and `soft_index` (-1 at text, else which of the clip's soft tokens), `labels` (the token itself where
+        it is a target, else `NO_TARGET`) and `attention_mask` (0 is padding, at the right), int64 [N, L]; `features`
+        and `image_tokens` [N, ...].
+    """
+    clips = np.argwhere(batch["clip_mask"])
+    places = [np.flatnonzero(batch["segment_ids"][row] == k + 1) for row, k in clips]
+    shape = (len(clips), max(map(len, places)))
+    values = {"tokens": 0, "soft_index": -1, "labels": NO_TARGET, "attention_mask": 0}
+    columns = {name: np.full(shape, value, np.int64) for name, value in values.items()}
+    for i, ((row, k), here) in enumerate(zip(clips, places, strict=True)):
+        tokens, soft = batch["tokens"][row, here], batch["soft_index"][row, here]
+        columns["tokens"][i, : len(here)] = tokens
+        columns["soft_index"][i, : len(here)] = np.where(soft >= 0, soft - k * soft_per_clip, -1)
+        columns["labels"][i, 1 : len(here)] = np.where(batch["loss_mask"][row, here[:-1]], tokens[1:], NO_TARGET)
+        columns["attention_mask"][i, : len(here)] = 1
+    return columns | {name: batch[name][batch["clip_mask"]] for name in ("features", "image_tokens")}
+
+
+class TorchTraining:
+    """The model with the parameters of ours, its optimiser, and the rates of `config.train`.
+
+    Attributes:
+        device: where its batches lie.
+    """
+
+    def __init__(self, model: EmotionLlama, config: Config):
+        import torch
+
+        llama, self._projectors = torch_llama(model.llama).train(), torch_projectors(model.projectors)
+        if config.lora.rank and config.lora.targets:
+            llama = add_adapters(llama, model.llama, config.lora)
+        for name, parameter in llama.named_parameters():
+            parameter.requires_grad_("lora_" in name and "lora" in config.trainable)
+        for name, projector in self._projectors.items():
+            projector.requires_grad_(name in config.trainable)
+        if config.llama.remat != "none":
+            llama.gradient_checkpointing_enable({"use_reentrant": False})
+        self._llama, self._settings, self._count = llama, config.train, 0
+        self.device, self._dtype = llama.device, getattr(torch, config.llama.compute_dtype)
+        self._trained = [p for part in (llama, self._projectors) for p in part.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in self._trained if p.ndim > 1], "weight_decay": config.train.weight_decay},
+            {"params": [p for p in self._trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        betas = config.train.beta1, config.train.beta2
+        self._optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.train.epsilon)
+
+    def step(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """(loss, norm of the gradient) of `one_clip_a_row` as tensors, and new parameters."""
+        import torch
+
+        for group in self._optimizer.param_groups:
+            group["lr"] = float(learning_rate(self._settings, self._count))
+        # What is trained is float32, as ours is; the products are computed in the dtype of activations.
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            loss = self._loss(batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._settings.clip_norm or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._count += 1
+        return loss.detach(), norm
+
+    def _loss(self, batch: Mapping[str, Any]) -> Any:
+        import torch
+
+        soft = self._soft_tokens(batch["image_tokens"].to(self._dtype), batch["features"].to(self._dtype))
+        text = self._llama.get_input_embeddings()(batch["tokens"])
+        index = batch["soft_index"][..., None]
+        picked = soft.gather(1, index.clamp(min=0).expand(-1, -1, soft.shape[-1]))
+        embedded = torch.where(index >= 0, picked.to(text.dtype), text)
+        mask, labels = batch["attention_mask"], batch["labels"]  # which are shifted within
+        return self._llama(inputs_embeds=embedded, attention_mask=mask, labels=labels, use_cache=False).loss
+
+    def _soft_tokens(self, image: Any, features: Any) -> Any:
+        """[N, S, D] from image tokens [N, 1 + P, W] and features [N, 3, F]."""
+        import torch
+
+        project = self._projectors
+        patches = image[:, 1:].reshape(len(image), -1, project["image_proj"].in_features)
+        tokens = [project["image_proj"](patches)]
+        for i, name in enumerate(("mae_proj", "videomae_proj", "hubert_proj")):
+            tokens.append(project[name](features[:, i : i + 1]))
+        return torch.cat([*tokens, project["cls_proj"](image[:, :1])], dim=1)
