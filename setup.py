@@ -58,8 +58,8 @@ setup(
         "media": [AV, FACE],
         "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
-        "quickstart": [AV, FACE, PLOT],
-        "plot": [PLOT],  # draws the confusion matrices of `emollama_jax.eval`
+        "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
+        "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs"],  # runs in gs:// folders
         "serve": ["gradio>=6,<7"],
         "beam": ["apache-beam>=2.77"],

@@ -1,6 +1,6 @@
 """Instruction tuning on the six labels of MER2023 (and MER2024), from stage 2.
 
-    emollama prepare mer2023 MER2023 --out data
+    emollama prepare mer2023 MER2023 --out data --frame peak
     emollama train --config mer2023
     emollama params --config mer2023
 

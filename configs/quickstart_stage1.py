@@ -1,4 +1,4 @@
-"""Stage 1 of `emollama quickstart`: labels and coarse captions of made-up clips, with SmolLM2-135M, on two CPU cores.
+"""Stage 1 of `emollama quickstart`: the labels of made-up clips, with SmolLM2-135M, on two CPU cores.
 
     emollama quickstart
 
@@ -27,7 +27,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         smollm2,
         llama=dataclasses.replace(smollm2.llama, remat="none", loss_chunk=64),
-        lora=LoRAConfig(rank=8, alpha=16.0, targets=("q_proj", "v_proj")),
+        lora=LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets=("q_proj", "v_proj")),
         eva_vit=EvaVitConfig(
             hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, image_size=28, patch_size=14, **float32
         ),
@@ -50,11 +50,11 @@ def get_config() -> Config:
             clips_per_row=3,
             batch_rows=1,
         ),
-        prompt=PromptConfig(tasks=("emotion", "reason"), task_weights=(6.0, 1.0)),
+        prompt=PromptConfig(tasks=("emotion",)),
         train=TrainConfig(
             base="weights/smollm2",
             workdir="runs/stage1",
-            steps=220,
+            steps=240,
             warmup_steps=10,
             warmup_from=2e-4,
             learning_rate=2e-3,

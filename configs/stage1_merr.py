@@ -1,6 +1,6 @@
 """Stage 1: labels and coarse captions of MERR, from MiniGPT-v2's checkpoint. The paper's model at full size.
 
-    emollama prepare merr MERR --out data
+    emollama prepare merr MERR --out data --frame peak
     emollama convert Llama-2-7b-chat-hf weights/llama2
     emollama train --config stage1_merr
     emollama params --config stage1_merr

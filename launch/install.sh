@@ -4,16 +4,17 @@ version() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/n
 
 # install PYTHON VENV REQUIREMENT...: does nothing when the interpreter, the place and the requirements are as last time.
 install() {
-  local python=$1 venv=$2 stamp
+  local python=$1 venv=$2 file stamp
   shift 2
+  file="$venv/installed-$(cksum <<<"$*" | cut -d' ' -f1)"
   stamp="$(version "$python") $PWD $* $(cat setup.py pyproject.toml constraints.txt | cksum)"
-  if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
+  if [ "$(cat "$file" 2>/dev/null)" = "$stamp" ]; then return; fi
   if [ "$(version "$venv/bin/python")" != "$(version "$python")" ]; then rm -rf "$venv"; fi
   echo "$0: installing into $venv"
-  rm -f "$venv/stamp"
+  rm -f "$file"
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"
-  echo "$stamp" >"$venv/stamp"
+  echo "$stamp" >"$file"
 }
 
 # The interpreter of .venv: $PYTHON, or python3.

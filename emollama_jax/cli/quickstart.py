@@ -1,10 +1,12 @@
 """Try everything once, on made-up clips and a small language model."""
 
 import argparse
+import importlib.util
 import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +30,8 @@ RECORDS = "data/clips/image_tokens/1.0.0"
 BASE, RESULTS, ANSWER, ADAPTER, LOSS = "weights/smollm2", "results", "answer.jsonl", "adapter", "loss.png"
 CLIP = "madeup/video/test_000000.mp4"
 STEPS = 9
-BEST_ALONE = math.log(3)
+BEST_ALONE = math.log(3)  # nats: a modality leaves three labels, or all nine where it is unclear
+GO_ON = "start the quickstart again, and it goes on there"
 MODALITIES = {"AVT": "face, voice and words", "V": "face alone", "A": "voice alone", "T": "words alone"}
 QUESTION = "[reason] What are the facial expressions and vocal tone used in the video? Which emotion does this reflect?"
 NOTE = """The encoders of this run are small and have random weights, as the real ones cannot come with it. So the clips
@@ -58,15 +61,15 @@ def run(argv: list[str]) -> int:
 
 
 class Quickstart:
-    """The steps. Each leaves something in the folder, and is not done again when that is there."""
+    """The steps. What one leaves in the folder is not made again; training and prediction go on by themselves."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
         self._start, self._number = time.monotonic(), 0
 
     def run(self) -> int:
+        self._check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_seed()
         print(NOTE)
         seed, (first, second) = f"--config.seed={self.seed}", STAGES
         trained = f"--trained {STAGES[second]}"
@@ -80,17 +83,21 @@ class Quickstart:
         self._do("make it the frozen language model", BASE, f"convert smollm2.gguf {BASE} --dtype float32")
         extract = f"extract --config {first} {seed} clips {files} --frame peak --image image_tokens --random-encoders"
         self._do("turn the videos into features", RECORDS, extract)
-        self._do("stage 1: labels and coarse captions", None, f"train --config {first} {seed}")
+        self._do("stage 1: labels", None, f"train --config {first} {seed}")
         self._do("stage 2: labels and fine captions", None, f"train --config {second} {seed}")
         evaluate = f"evaluate labels --data {RECORDS}:test {trained} --modalities {','.join(MODALITIES)}"
-        self._do("evaluate clips it has not seen", RESULTS, f"{evaluate} --out {RESULTS}")
-        self._do("ask about one of them", ANSWER, f"predict {CLIP} {trained} {ask} --out {ANSWER}")
+        self._do("evaluate clips it has not seen", f"{RESULTS}/sweep.md", f"{evaluate} --out {RESULTS}")
+        self._do("ask about one of them", None, f"predict {CLIP} {trained} {ask} --out {ANSWER} --resume")
         self._do("hand the adapter on to PyTorch", ADAPTER, f"export {STAGES[second]} {ADAPTER} --to peft")
         plot_loss([self.folder / workdir for workdir in STAGES.values()], self.folder / LOSS)
         self._report()
         return 0
 
-    def _check_seed(self) -> None:
+    def _check(self) -> None:
+        if missing := [name for name in ("av", "matplotlib") if not importlib.util.find_spec(name)]:
+            raise UserError(f"no {' and no '.join(missing)} here; pip install 'emollama_jax[quickstart]'")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be below 2**32")
         file = self.folder / "madeup" / "madeup.json"
         if file.exists() and (there := json.loads(file.read_text(encoding="utf-8"))["seed"]) != self.seed:
             raise UserError(f"{self.folder} holds a run with --seed {there}; go on with that, or choose another --out")
@@ -105,10 +112,11 @@ class Quickstart:
             work()
         else:
             print(f"$ emollama {work}", flush=True)
-            command = [sys.executable, "-m", "emollama_jax", *shlex.split(work)]
-            environment = {"JAX_PLATFORMS": "cpu", **os.environ}  # the same everywhere, unless asked for otherwise
-            if code := subprocess.run(command, cwd=self.folder, env=environment).returncode:
-                raise StepError(f"emollama {work.split()[0]} ended with exit code {code}", code)
+            code = run_command([sys.executable, "-m", "emollama_jax", *shlex.split(work)], self.folder)
+            if code < 0:
+                raise StepError(f"emollama {work.split()[0]} was ended by signal {-code}; {GO_ON}", 128 - code)
+            if code:
+                raise StepError(f"emollama {work.split()[0]} ended with exit code {code}; {GO_ON}", code)
 
     def _draw(self) -> None:
         make_dataset(self.folder / "madeup", clips=CLIPS, seed=self.seed, people=PEOPLE)
@@ -127,8 +135,8 @@ class Quickstart:
             loss = label_loss([json.loads(line) for line in predictions])
             score = f"{row['scores']['weighted_f1']:.3f}"
             lines.append([MODALITIES[row["modalities"]], score, f"{loss:.3f}"])
-        print(f"\n{rows[0]['clips']} clips that were held out, nine labels. One modality alone leaves three of them:")
-        print(f"its best label loss is {BEST_ALONE:.3f} nats, ln 3.\n")
+        print(f"\n{rows[0]['clips']} clips that were held out, nine labels. From one modality alone")
+        print(f"no model can be expected below a label loss of {BEST_ALONE:.3f} nats, ln 3.\n")
         print("\n".join(table(["what the model sees", "weighted F1", "label loss"], lines)))
         answer = json.loads((self.folder / ANSWER).read_text(encoding="utf-8").splitlines()[-1])
         truth = json.loads((self.folder / "madeup" / "madeup.json").read_text(encoding="utf-8"))
@@ -148,6 +156,20 @@ class Quickstart:
             print(f"{name:<24}{self.folder / place}")
         minutes = (time.monotonic() - self._start) / 60
         print(f"\n{minutes:.1f} minutes. The real run is the same commands with other configs and weights: README.md.")
+
+
+def run_command(command: Sequence[str], folder: Path) -> int:
+    """The exit code of a command, which is ended in good order when this process is to end."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # the same on every machine
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the command has it from the terminal, too
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def label_loss(predictions: Sequence[Mapping[str, Any]]) -> float:

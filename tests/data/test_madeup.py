@@ -24,6 +24,7 @@ from emollama_jax.data.madeup_clip import (
     clip_sentence,
     clip_voice,
     fitting_labels,
+    peak_aus,
 )
 from emollama_jax.data.madeup_face import EXPRESSIONS, SIZE, motion
 from emollama_jax.data.madeup_voice import LOUDEST
@@ -268,6 +269,19 @@ def test_a_seed_gives_the_same_clip_and_another_seed_another():
         assert not np.array_equal(clip_voice(spec)[:20000], clip_voice(one)[:20000])
 
 
+def test_people_are_the_same_in_all_splits():
+    looks = lambda people, seed=0: [
+        clip_look(clip_spec(split, index, seed, people)) for split in ("train", "test") for index in range(20)
+    ]
+    (one,) = set(looks(1))
+    assert len(set(looks(3))) == 3 and one not in looks(1, seed=1)
+    assert len(set(looks(None))) == 40
+    for index in range(20):  # all else is as it is
+        spec, alone = clip_spec("train", index, 0), clip_spec("train", index, 0, 1)
+        assert replace(alone, look=spec.look) == spec and alone.look != spec.look
+        assert np.array_equal(clip_voice(alone), clip_voice(spec)) and peak_aus(alone) == peak_aus(spec)
+
+
 def test_more_processes_and_other_clips_change_nothing(made, tmp_path):
     some = make_dataset(tmp_path / "some", clips={"test": 9, "train": 12}, workers=2)
     assert set(some.clips) < set(made.clips)
@@ -426,6 +440,7 @@ WRONG = {
     "a path as a split": ({"clips": {"../x": 1}}, "split '../x'"),
     "no name": ({"clips": {"": 1}}, "split ''"),
     "a negative seed": ({"seed": -1}, "seed=-1"),
+    "nobody": ({"people": 0}, "people=0"),
     "no workers": ({"workers": 0}, "workers=0"),
 }
 

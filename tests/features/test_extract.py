@@ -312,6 +312,8 @@ def test_the_command(made_up, tmp_path, capsys):
         (["--random-encoders", "--subtitles-from=air"], "--subtitles-from: no source 'air'; choose among file, track"),
         (["--random-encoders", "--subtitles-from=speech"], "--recogniser: goes with --subtitles-from speech"),
         (["--mae=nowhere", "--videos=x"], "nowhere"),
+        (["--eva-vit=x", "--videos=x"], "--eva-vit: the encoder's file goes with --image image_tokens, and only there"),
+        (["--mae=x", "--image=image_tokens", "--videos=x"], "--eva-vit: the encoder's file goes with --image"),
     ],
 )
 def test_arguments_refused(arguments, said, capsys):

@@ -195,6 +195,24 @@ def test_the_loss_of_some_positions_is_the_same_without_the_others(loss_chunk):
     close(gradient(asked), gradient(all_of_them), 1e-5, "gradients")
 
 
+def test_the_head_is_not_kept_once_a_chunk():
+    """Of the loss at some positions the backward pass needs one head, however many chunks there are."""
+
+    def temporary_bytes(loss_chunk: int) -> tuple[int, int]:
+        model = random_llama(tiny_config(vocab_size=8192, loss_chunk=loss_chunk))
+        graphdef, state = nnx.split(model)
+        where = jnp.ones((1, 64), bool)
+
+        def loss(hidden, state):
+            return nnx.merge(graphdef, state).token_nll(hidden, jnp.zeros((1, 64), jnp.int32), where).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(jnp.ones((1, 64, model.config.hidden_size)), state).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, 4 * 8192 * model.config.hidden_size
+
+    (few, head), (many, _) = temporary_bytes(32), temporary_bytes(4)
+    assert many < few + 2 * head
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_logits_and_loss_are_float32(dtype):
     config = tiny_config(**dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), dtype))
