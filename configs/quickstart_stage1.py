@@ -1,6 +1,7 @@
 """Stage 1 of `emollama quickstart`: the labels of made-up clips, with SmolLM2-135M, on two CPU cores.
 
     emollama quickstart
+    emollama params --config quickstart_stage1
 
 The encoders are as small as tells faces and voices apart while untrained; one image token stands for a frame.
 

@@ -1,6 +1,7 @@
 """Stage 2 of `emollama quickstart`: labels and fine captions, from stage 1.
 
     emollama quickstart
+    emollama params --config quickstart_stage2
 
 A step's loss is the mean over all its target tokens, and captions have many: labels are asked for more often, and the
 rate is lower than in stage 1, so that what was learnt there stays.
