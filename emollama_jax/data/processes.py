@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -58,18 +57,9 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that are spawned, as a forked JAX can deadlock; they leave an interrupt to this one and end with it."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    """Processes that are spawned, as a forked JAX can deadlock, and that leave an interrupt to this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def _alone(work: Callable[[Any], Any], job: Any) -> Any:
