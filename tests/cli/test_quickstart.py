@@ -72,6 +72,10 @@ def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
         assert f"| {quickstart.MODALITIES[cell['modalities']]} | {cell['scores']['weighted_f1']:.3f} |" in shown
     (answer,) = map(json.loads, (folder / "answer.jsonl").read_text().splitlines())
     assert answer["status"] == "success" and answer["answer"] in shown
+    (asked,) = map(json.loads, (folder / "question.jsonl").read_text().splitlines())
+    transcription = (folder / "madeup/transcription.csv").read_text()
+    assert f"{asked['name']},{asked['subtitle']}" in transcription.replace('"', "")
+    assert answer["subtitle"] == asked["subtitle"]
     for place in ("loss.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
         assert (folder / place).is_file() and str(folder / place).removesuffix("/adapter_config.json") in shown
     assert json.loads((folder / "madeup/madeup.json").read_text())["people"] == quickstart.PEOPLE
