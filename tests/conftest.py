@@ -1,10 +1,22 @@
-"""What every test runs with: eight virtual CPU devices, shapes checked against their annotations, cached real parts."""
+"""What every test runs with: eight virtual CPU devices, quick compilation, shapes checked against their annotations,
+cached real parts."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+# Compilation is most of what tests do. XLA does all its work, LLVM leaves the code as it comes, and a program is compiled
+# once for all test processes and those they start, which read this environment. The folder is new in every session: no
+# program comes from another machine or version.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="emollama-compiled-")  # is removed as this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch beside other test processes
 
 import fcntl
 import importlib.util

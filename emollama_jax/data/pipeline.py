@@ -113,14 +113,17 @@ def _check_recipe(records: Records, config: Config) -> None:
 
 
 def encoders_of(sources: Sequence[Numbered]) -> dict[str, str]:
-    """The fingerprints of the encoders that computed the features, as far as the data sets know.
+    """The fingerprints of the encoders that computed the features and, as `eva_vit`, the image tokens, as far as the
+    data sets know.
 
     Raises:
         UserError: they are of different ones.
     """
     known: dict[str, tuple[str, Path]] = {}
     for records in (source.records for source in sources):
-        for name, fingerprint in records.metadata["recipe"].get("encoders", {}).items():
+        recipe = records.metadata["recipe"]
+        image = {"eva_vit": recipe["encoder"]} if recipe["encoder"] else {}
+        for name, fingerprint in {**recipe.get("encoders", {}), **image}.items():
             before, path = known.setdefault(name, (fingerprint, records.path))
             if before != fingerprint:
                 raise UserError(
@@ -128,6 +131,12 @@ def encoders_of(sources: Sequence[Numbered]) -> dict[str, str]:
                     f"{records.path} ({fingerprint}); extract one of them again as the other was"
                 )
     return {name: fingerprint for name, (fingerprint, _) in known.items()}
+
+
+def frame_rules_of(sources: Sequence[Numbered]) -> list[str] | None:
+    """The rules by which the data sets' frames were taken, each once, in order; None where one does not say."""
+    rules = {source.records.metadata["recipe"].get("frame") for source in sources}
+    return None if None in rules else sorted(rules)
 
 
 def name_of(sources: Sequence[Numbered], number: int) -> str:

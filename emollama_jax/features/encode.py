@@ -35,11 +35,11 @@ def encode_images(
     graphdef, state = nnx.split(model)
     place, devices = _placement(state)
     size = _rows(len(images), batch_size, devices)
-    like = jax.eval_shape(lambda state, x: _encode(graphdef, state, x), state, _filled(images[:0], 1))
+    like = jax.eval_shape(lambda state, x: run_encoder(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
     for start in range(0, len(images), size):
         batch = images[start : start + size]
-        outputs[start : start + size] = _encode(graphdef, state, place(_filled(batch, size)))[: len(batch)]
+        outputs[start : start + size] = run_encoder(graphdef, state, place(_filled(batch, size)))[: len(batch)]
     return outputs
 
 
@@ -71,7 +71,7 @@ def encode_audio(
             for row, index in enumerate(batch):
                 lengths[row] = len(waveforms[index])
                 rows[row, : lengths[row]] = waveforms[index]
-            outputs[batch] = _encode(graphdef, state, place(rows), place(lengths))[: len(batch)]
+            outputs[batch] = run_encoder(graphdef, state, place(rows), place(lengths))[: len(batch)]
     return outputs
 
 
@@ -108,5 +108,6 @@ def _filled(batch: np.ndarray, rows: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _encode(graphdef, state, *inputs):
+def run_encoder(graphdef, state, *inputs):
+    """An encoder's features of its inputs, as its `encode` takes them."""
     return nnx.merge(graphdef, state).encode(*inputs)

@@ -55,7 +55,7 @@ class Completion:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache_size"))
-def _prefill(graphdef, state, tokens, soft_index, soft, segment_ids, sampling, eos_ids, *, cache_size):
+def prefill(graphdef, state, tokens, soft_index, soft, segment_ids, sampling, eos_ids, *, cache_size):
     """Prompts [B, P], padded in front with segment 0, and their soft tokens [B, S, D] if there are any -> the first
     token of every answer, inside a DecodeState."""
     model: Llama = nnx.merge(graphdef, state)
@@ -72,7 +72,7 @@ def _prefill(graphdef, state, tokens, soft_index, soft, segment_ids, sampling, e
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length"), donate_argnames=("decode",))
-def _decode(graphdef, state, decode, sampling, eos_ids, *, length):
+def decode_chunk(graphdef, state, decode, sampling, eos_ids, *, length):
     """Up to `length` tokens of every unfinished answer: (DecodeState, tokens [B, length], -1 where there is none)."""
     model: Llama = nnx.merge(graphdef, state)
 
@@ -169,13 +169,13 @@ class Generator:
         longest = max(c.max_new_tokens for c in configs)
         cache_size = tokens.shape[1] + bucket(longest)
         model = nnx.split(self._model)  # only now: adapters may have been merged since the last call
-        decode = _prefill(*model, tokens, soft_index, soft, segment_ids, sampling, self._eos_ids, cache_size=cache_size)
+        decode = prefill(*model, tokens, soft_index, soft, segment_ids, sampling, self._eos_ids, cache_size=cache_size)
         new, finished = np.asarray(decode.token)[:, None], bool(jnp.all(decode.done))
         while True:
             yield [[int(t) for t in row if t >= 0] for row in new[: len(prompts)]]
             if finished:
                 return
-            decode, out = _decode(*model, decode, sampling, self._eos_ids, length=self._chunk)
+            decode, out = decode_chunk(*model, decode, sampling, self._eos_ids, length=self._chunk)
             new, finished = np.asarray(out), bool(jnp.all(decode.done))
 
     def _check(self, prompts: list[Sample], configs, seeds, soft) -> None:

@@ -1,4 +1,5 @@
-"""What answers are answers of, by fingerprints, and whether a model knows the encoders of the features it is given."""
+"""What answers are answers of, by fingerprints, and whether a model knows the clips it is given as it learnt them: by
+encoders and frame rule."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from flax import nnx
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest
 from emollama_jax.weights.engine import param_values
@@ -60,15 +62,28 @@ def check_encoders(trained: str | Path, found: Mapping[str, str], *, all_known: 
     Raises:
         UserError: they are not.
     """
-    if not is_run(trained):
-        return
-    known = read_meta(checkpoint_of(trained))["encoders"]
-    for name in (name for name in FEATURES if name in known):
-        now = found.get(name, "no encoder" if all_known else known[name])
-        if now != known[name]:
+    _compare(trained, _learnt(trained).get("encoders", {}), found, all_known=all_known)
+
+
+def check_image_tokens(trained: str | Path, eva_vit: EvaVit) -> None:
+    """The same of the encoder of frames, where the run was trained on stored image tokens: by its parameters.
+
+    Raises:
+        UserError: they were made by another one.
+    """
+    known = _learnt(trained).get("encoders", {})
+    if "eva_vit" in known:
+        _compare(trained, known, {"eva_vit": _fingerprint(eva_vit)}, all_known=False)
+
+
+def _compare(trained: str | Path, known: Mapping[str, str], found: Mapping[str, str], *, all_known: bool) -> None:
+    missing = dict.fromkeys(FEATURES, "no encoder") if all_known else {}
+    for name, now in (missing | dict(found)).items():
+        if name in known and now != known[name]:
             raise UserError(
                 f"{trained} was trained on {name} features of {known[name]}, and here they are of {now}; give that "
-                f"encoder (--{name}), extract the data again with it, or answer all the same with --any-encoders"
+                f"encoder (--{name.replace('_', '-')}), extract the data again with it, or answer all the same with "
+                "--any-encoders"
             )
 
 
@@ -78,7 +93,7 @@ def check_image_encoder(trained: str | Path, file: str | Path) -> None:
     Raises:
         UserError: it is another one.
     """
-    known = read_meta(checkpoint_of(trained)).get("encoder") if is_run(trained) else None
+    known = _learnt(trained).get("encoder")
     if known is None:
         return
     with open(file, "rb") as opened:
@@ -88,3 +103,13 @@ def check_image_encoder(trained: str | Path, file: str | Path) -> None:
             f"--eva-vit: {file} is not the encoder that {trained} was trained with; give that one, or answer all the "
             "same with --any-encoders"
         )
+
+
+def learnt_frame_rules(trained: str | Path) -> list[str]:
+    """The frame rules of the data that a training run learnt from, none where that is not known."""
+    return _learnt(trained).get("frames") or []
+
+
+def _learnt(trained: str | Path) -> dict[str, Any]:
+    """What a training run or a checkpoint of one says it was trained on; nothing for other files."""
+    return read_meta(checkpoint_of(trained)) if is_run(trained) else {}

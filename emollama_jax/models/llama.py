@@ -129,6 +129,10 @@ def _project(layer: Linear, x: Array, key: Array | None, fold: int) -> Array:
     return layer(x)
 
 
+def _logits(hidden: Float[Array, "*B D"], head: Float[Array, "D V"]) -> Float[Array, "*B V"]:
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -256,9 +260,10 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the next token."""
-        tied = self.config.tie_embeddings
-        kernel = self.embed.embedding[...].T if tied else self.lm_head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return _logits(hidden, self._head())
+
+    def _head(self) -> Float[Array, "D V"]:
+        return self.embed.embedding[...].T if self.config.tie_embeddings else self.lm_head.kernel[...]
 
     def token_nll(
         self,
@@ -283,13 +288,14 @@ class Llama(nnx.Module):
         batch, length, _ = hidden.shape
         chunk = min(self.config.loss_chunk, length)
         pad = -length % chunk
+        head = constrain(self._head().astype(hidden.dtype), None, "vocab")  # gathered once, not for every chunk
 
         def chunks(x):
             x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
             return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
         def of_chunk(hidden, targets):
-            logits = constrain(self.logits(hidden), "batch", None, "vocab")
+            logits = constrain(_logits(hidden, head), "batch", None, "vocab")
             picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
             return jax.nn.logsumexp(logits, axis=-1) - picked
 

@@ -16,6 +16,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 _COLLECTIVE = re.compile(rf"[ )]({'|'.join(KINDS)})(-start)?\(")
 # Between slices of TPUs a program sends through its host what the collective's part within the slice has left.
 _BETWEEN = re.compile(r" send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+# What runs beside computation is, for TPUs, several fusions: one starts it, others carry it on, the last ends it.
+_ASYNC = re.compile(r"\s*(ROOT )?%async-|.* async-start\(")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s64": 64, "u64": 64, "f64": 64}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 
@@ -87,7 +89,7 @@ def work_of(text: str, slice_of: Sequence[int]) -> Work:
                 walk(inside, times * trips, fused, hidden)
             else:
                 for called in _called(body):
-                    walk(called, times, True, hidden or "async" in called or "async-start" in body)
+                    walk(called, times, True, hidden or bool(_ASYNC.match(body)) or "async" in called)
 
     walk(entry, 1, False, False)
     return Work(tuple(found.values()), cycles)

@@ -153,11 +153,11 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
 
     def prefill():
         with use_mesh(mesh, config.sharding):
-            return generate._prefill.lower(graphdef, state, *inputs, **sizes)
+            return generate.prefill.lower(graphdef, state, *inputs, **sizes)
 
     if name == "prefill":
         return Program(prefill, {"parameters": _bytes(state), "batch": _bytes(inputs)})
-    like = jax.eval_shape(lambda s, *args: generate._prefill(graphdef, s, *args, **sizes), state, *inputs)
+    like = jax.eval_shape(lambda s, *args: generate.prefill(graphdef, s, *args, **sizes), state, *inputs)
     heads = dict(config.sharding)["kv_heads"]
     cache = NamedSharding(mesh, PartitionSpec(None, _batch_axes(config), None, heads, None))
     before = jax.tree.map(
@@ -171,7 +171,7 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
 
     def decode():
         with use_mesh(mesh, config.sharding):
-            return generate._decode.lower(graphdef, state, before, sampling, eos, length=1)
+            return generate.decode_chunk.lower(graphdef, state, before, sampling, eos, length=1)
 
     return Program(decode, {"parameters": _bytes(state), "cache": _bytes(before)})
 
@@ -189,7 +189,7 @@ def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
         frames = (settings.num_frames,) if name == "videomae" else ()
         inputs = (of_rows((*frames, settings.image_size, settings.image_size, 3), jnp.uint8),)
     return Program(
-        lambda: encode._encode.lower(graphdef, state, *inputs),
+        lambda: encode.run_encoder.lower(graphdef, state, *inputs),
         {"parameters": _bytes(state), "batch": _bytes(inputs)},
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.data.pipeline import Numbered, encoders_of, image_of
+from emollama_jax.data.pipeline import Numbered, encoders_of, frame_rules_of, image_of
 from emollama_jax.errors import UserError
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
@@ -68,6 +68,7 @@ def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dic
         "base": read_manifest(config.train.base)["fingerprint"],
         "encoder": eva_vit,
         "encoders": encoders_of(sources),
+        "frames": frame_rules_of(sources),
         "shares": shares,
     }
 

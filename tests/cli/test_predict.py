@@ -1,5 +1,6 @@
 """`emollama predict`: every clip is answered or named, whatever becomes of the run, which goes on only as itself."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -10,27 +11,31 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 from flax import nnx
 
 from emollama_jax import cli
+from emollama_jax.cli.predict import frame_rule_of
 from emollama_jax.config import load_config, to_dict
 from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.records import Records
+from emollama_jax.features.encoders import Encoders
 from emollama_jax.infer import batch_run
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import predict_labels
+from emollama_jax.media.clip import ClipConfig, Wanted, read_clip
 from emollama_jax.models.emotion_llama import is_trainable
 from emollama_jax.text.labels import MERR
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, META, STATE, TRAINABLE, write_file_list
+from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, TRAINABLE, read_meta
 from tests.data.prepared import write_data
 from tests.infer.quick import quick_compilation
-from tests.train.runs import ROOT, config_of, make_inputs
+from tests.train.runs import ROOT, config_of, make_inputs, write_meta
 
 TINY = ["--config=tiny", "--config.data.row_length=256", "--config.generate.max_new_tokens=6"]
+EVA_VIT = ROOT / "tests/data/reference_tiny/eva_vit_tiny.pth"
 MEDIA = [
     *TINY,
     "--config.projectors.feature_size=32",
@@ -59,18 +64,24 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(inputs):
     """A run's folder as training leaves it, whose data has MAE features of the encoder `one`."""
-    config = config_of(inputs, inputs / "run", prompt__labels="happy,sad,angry")
+    folder = inputs / "run"
+    config = config_of(inputs, folder, prompt__labels="happy,sad,angry")
     model, _ = load_emotion_llama(inputs / "base", config)
     values = {f"{TRAINABLE}{path}": value for path, value in param_values(nnx.state(model, is_trainable)).items()}
-    folder = epath.Path(inputs / "run" / CHECKPOINTS / "4")
+    checkpoint = folder / CHECKPOINTS / "4"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder / STATE, values)
-    meta = {"config": to_dict(config), "carried": [], "adapter_name": "", "encoders": {"mae": "one"}, "encoder": None}
-    (folder / META).mkdir()
-    (folder / META / "metadata").write_text(json.dumps(meta))
-    write_file_list(folder)
-    (inputs / "run" / CONFIG).write_text(json.dumps(to_dict(config)))
-    return inputs / "run"
+        checkpointer.save(checkpoint / STATE, values)
+    said = {"config": to_dict(config), "carried": [], "adapter_name": "", "encoders": {"mae": "one"}, "encoder": None}
+    write_meta(checkpoint, **said)
+    (folder / CONFIG).write_text(json.dumps(to_dict(config)))
+    return folder
+
+
+def saying(run: Path, folder: Path, **changes: object) -> Path:
+    """The run, saying something else of what it was trained on."""
+    shutil.copytree(run, folder)
+    write_meta(folder / CHECKPOINTS / "4", **read_meta(run / CHECKPOINTS / "4") | changes)
+    return folder
 
 
 def predict(*argv: object) -> int:
@@ -133,12 +144,8 @@ def test_a_runs_own_experiment_is_asked_about_the_features_it_knows(run, inputs,
 
 
 def test_the_encoder_of_frames_is_that_of_the_run(run, inputs, tmp_path, capsys):
-    shutil.copytree(run, trained := tmp_path / "run")
-    checkpoint = epath.Path(trained / CHECKPOINTS / "4")
     known = hashlib.sha256(b"the encoder").hexdigest()
-    meta = json.loads((run / CHECKPOINTS / "4" / META / "metadata").read_text())
-    (checkpoint / META / "metadata").write_text(json.dumps(meta | {"encoder": {"eva_vit": known, "ln_vision": ""}}))
-    write_file_list(checkpoint)
+    trained = saying(run, tmp_path / "run", encoder={"eva_vit": known, "ln_vision": ""})
     video, file = tmp_path / "clip.mp4", tmp_path / "eva_vit_g.pth"
     video.touch()
     argv = [video, "--out", tmp_path / "a.jsonl", "--trained", trained, "--eva-vit", file]
@@ -149,6 +156,47 @@ def test_the_encoder_of_frames_is_that_of_the_run(run, inputs, tmp_path, capsys)
         file.write_bytes(content)
         assert predict(*argv) == code
         assert message in capsys.readouterr().err
+
+
+def test_the_encoder_of_frames_is_that_of_the_image_tokens_learnt(run, tmp_path, capsys):
+    """By its parameters, as extraction keeps them; `evaluate` asks the same."""
+    pytest.importorskip("torch")
+    config = load_config("tiny")
+    kept = Encoders(eva_vit=load_eva_vit(EVA_VIT, config.eva_vit)[0]).fingerprints(config)
+    same, other = (
+        saying(run, tmp_path / "same", encoders=kept),
+        saying(run, tmp_path / "other", encoders={"eva_vit": "x"}),
+    )
+    data = f"{write_data(tmp_path / 'data', {'test': 2})}:test"
+    argv = ["--out", tmp_path / "a.jsonl", "--eva-vit", EVA_VIT, "--trained"]
+    refused = f"{other} was trained on eva_vit features of x, and here they are of {kept['eva_vit']}; give that encoder"
+    for command in (["predict", data], ["evaluate", "labels", "--data", data]):
+        assert cli.main([*map(str, [*command, *argv, other])]) == 2
+        error = capsys.readouterr().err
+        assert refused in error and "--any-encoders" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "a.jsonl").exists()
+    assert predict(data, *argv, same) == 0
+    assert predict(data, *argv, other, "--any-encoders", "--resume") == 0  # the same answers
+
+
+@pytest.mark.parametrize(
+    ("learnt", "asked", "taken", "said"),
+    [
+        (["peak"], None, "peak", "frame rule: peak ({run} was trained on frames by peak); --frame takes another"),
+        (["peak"], "peak", "peak", ""),
+        (["peak"], "5", "5", "warning: --frame 5, and {run} was trained on frames by peak"),
+        (["first", "peak"], None, "first", "frame rule: first ({run} was trained on frames by first, peak); --frame"),
+        (["first", "peak"], "peak", "peak", ""),
+        (None, None, "first", "frame rule: first (the default); --frame takes another"),
+        (None, "peak", "peak", ""),
+    ],
+)
+def test_the_frame_rule(tmp_path, capsys, learnt, asked, taken, said):
+    run = write_meta(tmp_path / "run", **({"frames": learnt} if learnt else {}))  # an older run does not say
+    assert frame_rule_of(argparse.Namespace(frame=asked, trained=str(run))) == taken
+    error = capsys.readouterr().err
+    assert error.startswith(said.format(run=run)) and len(error.splitlines()) == bool(said)
+    assert frame_rule_of(argparse.Namespace(frame=asked, trained=None)) == (asked or "first")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +313,19 @@ def test_ten_bad_clips_among_thirty(inputs, videos, tmp_path, capsys, monkeypatc
     assert [line["name"] for line in again] == [f"{i:02d}.mp4" for i in range(30)]
     assert again[4]["status"] == "success" and again[3]["fingerprint"] == again[0]["fingerprint"]
     assert [again[i] for i in (0, 2, 5, 29)] == [found[i] for i in (0, 2, 5, 29)]
+
+
+def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, capsys):
+    pytest.importorskip("torch")
+    trained = saying(run, tmp_path / "run", encoders={}, frames=["peak"])
+    video, out = videos / "00.mp4", tmp_path / "answers.jsonl"
+    argv = [video, "--out", out, "--trained", trained, "--eva-vit", EVA_VIT, "--workers=0", "--config.clip.max_faces=6"]
+    assert predict(*argv) == 0
+    assert capsys.readouterr().err.count("frame rule") == 1
+    (line,) = lines(out)
+    seen = read_clip(video, ClipConfig(max_faces=6), Wanted(56, None, None, False), frame="peak").facts["frame"]
+    assert line["clip"]["frame"] == seen > 0
+    assert json.loads((tmp_path / "answers.jsonl.run.json").read_text())["frame"] == "peak"
 
 
 def test_a_manifest(inputs, videos, tmp_path, capsys):

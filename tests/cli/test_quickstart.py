@@ -72,6 +72,10 @@ def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
         assert f"| {quickstart.MODALITIES[cell['modalities']]} | {cell['scores']['weighted_f1']:.3f} |" in shown
     (answer,) = map(json.loads, (folder / "answer.jsonl").read_text().splitlines())
     assert answer["status"] == "success" and answer["answer"] in shown
+    facts = map(json.loads, (folder / quickstart.RECORDS / "clips.jsonl").read_text().splitlines())
+    (seen,) = (fact["frame"] for fact in facts if fact["name"] == answer["name"])
+    assert answer["clip"]["frame"] == seen  # as the run's clips were looked at, by the peak
+    assert json.loads((folder / "answer.jsonl.run.json").read_text())["frame"] == "peak"
     (asked,) = map(json.loads, (folder / "question.jsonl").read_text().splitlines())
     transcription = (folder / "madeup/transcription.csv").read_text()
     assert f"{asked['name']},{asked['subtitle']}" in transcription.replace('"', "")

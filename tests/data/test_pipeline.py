@@ -13,6 +13,7 @@ from emollama_jax.config import EvaVitConfig
 from emollama_jax.data.pipeline import (
     encoders_of,
     eval_dataset,
+    frame_rules_of,
     name_of,
     onto_devices,
     open_sources,
@@ -393,6 +394,22 @@ def test_features_of_different_encoders_are_not_mixed(tmp_path):
     sources = open_sources(paths[:3], tiny_config({}), "data.train")
     assert encoders_of(sources) == {"mae": "a", "hubert": "b"}
     with pytest.raises(UserError, match=r"hubert features of different encoders .* \(b\) and .* \(c\); extract one of"):
+        open_sources(paths, tiny_config({}), "data.train")
+
+
+def test_what_data_sets_say_of_their_images(tmp_path):
+    """By which rules the frames were taken, and which encoder made image tokens of them."""
+    recipes = [{"frame": "peak", "encoder": "a"}, {"frame": "first", "encoder": ""}, {"frame": "peak", "encoder": "b"}]
+    paths = [
+        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', encoders={'mae': 'm'}, **of)}:train"
+        for i, of in enumerate(recipes)
+    ]
+    sources = open_sources(paths[:2], tiny_config({}), "data.train")
+    assert encoders_of(sources) == {"mae": "m", "eva_vit": "a"} and encoders_of(sources[1:]) == {"mae": "m"}
+    assert frame_rules_of(sources) == ["first", "peak"] and frame_rules_of([sources[0], sources[0]]) == ["peak"]
+    del sources[1].records.metadata["recipe"]["frame"]
+    assert frame_rules_of(sources) is None
+    with pytest.raises(UserError, match=r"eva_vit features of different encoders .* \(a\) and .* \(b\); extract"):
         open_sources(paths, tiny_config({}), "data.train")
 
 

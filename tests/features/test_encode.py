@@ -54,9 +54,9 @@ def waveforms(*lengths, seed=1):
 
 def programs(function, *arguments, **settings):
     """How many programs a call compiled."""
-    before = encode._encode._cache_size()
+    before = encode.run_encoder._cache_size()
     function(*arguments, **settings)
-    return encode._encode._cache_size() - before
+    return encode.run_encoder._cache_size() - before
 
 
 IMAGES = {
@@ -189,7 +189,7 @@ def test_a_batch_holds_no_more_than_asked_for_and_all_clips_once(small, monkeypa
             assert not row[length:].any() and length >= 400
         return np.repeat(rows[:, :1] * 1e6 + lengths[:, None], 16, axis=1)
 
-    monkeypatch.setattr(encode, "_encode", first_and_length)
+    monkeypatch.setattr(encode, "run_encoder", first_and_length)
     lengths = [*np.random.default_rng(3).integers(400, LONGEST // 8, 60), LONGEST]
     audio = [np.full(n, i, np.float32) for i, n in enumerate(lengths)]
     ours = encode_audio(small, audio, batch_seconds=20)
@@ -223,7 +223,7 @@ def test_every_bucket_fits_closely(small):
     ],
 )
 def test_clips_too_short_or_too_long_are_refused_before_any_is_encoded(small, monkeypatch, length, problem):
-    monkeypatch.setattr(encode, "_encode", lambda *_: pytest.fail("a clip was encoded"))
+    monkeypatch.setattr(encode, "run_encoder", lambda *_: pytest.fail("a clip was encoded"))
     with pytest.raises(UserError) as caught:
         encode_audio(small, [np.zeros(9000, np.float32), np.zeros(length, np.float32)])
     assert str(caught.value) == f"clip 1: {problem}"

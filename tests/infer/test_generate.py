@@ -297,7 +297,7 @@ def test_answers_do_not_depend_on_the_chunk(model, requests):
 @pytest.fixture
 def decode_calls(monkeypatch):
     """(the tokens of every call of the decode program, the cache slots it filled)"""
-    calls, real = [], generate._decode
+    calls, real = [], generate.decode_chunk
 
     def spy(*args, **kwargs):
         before = int(args[2].cache.length)
@@ -305,7 +305,7 @@ def decode_calls(monkeypatch):
         calls.append((np.asarray(out), int(decode.cache.length) - before))
         return decode, out
 
-    monkeypatch.setattr(generate, "_decode", spy)
+    monkeypatch.setattr(generate, "decode_chunk", spy)
     return calls
 
 
@@ -368,7 +368,7 @@ def test_a_stream_left_early_harms_nothing(generator, model):
 
 def test_one_program_serves_all_lengths_of_a_bucket(model):
     generator = Generator(model, eos_ids=(1, 2, 3, 4), chunk=5)  # as no other test has them
-    sizes = lambda: (generate._prefill._cache_size(), generate._decode._cache_size())
+    sizes = lambda: (generate.prefill._cache_size(), generate.decode_chunk._cache_size())
     before = sizes()
     for length, limit, count, temperature in [(1, 6, 3, 0.0), (16, 16, 4, 1.0), (9, 7, 3, 3.0), (2, 11, 4, 0.0)]:
         config = GenerateConfig(max_new_tokens=limit, temperature=temperature, top_p=0.9)

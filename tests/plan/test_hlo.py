@@ -58,6 +58,19 @@ def test_what_stands_in_a_loop_counts_as_often_as_it_runs():
     assert work.moved() == {"all-gather": 32 * gathered.bytes, "all-reduce": 32 * reduced.bytes}
 
 
+@pytest.mark.parametrize(("name", "hidden"), [("async-collective-start.3", True), ("fusion.3", False)])
+def test_a_fusion_that_only_starts_a_collective_leaves_it_to_run_beside_others(name, hidden):
+    gather = "bf16[16,8]{1,0} all-gather(%p), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}"
+    text = (
+        f"%fused_computation.1 (p: bf16[4,8]) -> bf16[16,8] {{\n  ROOT %gathered = {gather}\n}}\n\n"
+        f"ENTRY %main (x: bf16[4,8]) -> bf16[16,8] {{\n  %x = bf16[4,8] parameter(0)\n"
+        f"  %{name} = bf16[16,8] fusion(%x), kind=kCustom, calls=%fused_computation.1\n"
+        f"  ROOT %async-collective-done = bf16[16,8] fusion(%{name}), kind=kCustom, calls=%fused_computation.1\n}}\n"
+    )
+    (collective,) = work_of(text, [0] * 4).collectives
+    assert collective.hidden == hidden
+
+
 def test_an_unrolled_loop_runs_less_often():
     twice = LOOP.replace("%next = s32[] add(%i, %one)", "%half = s32[] add(%i, %one)\n  %next = s32[] add(%half, %one)")
     assert work_of(twice, [0] * 4).cycles == 7 + 16 * 120

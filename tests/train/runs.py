@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from emollama_jax import cli
 from emollama_jax.config import Config, parse_flags
-from emollama_jax.weights.runs import read_arrays, steps_of
+from emollama_jax.weights.runs import META, STATE, read_arrays, steps_of, write_file_list
 from tests.data.prepared import write_data
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,15 @@ def seal(path: Path, fingerprint: str) -> None:
     """Gives a prepared data set a fingerprint."""
     file = path / "metadata.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": fingerprint}))
+
+
+def write_meta(checkpoint: Path, **meta: Any) -> Path:
+    """Has a checkpoint, which needs no arrays yet, say this of itself."""
+    for name in (STATE, META):
+        (checkpoint / name).mkdir(parents=True, exist_ok=True)
+    (checkpoint / META / "metadata").write_text(json.dumps(meta))
+    write_file_list(epath.Path(checkpoint))
+    return checkpoint
 
 
 def arguments(inputs: Path, workdir: Path, **fields: Any) -> list[str]:

@@ -1,0 +1,57 @@
+"""What a run says of its data, and what of it must be the same when it goes on or another begins with its weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emollama_jax.config import load_config, parse_flags
+from emollama_jax.data.pipeline import open_sources
+from emollama_jax.errors import UserError
+from emollama_jax.train.identity import check_encoders, check_same, identity_of
+from tests.data.prepared import write_data
+from tests.train.runs import write_meta
+
+BASE = {"format": 1, "llama": {}, "fingerprint": "base", "source": ""}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base checkpoint's manifest, and image tokens by two frame rules."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "base").mkdir()
+    (folder / "base/model.json").write_text(json.dumps(BASE))
+    for frame in ("peak", "first"):
+        recipe = {"image": "image_tokens", "frame": frame, "encoder": "one", "encoders": {"mae": "m"}}
+        write_data(folder / f"{frame}-data", {"train": 2}, **recipe).rename(folder / frame)
+    return folder
+
+
+def identity(folder: Path, *frames: str) -> dict:
+    config, _ = parse_flags([f"--config.train.base={folder}/base"], load_config("tiny"))
+    return identity_of(config, open_sources([f"{folder}/{frame}:train" for frame in frames], config, "data.train"), 1)
+
+
+def test_it_holds_the_frame_rules_and_all_encoders(folder):
+    found = identity(folder, "peak", "first")
+    assert found["frames"] == ["first", "peak"] and identity(folder, "peak")["frames"] == ["peak"]
+    assert found["encoders"] == {"mae": "m", "eva_vit": "one"}
+    assert json.loads(json.dumps(found))["frames"] == found["frames"]
+
+
+def test_a_run_that_does_not_know_its_frame_rules_goes_on(folder):
+    now = identity(folder, "peak")
+    old = {name: value for name, value in now.items() if name != "frames"}
+    for saved in (old, old | {"frames": None}, old | {"frames": ["first"]}):
+        check_same(saved, now, "run")
+    with pytest.raises(UserError, match="data.train: not what this run was begun with"):
+        check_same(old | {"data": [["train", 3, None]]}, now, "run")
+
+
+@pytest.mark.parametrize(("known", "refused"), [({"eva_vit": "two"}, True), ({"eva_vit": "one"}, False), ({}, False)])
+def test_image_tokens_of_another_encoder_do_not_go_on_with_its_weights(folder, tmp_path, known, refused):
+    write_meta(tmp_path, encoders={"hubert": "h"} | known)
+    if not refused:
+        return check_encoders(str(tmp_path), identity(folder, "peak"))
+    with pytest.raises(UserError, match="data.train: eva_vit features of one, and .* was trained on those of two"):
+        check_encoders(str(tmp_path), identity(folder, "peak"))
