@@ -3,8 +3,8 @@
     emollama plan --config stage1_v6e_16 --topology v6e-16
     emollama train --config stage1_v6e_16
 
-Expected: by compiler estimates (nothing has been measured), 7.82 of 31.25 GiB a chip, 0.48 s a step,
-68,838 tokens/s, 16 % MFU.
+Expected: by compiler estimates (nothing has been measured), 8.05 of 31.25 GiB a chip, 0.32 s a step,
+104,034 tokens/s, 24 % MFU.
 """
 
 import dataclasses

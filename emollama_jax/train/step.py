@@ -23,7 +23,12 @@ from emollama_jax.models.llama import Llama
 
 # Sharded kernels are gathered whole, beside other computation. XLA's other way, rings of small matrix products that add
 # up in the type of the activations, is less exact and, by the compiler's own count for a v5e-16, half again as slow.
-TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+TPU_OPTIONS = {
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+}
 
 Batch = Mapping[str, Array]
 # (model, batch, dropout key or None) -> (mean loss of the batch's targets, their number)
