@@ -3,15 +3,20 @@ cached real parts."""
 
 import os
 import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-# Compilation is most of what tests do. XLA does all its work, LLVM leaves the code as it comes, and a program is compiled
-# once for all test processes and those they start, which read this environment. The folder is new in every session: no
-# program comes from another machine or version.
+# Compilation is most of what tests do. XLA's passes do all their work, code is left as it comes, and a program is
+# compiled once for all test processes and those they start, which read this environment. The folder is new in every
+# session: no program comes from another machine or version.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # others end at once where they do not know a flag
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if quick not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {quick}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="emollama-compiled-")  # is removed as this process ends
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name

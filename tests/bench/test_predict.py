@@ -10,15 +10,8 @@ from emollama_jax.bench.peer import PEER
 from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS
 from emollama_jax.config import load_config
-from tests.infer.quick import quick_compilation
 
 TINY = load_config("tiny")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(autouse=True)

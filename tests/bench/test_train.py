@@ -21,17 +21,10 @@ from emollama_jax.bench.train_peer import NO_TARGET, one_clip_a_row
 from emollama_jax.config import Config, load_config
 from emollama_jax.models.llama import Llama
 from emollama_jax.train.speed import Peak, cost_of
-from tests.infer.quick import quick_compilation
 
 TINY = load_config("tiny")
 SOFT = TINY.eva_vit.grid**2 // TINY.projectors.patches_per_token + 4
 TASKS = ("emotion", "reason")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(autouse=True)

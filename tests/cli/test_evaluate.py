@@ -19,7 +19,6 @@ from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_tokenizer_of
 from tests.data.prepared import random_record, write_data
 from tests.eval.judge_server import said, serve
-from tests.infer.quick import quick_compilation
 from tests.train.runs import LLAMA
 
 CLIPS = 10
@@ -34,12 +33,6 @@ CONFUSION = (
     (1, 0, 3, 1, 6, 3),
     (4, 1, 3, 2, 1, 34),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.pretrained import load_tokenizer_of
 from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, TRAINABLE, read_meta
 from tests.data.prepared import write_data
-from tests.infer.quick import quick_compilation
 from tests.train.runs import ROOT, config_of, make_inputs, write_meta
 
 TINY = ["--config=tiny", "--config.data.row_length=256", "--config.generate.max_new_tokens=6"]
@@ -47,12 +46,6 @@ MEDIA = [
     "--random-encoders",
     "--workers=0",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")) as environment:
-        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -245,14 +238,14 @@ def test_a_second_process_and_damage_are_refused(inputs, answered, tmp_path, cap
 KILLS, BATCH_SIZE = (20, 2) if os.environ.get("EMOLLAMA_SLOW") else (2, 10)
 
 
-def test_killed_at_random_it_ends_with_the_answers_of_an_unbroken_run(inputs, quick, tmp_path):
+def test_killed_at_random_it_ends_with_the_answers_of_an_unbroken_run(inputs, tmp_path):
     argv = [f"{inputs}/clips:train", "--base", inputs / "base", *TINY, "--batch-size", BATCH_SIZE, "--out"]
     argv = ["--question", "[reason] Why?", "--question", "Sure?", *argv]
     assert predict(*argv, tmp_path / "whole.jsonl") == 0
     for line in lines(tmp_path / "whole.jsonl"):
         assert len(line["answers"]) == 2 and line["answer"] == line["answers"][1]
     out, killed = tmp_path / "answers.jsonl", 0
-    environment = os.environ | quick | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for seed in range(KILLS):
         command = [sys.executable, "-m", "tests.infer.dying", str(seed), *map(str, argv), str(out), "--resume"]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -21,15 +21,8 @@ from emollama_jax.text.labels import MER2023, MERR
 from emollama_jax.text.prompts import QUESTION_SETS, Turn
 from emollama_jax.weights.engine import first_device
 from tests.data.prepared import SIZE, TOKENIZER, random_record, tiny_config, write_data
-from tests.infer.quick import quick_compilation
 
 CLIPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def records_of(kind: str) -> list[dict]:

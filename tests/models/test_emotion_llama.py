@@ -24,6 +24,7 @@ from emollama_jax.sharding import abstract
 from emollama_jax.train.step import clip_loss, init_state, make_step
 from emollama_jax.weights.emotion_llama import trained_tensors
 from emollama_jax.weights.engine import param_values
+from tests.models.tiny import initialised
 
 pytestmark = pytest.mark.smoke
 
@@ -40,9 +41,8 @@ cls_tk_llama_proj.{weight,bias}"""
 
 
 def make_model(config: Config = TINY, **kwargs) -> EmotionLlama:
-    return EmotionLlama.init(
-        config.llama, config.lora, config.projectors, config.eva_vit, rngs=nnx.Rngs(config.seed), **kwargs
-    )
+    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    return initialised(EmotionLlama.init, *parts, seed=config.seed, **kwargs)
 
 
 def batch_of(config: Config = TINY) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """A tiny model, its inputs, and how its outputs are compared."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,16 @@ def random_llama(config: LlamaConfig, lora: LoRAConfig = NO_ADAPTERS, seed: int 
         else:
             variable.set_value(jnp.asarray(noise, like.dtype))
     return nnx.merge(graphdef, state)
+
+
+@functools.cache
+def _compiled(make: Callable[..., nnx.Module], settings: tuple, options: tuple, seed: int) -> Callable[[], nnx.Module]:
+    return nnx.jit(lambda: make(*settings, **dict(options), rngs=nnx.Rngs(seed)))
+
+
+def initialised(make: Callable[..., nnx.Module], *settings, seed: int = 0, **options) -> nnx.Module:
+    """A new model, made by one program that equal settings share: parameter by parameter it takes seconds."""
+    return _compiled(make, settings, tuple(options.items()), seed)()
 
 
 def rows(config: LlamaConfig, lengths: tuple[int, ...] = (13, 13), seed: int = 1):

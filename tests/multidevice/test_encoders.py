@@ -8,15 +8,7 @@ from flax import nnx
 from emollama_jax.bench.encode import ENCODERS, random_inputs
 from emollama_jax.config import DEFAULT_SHARDING, load_config
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
-from tests.models.tiny import close
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The partitioner does all its work; the code of each device is left as it comes, which takes half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+from tests.models.tiny import close, initialised
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -24,7 +16,7 @@ def test_on_a_mesh_as_on_one_device(name):
     config = getattr(load_config("tiny"), name)
     make_model = lambda: ENCODERS[name](config, rngs=nnx.Rngs(0))
     inputs = [jnp.asarray(x) for x in random_inputs(config, 4, 1, seed=0)]
-    alone = jax.jit(make_model().encode)(*inputs)
+    alone = jax.jit(initialised(ENCODERS[name], config).encode)(*inputs)
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with use_mesh(mesh, DEFAULT_SHARDING):
         model = init_sharded(make_model, mesh, DEFAULT_SHARDING)

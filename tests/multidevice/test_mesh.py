@@ -13,21 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig, adapters, is_adapter
-from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
+from emollama_jax.sharding import abstract, init_sharded, make_mesh, use_mesh
 from emollama_jax.weights.engine import param_values
 from tests.models.tiny import close, tiny_config
 
 MESHES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 LORA = LoRAConfig(rank=4, alpha=4.0, dropout=0.0, targets=("q_proj", "down_proj"))
 BATCH, LENGTH, D, F, V, N, H, L = 8, 10, 64, 128, 96, 8, 8, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The partitioner does all its work; the code of each device is left as it comes, which takes half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_model(kernel_dtype: str, kv_heads: int) -> Llama:
@@ -85,7 +77,7 @@ def outputs(model: Llama, arrays: dict[str, jax.Array]):
 def on_one_device(kernel_dtype: str, kv_heads: int):
     """Parameters by path, logits and gradients."""
     make = functools.partial(make_model, kernel_dtype, kv_heads)
-    model = nnx.merge(nnx.split(make())[0], jax.jit(lambda: nnx.state(make()))())
+    model = nnx.merge(abstract(make)[0], jax.jit(lambda: nnx.state(make()))())
     arrays = {name: jnp.asarray(value) for name, value in batch().items()}
     return param_values(nnx.state(model)), *outputs(model, arrays)
 

@@ -53,8 +53,7 @@ def test_two_processes_share_every_batch(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
     }
     command = lambda i: [sys.executable, "-c", PROCESS, str(i), address, str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -7,7 +7,6 @@ import time
 import grain
 import jax
 import numpy as np
-import pytest
 from etils import epath
 from flax import nnx
 
@@ -23,14 +22,6 @@ from tests.train.runs import finish, lines, make_inputs, trace
 
 CONFIG = load_config("tiny")
 B, T, K, S = 8, 48, 1, 8  # 4 image tokens of 16 patches, and 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The partitioner does all its work; the code of each device is left as it comes, which takes half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_model() -> EmotionLlama:

@@ -11,9 +11,7 @@ from tests.train.runs import command, environment, finish, spawn
 def start_pod(*args: Any, devices: int = 4, **fields: Any) -> subprocess.Popen:
     """A pod of two processes of `command(*args, **fields)`, of which both die where it says so."""
     pod = [sys.executable, "launch/local_pod.py", "--processes", "2", "--devices", str(devices), "--"]
-    settings = environment()
-    del settings["XLA_FLAGS"]  # the pod sets it
-    return spawn([*pod, *command(*args, **fields)], settings)
+    return spawn([*pod, *command(*args, **fields)], environment())
 
 
 def finish_pod(process: subprocess.Popen, expected: int) -> str:

@@ -88,13 +88,9 @@ def command(inputs: Path, workdir: Path, how: str = "never", step: int = 0, **fi
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a process with so many devices; compiled programs are shared by all."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    """For a process with so many devices; of equal flags the last one counts."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
 
 
 def start(*args: Any, devices: int = 1, **fields: Any) -> subprocess.Popen:

@@ -27,18 +27,6 @@ MESH = {"mesh__data": 4, "mesh__fsdp": 2}
 PTH = ROOT / "tests/data/reference_tiny/checkpoint_0.pth"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The partitioner does all its work; the code of each device is left as it comes, which takes half the time. Runs
-    of the same program share it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
@@ -233,6 +221,19 @@ def test_a_run_needs_a_folder_and_a_base():
     for fields, message in (({}, r"train\.workdir: no folder"), ({"workdir": "x"}, r"train\.base: no language model")):
         with pytest.raises(UserError, match=message):
             train(Config(train=TrainConfig(**fields)))
+
+
+def test_compiled_programs_are_kept_in_the_folder_named(inputs, done):
+    """Where JAX was told of none, by its environment say."""
+    told, another = jax.config.jax_compilation_cache_dir, config_of(inputs, done[0], **MESH, seed=8)
+    try:
+        for before, after in ((told, told), (None, str(inputs / "compiled"))):
+            jax.config.update("jax_compilation_cache_dir", before)
+            with pytest.raises(UserError, match="was 7"):
+                train(another)
+            assert jax.config.jax_compilation_cache_dir == after
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
 
 
 def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):

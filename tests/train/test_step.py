@@ -12,6 +12,7 @@ from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from emollama_jax.train.step import init_state, make_step, text_loss
+from tests.models.tiny import initialised
 
 pytestmark = pytest.mark.smoke
 
@@ -21,7 +22,7 @@ VOCAB = TINY.vocab_size
 
 
 def make_model(lora: LoRAConfig = LORA, **changes) -> Llama:
-    return Llama(dataclasses.replace(TINY, **changes), lora, rngs=nnx.Rngs(0))
+    return initialised(Llama, dataclasses.replace(TINY, **changes), lora)
 
 
 def row(*samples: np.ndarray, length: int) -> dict[str, np.ndarray]:
