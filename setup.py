@@ -61,7 +61,7 @@ setup(
         "convert": [TORCH],  # reads .bin and .pth weights
         "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
-        "gcs": ["gcsfs"],  # runs in gs:// folders
+        "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
         "serve": ["gradio>=6,<7"],
         "beam": ["apache-beam>=2.77"],
         "bench": [TORCH, PEFT, AV, CV, FACE],

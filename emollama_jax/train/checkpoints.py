@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from emollama_jax.train.step import TrainState
 from emollama_jax.weights.runs import CHECKPOINTS, DATA, META, STATE, damage, read_meta, steps_of, write_file_list
 
-ASIDE = "damaged"  # beside the checkpoints: those that cannot be used
+ASIDE = "damaged_{step}"  # what cannot be used, beside the checkpoints; not below a new folder: buckets have none
 
 
 class Checkpoints:
@@ -75,11 +75,10 @@ class Checkpoints:
                 if problem is None:
                     found = step
                     break
-                aside = self.workdir / ASIDE / str(step)
+                aside = self.workdir / ASIDE.format(step=step)
                 say(f"checkpoint of step {step} is {problem}: {folder}; put aside as {aside}")
                 if aside.exists():
                     aside.rmtree()
-                aside.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(aside)
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(found))

@@ -100,7 +100,7 @@ def test_damage_to_any_file_is_seen_and_the_one_before_is_taken(tmp_path):
             (message,) = said
             assert "checkpoint of step 5 is " in message and "put aside" in message
             assert str(name) in message, (how, message)
-            assert (run / "damaged/5").is_dir() and steps_of(run) == [3]
+            assert (run / "damaged_5").is_dir() and steps_of(run) == [3]
             shutil.rmtree(run)
 
 
