@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,6 +92,16 @@ def test_it_predicts_english_as_torch_does(folder, float_nll, tokens):
     assert 2 < float_nll < 4
 
 
+@pytest.fixture
+def optimised():
+    """As for users: unpacking 4-bit kernels takes longer in code that is left as it comes than compiling it well."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.01), ("nf4", 0.1)])
 def test_quantisation_costs_little(folder, float_nll, tokens, dtype, bound):
     model, _ = load_llama(folder, kernel_dtype=dtype, **FLOAT32)
