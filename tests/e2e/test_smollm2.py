@@ -95,7 +95,7 @@ def test_it_predicts_english_as_torch_does(folder, float_nll, tokens):
 @pytest.fixture
 def optimised():
     """As for users: unpacking 4-bit kernels takes longer in code that is left as it comes than compiling it well."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
