@@ -7,6 +7,7 @@
     checkpoints/STEP/meta/          the experiment, what it was trained on, and the best validation so far
     checkpoints/STEP/data/          where each process was in the data
     checkpoints/STEP/files.json     size and SHA-256 of each of these files, written last
+    damaged_STEP/                   a checkpoint that could not be used, put aside
 
 A folder may be a path or gs://BUCKET/FOLDER. A checkpoint without `files.json` was not finished; one whose files are
 not those is damaged. Neither is ever read.
