@@ -7,6 +7,7 @@ Face, voice and words each tell three labels from the rest, two of them nearly a
 import csv
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from emollama_jax.data.madeup_clip import (
 from emollama_jax.data.madeup_face import SIZE, draw_face
 from emollama_jax.data.madeup_voice import voice
 from emollama_jax.data.madeup_words import AU_WORDS, VOICES, coarse_caption, fine_caption
-from emollama_jax.data.processes import default_workers, process_pool
+from emollama_jax.data.processes import default_workers, map_ahead
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.media.container import import_av
@@ -117,17 +118,9 @@ def make_dataset(
 def _for_each(specs: list[ClipSpec], work: Callable[[ClipSpec], None], workers: int | None) -> None:
     if workers is None:  # starting a process takes as long as some clips
         workers = min(default_workers(), 1 + len(specs) // 32)
-    if workers == 1:
-        for spec in specs:
-            work(spec)
-        return
-    with process_pool(workers) as pool:
-        try:
-            for _ in pool.map(work, specs, chunksize=4):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits: nobody may still write when the folder is removed
-            raise
+    for done in map_ahead(work, specs, 0 if workers == 1 else workers):
+        if isinstance(done, BrokenProcessPool):
+            raise done
 
 
 def _write_video(folder: Path, spec: ClipSpec) -> None:

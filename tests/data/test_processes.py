@@ -1,12 +1,14 @@
 """Work handed to processes: in order, never piling up, and one that dies takes no other with it."""
 
 import os
+import signal
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from emollama_jax.data.processes import default_workers, map_ahead
+from emollama_jax.data.processes import default_workers, interrupts_deferred, map_ahead
 
 
 def double(number: int) -> int:
@@ -42,3 +44,41 @@ def test_a_job_whose_process_dies_is_told_and_the_others_are_done():
 def test_what_the_work_raises_is_raised():
     with pytest.raises(ValueError, match="-1"):
         list(map_ahead(double, [1, -1, 2], 2))
+
+
+def blocked(_) -> set[signal.Signals]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_processes_leave_interrupts_to_their_parent():
+    here = blocked(None)
+    assert all(signal.SIGINT in mask for mask in map_ahead(blocked, range(4), 2))
+    assert blocked(None) == here and signal.SIGINT not in here
+
+
+def test_an_interrupt_comes_after_what_it_would_break():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append(True)
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_waited_through_ends_the_run():
+    results = map_ahead(time.sleep, [0, 0.5, 0.5, 0.5], 1)
+    next(results)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert list(results) == []
+
+
+def test_in_other_threads_interrupts_are_left_alone():
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(map_ahead(double, range(3), 1)))
+    thread.start()
+    thread.join(60)
+    assert results == [0, 2, 4]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
