@@ -10,7 +10,7 @@ from emollama_jax.config import parse_flags
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.plan import assumptions, make_plan
 from emollama_jax.plan.programs import PROGRAMS
-from emollama_jax.plan.search import ranking_table, search, write_overlay
+from emollama_jax.plan.search import ranking_table, save_ranking, search, write_overlay
 from emollama_jax.plan.topology import CHIPS, parse_topology
 
 CACHE = "~/.cache/emollama_jax/plans"
@@ -30,7 +30,8 @@ def run(argv: list[str]) -> int:
     compiler = Compiler(cache, arguments.processes)
     if arguments.time_limit:
         compiler = compiler.within(60.0 * arguments.time_limit)
-    name = _name(argv)
+    base = _base(argv)
+    name = Path(base).stem
     if not arguments.search:
         plan = make_plan(
             name, config, topology, compiler, arguments.programs, with_largest=not arguments.without_largest
@@ -43,15 +44,17 @@ def run(argv: list[str]) -> int:
     found = search(config, topology, compiler, say)
     print(f"{name} on {topology.name}: compiler estimates, the best first; nothing has been measured")
     print("\n".join([*ranking_table(found), "", *(f"- {line}" for line in assumptions(topology))]))
+    if arguments.json:
+        save_ranking(arguments.json, name, found)
     if arguments.overlay:
-        write_overlay(arguments.overlay, name, found[0])
+        write_overlay(arguments.overlay, base, found[0])
     return 0 if found[0].fits else 1
 
 
-def _name(argv: list[str]) -> str:
-    """The experiment's, as it was given."""
+def _base(argv: list[str]) -> str:
+    """The experiment's name or path, as it was given."""
     at = next(i for i, argument in enumerate(argv) if argument.partition("=")[0] == "--config")
-    return Path(argv[at].partition("=")[2] or argv[at + 1]).stem
+    return argv[at].partition("=")[2] or argv[at + 1]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--search", action="store_true", help="try meshes, rows and kernels for the step, and rank them"
     )
     parser.add_argument("--overlay", type=Path, metavar="FILE.py", help="with --search: write the best as a config")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan, or the ranking, to a file")
     parser.add_argument(
         "--time-limit", type=at_least(1), metavar="MINUTES", help="begin no compile after it (default: none)"
     )

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,10 @@ from emollama_jax.errors import UserError
 from emollama_jax.plan.topology import Topology
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "qwix", "libtpu", "jax-cuda12-plugin")
-SOURCES = ("models", "train", "infer", "features", "plan", "sharding.py", "config.py")  # what the programs are made of
+SOURCES = (  # what the programs and their figures are made of
+    *("models", "train", "infer", "features", "sharding.py", "config.py"),
+    *(f"plan/{name}.py" for name in ("programs", "worker", "hlo", "topology")),
+)
 QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU that may be there
     "TPU_SKIP_MDS_QUERY": "1",
     "JAX_PLATFORMS": "cpu",
@@ -34,12 +37,17 @@ QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU tha
 
 @dataclass(frozen=True)
 class Job:
-    """A program to be compiled, with the rows of its batch on all devices."""
+    """A program to be compiled, with the rows of its batch on all devices.
+
+    Attributes:
+        quick: with little effort, in a third of the time: enough for its memory, not for its cycles.
+    """
 
     config: Config
     topology: Topology
     program: str
     rows: int
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,13 @@ class Compiler:
         """The same for so many seconds from now on."""
         return replace(self, deadline=time.monotonic() + seconds)
 
-    def compile(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """What `worker.compile_program` found of each, in their order, or what was wrong as `error`."""
+    def compile(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+        """What `worker.compile_program` found of each, in their order and as it is found, or what was wrong as
+        `error`."""
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self.processes) as pool:
             try:
-                return list(pool.map(lambda job: self._one(job, stop), jobs))
+                yield from pool.map(lambda job: self._one(job, stop), jobs)
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -77,6 +86,7 @@ class Compiler:
             "topology": job.topology.name,
             "program": job.program,
             "rows": job.rows,
+            "quick": job.quick,
         }
         kept = self.cache and self.cache / f"{_key(request)}.json"
         if kept and kept.exists():
@@ -132,7 +142,7 @@ def figures(compiler: Compiler, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     Raises:
         UserError: one of them cannot be compiled.
     """
-    found = compiler.compile(jobs)
+    found = list(compiler.compile(jobs))
     for one in found:
         if "error" in one:
             raise UserError(one["error"])

@@ -1,22 +1,27 @@
 """Looks for the fastest way to run an experiment's training step on a topology, by compiling candidates.
 
-It changes one thing at a time and keeps what is better: first the mesh, then the rows of a chip, what is recomputed,
-how the frozen kernels are stored, the attention kernel, and the rows again. So it need not find the best of all.
+It changes one thing at a time and keeps what is better: first how many copies of the model there are, then over how
+many devices each layer is split, then what is recomputed together with the rows that a chip works on at once, how the
+frozen kernels are stored, and the attention kernel. So it need not find the best of all. Candidates train on the
+experiment's own batch, in parts where a chip takes less at once, or on a larger one.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emollama_jax.config import Config
+from emollama_jax.config import Config, load_config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.plan.compiler import Compiler, Job
-from emollama_jax.plan.plan import Planned, align, planned_of, sizes_of
+from emollama_jax.plan.plan import SERVED, Planned, align, planned_of, sizes_of, summary
 from emollama_jax.plan.topology import GIB, Topology
 
-ROWS = (1, 2, 4, 8)  # of a chip of data x fsdp
-FIELDS = ("remat", "kernel_dtype", "attention")
+ROWS = (1, 2, 4, 8)  # that a chip of data x fsdp works on at once
+TENSOR = (2, 4, 8)
+CHOICES = {"remat": ("full", "dots", "none"), "kernel_dtype": ("bfloat16", "int8", "nf4"), "attention": ("auto", "xla")}
 
 
 def search(
@@ -33,7 +38,7 @@ def search(
     found: dict[Config, Planned] = {}
     errors: list[str] = []
 
-    def try_all(candidates: list[Config]) -> Config:
+    def best_with(candidates: Iterable[Config]) -> Config:
         new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in found]
         jobs = [Job(candidate, topology, "step", candidate.data.batch_rows) for candidate in new]
         for job, figures in zip(jobs, compiler.compile(jobs), strict=True):
@@ -47,43 +52,70 @@ def search(
             raise UserError(f"no candidate could be compiled; the first: {errors[0]}")
         return ranked(found.values())[0].config
 
-    best = try_all(list(meshes(config, topology)))
-    best = try_all(list(rows(best, topology)))
-    for field, choices in choices_of(topology).items():
-        best = try_all([changed(best, llama={field: choice}) for choice in choices])
-    try_all(list(rows(best, topology)))
+    def best_of_rows(best: Config) -> Config:
+        """Ever more rows, for each way of recomputation, until they do not fit."""
+        ways = list(_choices(best, "remat"))
+        for number in ROWS:
+            tried = [with_rows(way, number, config, topology) for way in ways]
+            best = best_with(tried)
+            ways = [way for way in tried if way in found and found[way].fits]
+        return best
+
+    best = best_with(copies(config, topology))
+    best = best_with(splits(best, config, topology))
+    best = best_of_rows(best)
+    kernels = best.llama.kernel_dtype
+    best = best_with(_choices(best, "kernel_dtype"))
+    if best.llama.kernel_dtype != kernels:
+        best = best_of_rows(best)
+    if topology.platform == "tpu":
+        best_with(_choices(best, "attention"))
     return ranked(found.values())
 
 
-def ranked(planned: Any) -> list[Planned]:
+def ranked(planned: Iterable[Planned]) -> list[Planned]:
     """The best first; of those that do not fit, the one that lacks least."""
     return sorted(planned, key=lambda one: (not one.fits, -one.estimate.rate if one.fits else one.peak))
 
 
-def meshes(config: Config, topology: Topology) -> Iterator[Config]:
-    """One candidate for each way to make the topology's devices from data x fsdp x tensor, at the same rows a chip;
-    slices are copies of the model. The heads divide by tensor."""
-    before = sizes_of(config, topology)
-    rows_before = max(config.train.accumulate, config.data.batch_rows // (before["data"] * before["fsdp"]))
-    heads = config.llama.num_kv_heads
-    for tensor in (n for n in _divisors(topology.size // topology.slices) if heads % n == 0 and n <= 8):
-        for data in _divisors(topology.size // tensor):
-            if data % topology.slices == 0:
-                sizes = {"data": data, "fsdp": topology.size // tensor // data, "tensor": tensor}
-                yield changed(config, mesh=sizes, data={"batch_rows": rows_before * sizes["data"] * sizes["fsdp"]})
+def copies(config: Config, topology: Topology) -> Iterator[Config]:
+    """One candidate for each way to make the topology's devices from data x fsdp; slices are copies of the model."""
+    for data in range(topology.slices, topology.size + 1, topology.slices):
+        if topology.size % data == 0:
+            mesh = {"data": data, "fsdp": topology.size // data, "tensor": 1}
+            yield with_rows(changed(config, mesh=mesh), 1, config, topology)
 
 
-def rows(config: Config, topology: Topology) -> Iterator[Config]:
-    sizes = sizes_of(config, topology)
-    for number in ROWS:
-        split = number * sizes["data"] * sizes["fsdp"] * config.train.accumulate
-        yield changed(config, data={"batch_rows": split})
+def splits(best: Config, config: Config, topology: Topology) -> Iterator[Config]:
+    """Candidates whose layers are split over tensor devices, taken from either axis of the best so far."""
+    before = sizes_of(best, topology)
+    for tensor in TENSOR:
+        for axis in SERVED:
+            mesh = before | {axis: before[axis] // tensor, "tensor": tensor}
+            fits = before[axis] % tensor == 0 and mesh["data"] % topology.slices == 0
+            if fits and config.llama.num_kv_heads % tensor == 0:
+                yield with_rows(changed(best, mesh=mesh), 1, config, topology)
 
 
-def choices_of(topology: Topology) -> dict[str, tuple[str, ...]]:
-    """The values that are tried of fields of `config.llama`."""
-    attention = ("auto", "xla") if topology.platform == "tpu" else ("auto",)
-    return dict(zip(FIELDS, (("full", "dots", "none"), ("bfloat16", "int8", "nf4"), attention), strict=True))
+def with_rows(one: Config, number: int, config: Config, topology: Topology) -> Config:
+    """The candidate with so many rows at once on a chip: in parts of the batch of `config`, the experiment, where that
+    is larger, else of its own. It trains on as many rows in all: in larger batches there are fewer steps, and the rates
+    are the experiment's times the root, as Adam wants (Malladi et al. 2022, arXiv:2205.10287)."""
+    sizes = sizes_of(one, topology)
+    at_once = number * math.prod(sizes[axis] for axis in SERVED)
+    parts = math.ceil(config.data.batch_rows / at_once)
+    times, before, train = parts * at_once / config.data.batch_rows, config.train, {"accumulate": parts}
+    if times > 1:
+        train["steps"] = max(1, round(before.steps / times))
+        train["warmup_steps"] = min(round(before.warmup_steps / times), train["steps"] - 1)
+        for name in ("warmup_from", "learning_rate", "final_rate"):
+            train[name] = float(f"{getattr(before, name) * math.sqrt(times):.3g}")
+    return changed(one, data={"batch_rows": parts * at_once}, train=train)
+
+
+def _choices(one: Config, field: str) -> Iterator[Config]:
+    """The candidate with each value of a field of `config.llama` that is tried."""
+    return (changed(one, llama={field: choice}) for choice in CHOICES[field])
 
 
 def changed(config: Config, **groups: dict[str, Any]) -> Config:
@@ -94,15 +126,22 @@ def changed(config: Config, **groups: dict[str, Any]) -> Config:
 
 
 def ranking_table(found: list[Planned]) -> list[str]:
-    head = ["mesh data x fsdp x tensor", "rows", *FIELDS, "GiB", "tokens/s", "MFU"]
+    head = ["mesh data x fsdp x tensor", "rows", "parts", *CHOICES, "GiB", "tokens/s", "MFU"]
     return align([head, *map(cells_of, found)])
 
 
 def cells_of(one: Planned) -> list[str]:
     mesh = " x ".join(map(str, sizes_of(one.config, one.topology).values()))
     speed = [f"{one.estimate.rate:,.0f}", f"{one.estimate.mfu:.0%}"] if one.fits else ["does not fit", ""]
-    fields = [getattr(one.config.llama, field) for field in FIELDS]
-    return [mesh, str(one.rows), *fields, f"{one.peak / GIB:.2f}", *speed]
+    fields = [getattr(one.config.llama, field) for field in CHOICES]
+    return [mesh, str(one.rows), str(one.config.train.accumulate), *fields, f"{one.peak / GIB:.2f}", *speed]
+
+
+def save_ranking(file: Path, name: str, found: list[Planned]) -> None:
+    """The candidates as JSON, in the order of the table."""
+    candidates = [summary(one) | {"config": to_dict(one.config)} for one in found]
+    text = {"what": "compiler estimates", "name": name, "topology": found[0].topology.name, "candidates": candidates}
+    file.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 
 def write_overlay(file: Path, base: str, one: Planned) -> None:
@@ -112,35 +151,50 @@ def write_overlay(file: Path, base: str, one: Planned) -> None:
 
 def overlay(base: str, one: Planned) -> str:
     """The text of that file."""
-    config, seconds, topology = one.config, one.estimate, one.topology
+    seconds, topology = one.estimate, one.topology
     if not one.fits:
         raise UserError(f"no candidate fits {topology.name}; the one that lacks least needs {one.peak / GIB:.2f} GiB")
-    sizes = ", ".join(f"{axis}={size}" for axis, size in sizes_of(config, topology).items())
-    fields = ", ".join(f'{field}="{getattr(config.llama, field)}"' for field in FIELDS)
-    return f'''"""{base} on {topology.name}, as `emollama plan --search` chose it.
+    changes = "\n".join(f"        {line}" for line in _differences(load_config(base), one.config))
+    return f'''"""{Path(base).stem} on {topology.name}, as `emollama plan --search` chose it.
 
     emollama plan --config {base} --topology {topology.name} --search
 
-Expected: by compiler estimates, {one.peak / GIB:.2f} of {topology.chip.memory / GIB:.2f} GiB a chip, \
-{1e3 * seconds.seconds:,.0f} ms a step, {seconds.rate:,.0f} tokens/s,
-{seconds.mfu:.0%} MFU. Nothing has been measured.
+Expected: by compiler estimates (nothing has been measured), {one.peak / GIB:.2f} of \
+{topology.chip.memory / GIB:.2f} GiB a chip, {seconds.seconds:,.2f} s a step,
+{seconds.rate:,.0f} tokens/s, {100 * seconds.mfu:.0f} % MFU.
 """
 
 import dataclasses
 
-from emollama_jax.config import Config, MeshConfig, load_config
+from emollama_jax.config import Config, load_config
 
 
 def get_config() -> Config:
     base = load_config("{base}")
     return dataclasses.replace(
         base,
-        mesh=MeshConfig({sizes}),
-        data=dataclasses.replace(base.data, batch_rows={config.data.batch_rows}),
-        llama=dataclasses.replace(base.llama, {fields}),
+{changes}
     )
 '''
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _differences(base: Config, config: Config) -> Iterator[str]:
+    """The arguments of `dataclasses.replace` that make `config` of `base`."""
+    for group in dataclasses.fields(Config):
+        before, after = getattr(base, group.name), getattr(config, group.name)
+        if before == after:
+            continue
+        if not dataclasses.is_dataclass(before):
+            yield f"{group.name}={after!r},"
+            continue
+        old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+        fields = ", ".join(f"{name}={_literal(value)}" for name, value in new.items() if value != old[name])
+        line = f"{group.name}=dataclasses.replace(base.{group.name}, {fields}),"
+        if len(line) <= 112:
+            yield line
+        else:
+            yield from (f"{group.name}=dataclasses.replace(", f"    base.{group.name}, {fields}", "),")
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)

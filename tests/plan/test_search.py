@@ -1,10 +1,13 @@
+import dataclasses
+import json
+
 import pytest
 
-from emollama_jax.config import load_config
+from emollama_jax.config import from_dict, load_config
 from emollama_jax.errors import UserError
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.plan import sizes_of
-from emollama_jax.plan.search import meshes, ranking_table, search, write_overlay
+from emollama_jax.plan.search import copies, ranking_table, save_ranking, search, splits, with_rows, write_overlay
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import collective, experiment, figures, planned, too_big
 
@@ -21,18 +24,20 @@ class FakeCompiler(Compiler):
 
     def compile(self, jobs):
         self.asked += jobs
-        return [self._one(job) for job in jobs]
+        return map(self._one, jobs)
 
     def _one(self, job):
         mesh, llama = sizes_of(job.config, job.topology), job.config.llama
-        rows = job.rows / (mesh["data"] * mesh["fsdp"])
+        parts = job.config.train.accumulate
+        rows = job.rows / (mesh["data"] * mesh["fsdp"]) / parts
         weight = {"bfloat16": 13.0, "int8": 7.0, "nf4": 4.0}[llama.kernel_dtype] / mesh["fsdp"] / mesh["tensor"]
         gib = 1 + weight + rows * {"full": 0.4, "dots": 4, "none": 20}[llama.remat]
         if gib > 15.75:
             return too_big(gib)
-        cycles = rows * {"full": 8e8, "dots": 7e8, "none": 6e8}[llama.remat] * (1.2 if llama.attention == "xla" else 1)
-        gathers = collective(size=13e9 * (mesh["fsdp"] > 1), times=1, hidden=True)
-        messages = collective("all-reduce", size=20e9 * rows, times=mesh["tensor"] - 1)
+        cycles = parts * rows * {"full": 8e8, "dots": 7e8, "none": 6e8}[llama.remat]
+        cycles *= 1.2 if llama.attention == "xla" else 1
+        gathers = collective(size=13e9 * (mesh["fsdp"] > 1), times=parts, hidden=True)
+        messages = collective("all-reduce", size=20e9 * rows * parts, times=mesh["tensor"] - 1)
         return figures(gib, cycles=cycles, collectives=[gathers, messages])
 
 
@@ -56,42 +61,74 @@ def test_the_search_finds_what_is_fastest_and_fits():
     assert len(ranking_table(found)) == len(found) + 1
 
 
-def test_meshes_are_all_that_there_are_at_the_same_rows_a_chip():
-    sizes = [tuple(sizes_of(config, V5E).values()) for config in meshes(experiment(), V5E)]
-    assert len(sizes) == len(set(sizes)) == 5 + 4 + 3 + 2
-    assert all(data * fsdp * tensor == 16 and tensor <= 8 for data, fsdp, tensor in sizes)
-    for accumulate in (1, 4):
-        before = experiment(data={"batch_rows": 16 * accumulate}, train={"accumulate": accumulate})
-        for config, (data, fsdp, _) in zip(meshes(before, V5E), sizes, strict=True):
-            assert config.data.batch_rows == data * fsdp * accumulate
+def test_copies_and_splits_make_all_devices_of_the_axes():
+    sizes = lambda candidates: [tuple(sizes_of(one, V5E).values()) for one in candidates]
+    config = experiment()
+    assert sizes(copies(config, V5E)) == [(1, 16, 1), (2, 8, 1), (4, 4, 1), (8, 2, 1), (16, 1, 1)]
+    best = experiment(mesh={"data": 2, "fsdp": 8})
+    assert set(sizes(splits(best, config, V5E))) == {(1, 8, 2), (2, 4, 2), (2, 2, 4), (2, 1, 8)}
+    heads = experiment(llama={"num_kv_heads": 2})
+    assert set(sizes(splits(best, heads, V5E))) == {(1, 8, 2), (2, 4, 2)}
 
 
 def test_slices_hold_copies_of_the_model():
     two = parse_topology("2xv5e-16")
-    found = [config.mesh for config in meshes(experiment(mesh={"data": 2}), two)]
-    assert found
-    assert all(mesh.data % 2 == 0 for mesh in found)
+    config = experiment()
+    best, *others = copies(config, two)
+    assert best.mesh.data == 2
+    assert all(one.mesh.data % 2 == 0 for one in (*others, *splits(best, config, two)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "number", "expected"),
+    [(16, 1, (16, 1)), (64, 1, (64, 4)), (64, 2, (64, 2)), (16, 4, (64, 1)), (24, 1, (32, 2)), (1, 1, (16, 1))],
+)
+def test_a_batch_is_the_experiments_in_parts_or_a_larger_one(rows, number, expected):
+    config = experiment(data={"batch_rows": rows}, mesh={"fsdp": 16}, train={"accumulate": 3})
+    one = with_rows(config, number, config, V5E)
+    assert (one.data.batch_rows, one.train.accumulate) == expected
+
+
+def test_larger_batches_train_on_as_many_rows_at_higher_rates():
+    config = experiment()
+    before, train = config.train, with_rows(config, 4, config, V5E).train
+    assert (train.steps, train.warmup_steps) == (375, 12)
+    assert train.learning_rate == pytest.approx(2 * before.learning_rate)
+    assert train.final_rate / train.learning_rate == pytest.approx(before.final_rate / before.learning_rate)
+    assert with_rows(config, 1, config, V5E).train == before
+    few = experiment(train={"steps": 2, "warmup_steps": 1})
+    assert (with_rows(few, 8, few, V5E).train.steps, with_rows(few, 8, few, V5E).train.warmup_steps) == (1, 0)
 
 
 def test_a_search_in_which_nothing_compiles_says_why():
     class Broken(Compiler):
         def compile(self, jobs):
-            return [{"error": "step on v5e-16: no"} for _ in jobs]
+            return ({"error": "step on v5e-16: no"} for _ in jobs)
 
     with pytest.raises(UserError, match="no candidate could be compiled; the first: step on v5e-16: no"):
         search(experiment(), V5E, Broken())
 
 
 def test_the_best_is_written_as_an_experiment(tmp_path):
-    config = experiment(
-        mesh={"data": 2, "fsdp": 8}, data={"batch_rows": 64}, llama={"kernel_dtype": "int8", "remat": "dots"}
-    )
-    one = planned(config, figures())
+    changes = {"mesh": {"data": 2, "fsdp": 8}, "llama": {"kernel_dtype": "int8", "remat": "dots"}}
+    base = experiment()
+    config = with_rows(experiment(**changes, data={"train": ("data/mine:train",)}), 4, base, V5E)
+    one = planned(dataclasses.replace(config, seed=7), figures())
     write_overlay(tmp_path / "best.py", "stage1_merr", one)
-    assert load_config(str(tmp_path / "best.py")) == config
+    assert load_config(str(tmp_path / "best.py")) == one.config
     text = (tmp_path / "best.py").read_text()
-    assert "4.00 of 15.75 GiB a chip" in text and "Nothing has been measured" in text
+    assert "4.00 of 15.75 GiB a chip" in text and "nothing has been measured" in text
+    assert "lora" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_ranking_is_written_as_json(tmp_path):
+    found = [planned(experiment(), figures()), planned(experiment(llama={"remat": "none"}), too_big(20))]
+    save_ranking(tmp_path / "ranking.json", "stage1_merr", found)
+    ranking = json.loads((tmp_path / "ranking.json").read_text())
+    assert ranking["what"] == "compiler estimates" and ranking["topology"] == "v5e-16"
+    assert [one["fits"] for one in ranking["candidates"]] == [True, False]
+    assert [from_dict(one["config"]) for one in ranking["candidates"]] == [one.config for one in found]
 
 
 def test_nothing_is_written_where_nothing_fits(tmp_path):
