@@ -53,16 +53,22 @@ def search(
         return ranked(found.values())[0].config
 
     def best_of_rows(best: Config) -> Config:
-        """Ever more rows, for each way of recomputation, until they do not fit."""
+        """Ever more rows, for each way of recomputation, as long as they fit and one of them is better."""
         ways = list(_choices(best, "remat"))
         for number in ROWS:
             tried = [with_rows(way, number, config, topology) for way in ways]
             best = best_with(tried)
             ways = [way for way in tried if way in found and found[way].fits]
+            if best not in ways:
+                break
         return best
 
     best = best_with(copies(config, topology))
-    best = best_with(splits(best, config, topology))
+    for tensor in TENSOR:
+        split = list(splits(best, tensor, config, topology))
+        best = best_with(split)
+        if best not in split:
+            break
     best = best_of_rows(best)
     kernels = best.llama.kernel_dtype
     best = best_with(_choices(best, "kernel_dtype"))
@@ -86,15 +92,15 @@ def copies(config: Config, topology: Topology) -> Iterator[Config]:
             yield with_rows(changed(config, mesh=mesh), 1, config, topology)
 
 
-def splits(best: Config, config: Config, topology: Topology) -> Iterator[Config]:
-    """Candidates whose layers are split over tensor devices, taken from either axis of the best so far."""
+def splits(best: Config, tensor: int, config: Config, topology: Topology) -> Iterator[Config]:
+    """Candidates whose layers are split over so many devices, taken from either axis of the best so far."""
     before = sizes_of(best, topology)
-    for tensor in TENSOR:
-        for axis in SERVED:
-            mesh = before | {axis: before[axis] // tensor, "tensor": tensor}
-            fits = before[axis] % tensor == 0 and mesh["data"] % topology.slices == 0
-            if fits and config.llama.num_kv_heads % tensor == 0:
-                yield with_rows(changed(best, mesh=mesh), 1, config, topology)
+    more = tensor // before["tensor"]
+    for axis in SERVED:
+        mesh = before | {axis: before[axis] // more, "tensor": tensor}
+        divides = before[axis] % more == 0 and mesh["data"] % topology.slices == 0
+        if divides and config.llama.num_kv_heads % tensor == 0:
+            yield with_rows(changed(best, mesh=mesh), 1, config, topology)
 
 
 def with_rows(one: Config, number: int, config: Config, topology: Topology) -> Config:
