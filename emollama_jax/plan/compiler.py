@@ -37,17 +37,12 @@ QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU tha
 
 @dataclass(frozen=True)
 class Job:
-    """A program to be compiled, with the rows of its batch on all devices.
-
-    Attributes:
-        quick: with little effort, in a third of the time: enough for its memory, not for its cycles.
-    """
+    """A program to be compiled, with the rows of its batch on all devices."""
 
     config: Config
     topology: Topology
     program: str
     rows: int
-    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,6 @@ class Compiler:
             "topology": job.topology.name,
             "program": job.program,
             "rows": job.rows,
-            "quick": job.quick,
         }
         kept = self.cache and self.cache / f"{_key(request)}.json"
         if kept and kept.exists():

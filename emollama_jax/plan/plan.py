@@ -132,11 +132,7 @@ def make_plan(
     """
     sizes_of(config, topology)
     jobs = [Job(config, topology, program, default_rows(program, config, topology)) for program in programs]
-    more = [
-        dataclasses.replace(job, rows=2 * job.rows, quick=True)
-        for job in jobs
-        if with_largest and job.program == "step"
-    ]
+    more = [dataclasses.replace(job, rows=2 * job.rows) for job in jobs if with_largest and job.program == "step"]
     found = figures(compiler, [*jobs, *more])
     planned = [planned_of(job, one) for job, one in zip(jobs, found, strict=False)]
     if more:

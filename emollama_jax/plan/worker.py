@@ -26,16 +26,12 @@ from emollama_jax.sharding import make_mesh
 
 # Kernels are chosen by trying them on the GPU: without one the library's are taken.
 WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-QUICK = {"exec_time_optimization_effort": -1.0}  # all effort is 1, the usual 0
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_program(config: Config, topology: Topology, name: str, rows: int, *, quick: bool = False) -> dict[str, Any]:
+def compile_program(config: Config, topology: Topology, name: str, rows: int) -> dict[str, Any]:
     """The compiler's figures: `bytes` of the arguments by kind, `peak` memory, `collectives` and `cycles`; where the
     memory does not suffice only `bytes` and `needs`, what the compiler says it would take. All are of one device.
-
-    Args:
-        quick: with little effort; the peak is right to a few percent, the cycles are worth nothing.
 
     Raises:
         UserError: the experiment does not fit the topology, or a part of it cannot be compiled for it.
@@ -54,7 +50,7 @@ def compile_program(config: Config, topology: Topology, name: str, rows: int, *,
     program = program_of(name, config, mesh, rows=rows)
     start = time.monotonic()
     try:
-        options = (WITHOUT_GPU if topology.platform == "cuda" else {}) | (QUICK if quick else {})
+        options = WITHOUT_GPU if topology.platform == "cuda" else None
         compiled = program.lower().compile(compiler_options=options)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         needs = memory_needed(str(error), sum(program.bytes.values()))
@@ -125,7 +121,7 @@ def main(request: Path, result: Path) -> None:
     wanted = json.loads(request.read_text())
     try:
         config, topology = from_dict(wanted["config"]), parse_topology(wanted["topology"])
-        found = compile_program(config, topology, wanted["program"], wanted["rows"], quick=wanted["quick"])
+        found = compile_program(config, topology, wanted["program"], wanted["rows"])
     except UserError as error:
         found = {"error": str(error)}
     found["host_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
