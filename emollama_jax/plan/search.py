@@ -151,19 +151,26 @@ def save_ranking(file: Path, name: str, found: list[Planned]) -> None:
 
 
 def write_overlay(file: Path, base: str, one: Planned) -> None:
-    """A config file: the experiment `base` with what a candidate changes, its figures in the docstring."""
-    file.write_text(overlay(base, one), encoding="utf-8")
+    """A config file: the experiment `base` with what a candidate changes, its figures in the docstring.
+
+    Raises:
+        UserError: the candidate does not fit.
+    """
+    file.write_text(overlay(file, base, one), encoding="utf-8")
 
 
-def overlay(base: str, one: Planned) -> str:
+def overlay(file: Path, base: str, one: Planned) -> str:
     """The text of that file."""
     seconds, topology = one.estimate, one.topology
     if not one.fits:
         raise UserError(f"no candidate fits {topology.name}; the one that lacks least needs {one.peak / GIB:.2f} GiB")
     changes = "\n".join(f"        {line}" for line in _differences(load_config(base), one.config))
+    name = file.stem if file.parent.name == "configs" else file
     return f'''"""{Path(base).stem} on {topology.name}, as `emollama plan --search` chose it.
 
-    emollama plan --config {base} --topology {topology.name} --search
+    emollama plan --config {base} --topology {topology.name} --search --overlay {file}
+    emollama plan --config {name} --topology {topology.name}
+    emollama train --config {name}
 
 Expected: by compiler estimates (nothing has been measured), {one.peak / GIB:.2f} of \
 {topology.chip.memory / GIB:.2f} GiB a chip, {seconds.seconds:,.2f} s a step,

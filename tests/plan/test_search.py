@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +8,16 @@ from emollama_jax.config import from_dict, load_config
 from emollama_jax.errors import UserError
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.plan import sizes_of
-from emollama_jax.plan.search import copies, ranking_table, save_ranking, search, splits, with_rows, write_overlay
+from emollama_jax.plan.search import (
+    copies,
+    overlay,
+    ranking_table,
+    save_ranking,
+    search,
+    splits,
+    with_rows,
+    write_overlay,
+)
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import collective, experiment, figures, planned, too_big
 
@@ -118,9 +128,11 @@ def test_the_best_is_written_as_an_experiment(tmp_path):
     write_overlay(tmp_path / "best.py", "stage1_merr", one)
     assert load_config(str(tmp_path / "best.py")) == one.config
     text = (tmp_path / "best.py").read_text()
+    assert f"    emollama train --config {tmp_path / 'best.py'}\n" in text
+    assert "    emollama train --config best\n" in overlay(Path("configs/best.py"), "stage1_merr", one)
     assert "4.00 of 15.75 GiB a chip" in text and "nothing has been measured" in text
     assert "lora" not in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert all(len(line) <= 120 for line in text.splitlines() if "emollama plan" not in line)
 
 
 def test_the_ranking_is_written_as_json(tmp_path):
