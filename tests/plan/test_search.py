@@ -11,6 +11,7 @@ from emollama_jax.plan.plan import sizes_of
 from emollama_jax.plan.search import (
     copies,
     overlay,
+    ranked,
     ranking_table,
     save_ranking,
     search,
@@ -69,6 +70,16 @@ def test_the_search_finds_what_is_fastest_and_fits():
     assert {"full", "dots", "none"} == {remat for remat, _, _ in tried}
     assert {"bfloat16", "int8", "nf4"} == {dtype for _, dtype, _ in tried}
     assert len(ranking_table(found)) == len(found) + 1
+
+
+def test_of_equal_speed_fewer_parts_and_less_memory_are_better():
+    parts = lambda number: experiment(train={"accumulate": number})
+    best, second, third = (
+        planned(parts(1), figures(5.0)),
+        planned(parts(1), figures(6.0)),
+        planned(parts(2), figures(4)),
+    )
+    assert ranked([third, second, best]) == [best, second, third]
 
 
 def test_copies_and_splits_make_all_devices_of_the_axes():
