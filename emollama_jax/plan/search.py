@@ -85,7 +85,7 @@ def ranked(planned: Iterable[Planned]) -> list[Planned]:
     return sorted(planned, key=lambda one: (not one.fits, *_order(one)))
 
 
-def _order(one: Planned) -> tuple[float, ...]:
+def _order(one: Planned) -> tuple[float | int, ...]:
     return (-one.estimate.rate, one.config.train.accumulate, one.peak) if one.fits else (one.peak,)
 
 
