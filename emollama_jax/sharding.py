@@ -35,9 +35,10 @@ def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None =
         if size % slices:
             raise ValueError(f"mesh {first}={size} does not fit {slices} slices; it must be a multiple of their number")
         within, across = (size // slices, *(size for _, size in others)), (slices, *[1] * len(others))
-        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices)
-        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def mesh_sizes(axis_sizes: dict[str, int], devices: int) -> dict[str, int]:

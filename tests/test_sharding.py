@@ -1,5 +1,8 @@
 """Meshes, and the rules that place logical axes on them."""
 
+import dataclasses
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +74,32 @@ def test_make_mesh(sizes, expected):
 
 def test_make_mesh_of_some_devices():
     assert list(make_mesh({"data": 1, "fsdp": 2}, jax.devices()[3:5]).devices.flat) == jax.devices()[3:5]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX looks at in a TPU to place a mesh."""
+
+    id: int
+    coords: tuple[int, ...]
+    slice_index: int
+    device_kind: str = "TPU v6 lite"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("sizes", [(1, 16, 1), (2, 8, 1), (4, 4, 1), (2, 4, 2), (8, 2, 1), (1, 2, 8)])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_any_sizes_that_multiply_fit_a_torus(sizes, slices):
+    """Also those that split an axis of it, as 2 x 8 does a torus of 4 x 4."""
+    chips = [Chip(16 * s + 4 * y + x, (x, y, 0), s) for s in range(slices) for y in range(4) for x in range(4)]
+    data, *others = sizes
+    unchecked = inspect.unwrap(make_mesh)  # they are no jax.Device
+    placed = unchecked(dict(zip(SIZES, (data * slices, *others), strict=True)), chips).devices
+    assert placed.shape == (data * slices, *others)
+    assert set(placed.flat) == set(chips)
+    assert all(len({chip.slice_index for chip in copy.flat}) == 1 for copy in placed)
 
 
 @pytest.mark.parametrize(
