@@ -15,6 +15,7 @@ from typing import Any
 
 from emollama_jax.config import Config, load_config, to_dict
 from emollama_jax.errors import UserError
+from emollama_jax.models.layers import QUANTISED
 from emollama_jax.plan.compiler import Compiler, Job
 from emollama_jax.plan.plan import SERVED, Planned, align, planned_of, sizes_of, summary
 from emollama_jax.plan.topology import GIB, Topology
@@ -80,13 +81,15 @@ def search(
 
 
 def ranked(planned: Iterable[Planned]) -> list[Planned]:
-    """The best first: those that fit by tokens a second, then fewer parts and less memory, as GPUs' estimates are often
-    equal; of those that do not fit, the one that lacks least."""
-    return sorted(planned, key=lambda one: (not one.fits, *_order(one)))
+    """The best first: those that fit by tokens a second, the others by what they lack. Where seconds are equal, as the
+    estimates for GPUs often are: fewer parts, the more exact kernels, less memory."""
+    return sorted(planned, key=lambda one: (not one.fits, *(_order(one) if one.fits else (one.peak,))))
 
 
 def _order(one: Planned) -> tuple[float | int, ...]:
-    return (-one.estimate.rate, one.config.train.accumulate, one.peak) if one.fits else (one.peak,)
+    kernels = one.config.llama.kernel_dtype
+    coarseness = 1 + QUANTISED.index(kernels) if kernels in QUANTISED else 0
+    return -one.estimate.rate, one.config.train.accumulate, coarseness, one.peak
 
 
 def copies(config: Config, topology: Topology) -> Iterator[Config]:

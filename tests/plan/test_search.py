@@ -72,14 +72,13 @@ def test_the_search_finds_what_is_fastest_and_fits():
     assert len(ranking_table(found)) == len(found) + 1
 
 
-def test_of_equal_speed_fewer_parts_and_less_memory_are_better():
-    parts = lambda number: experiment(train={"accumulate": number})
-    best, second, third = (
-        planned(parts(1), figures(5.0)),
-        planned(parts(1), figures(6.0)),
-        planned(parts(2), figures(4)),
+def test_of_equal_speed_fewer_parts_exact_kernels_and_less_memory_are_better():
+    one = lambda parts, kernels, gib: planned(
+        experiment(train={"accumulate": parts}, llama={"kernel_dtype": kernels}), figures(gib)
     )
-    assert ranked([third, second, best]) == [best, second, third]
+    order = [one(1, "bfloat16", 5.0), one(1, "float32", 6.0), one(1, "int8", 3.0), one(1, "nf4", 2.0)]
+    order += [one(2, "bfloat16", 4.0)]
+    assert ranked(order[::-1]) == order
 
 
 def test_copies_and_splits_make_all_devices_of_the_axes():
