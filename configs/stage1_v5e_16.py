@@ -3,6 +3,8 @@
     emollama plan --config stage1_v5e_16 --topology v5e-16
     emollama train --config stage1_v5e_16
 
+`emollama plan --config stage1_merr --topology v5e-16 --search` chose it.
+
 Expected: by compiler estimates (nothing has been measured), 7.97 of 15.75 GiB a chip, 0.73 s a step,
 45,049 tokens/s, 48 % MFU.
 """
