@@ -3,6 +3,8 @@
     emollama plan --config stage1_v5e_256 --topology v5e-256
     emollama train --config stage1_v5e_256
 
+`emollama plan --config stage1_merr --topology v5e-256 --search` chose its mesh, rows and recomputation.
+
 Batches are 16 times those of stage 1, so its clips are 94 steps, and the rates are its own times the root of 16; this
 recipe has not been trained.
 
