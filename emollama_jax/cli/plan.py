@@ -8,9 +8,10 @@ from pathlib import Path
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
 from emollama_jax.plan.compiler import Compiler
+from emollama_jax.plan.overlay import write_overlay
 from emollama_jax.plan.plan import assumptions, make_plan
 from emollama_jax.plan.programs import PROGRAMS
-from emollama_jax.plan.search import ranking_table, save_ranking, search, write_overlay
+from emollama_jax.plan.search import ranking_table, save_ranking, search
 from emollama_jax.plan.topology import CHIPS, parse_topology
 
 CACHE = "~/.cache/emollama_jax/plans"

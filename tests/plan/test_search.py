@@ -1,23 +1,19 @@
-import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from emollama_jax.config import from_dict, load_config
+from emollama_jax.config import from_dict
 from emollama_jax.errors import UserError
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.plan import sizes_of
 from emollama_jax.plan.search import (
     copies,
-    overlay,
     ranked,
     ranking_table,
     save_ranking,
     search,
     splits,
     with_rows,
-    write_overlay,
 )
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import collective, experiment, figures, planned, too_big
@@ -130,21 +126,6 @@ def test_a_search_in_which_nothing_compiles_says_why():
         search(experiment(), V5E, Broken())
 
 
-def test_the_best_is_written_as_an_experiment(tmp_path):
-    changes = {"mesh": {"data": 2, "fsdp": 8}, "llama": {"kernel_dtype": "int8", "remat": "dots"}}
-    base = experiment()
-    config = with_rows(experiment(**changes, data={"train": ("data/mine:train",)}), 4, base, V5E)
-    one = planned(dataclasses.replace(config, seed=7), figures())
-    write_overlay(tmp_path / "best.py", "stage1_merr", one)
-    assert load_config(str(tmp_path / "best.py")) == one.config
-    text = (tmp_path / "best.py").read_text()
-    assert f"    emollama train --config {tmp_path / 'best.py'}\n" in text
-    assert "    emollama train --config best\n" in overlay(Path("configs/best.py"), "stage1_merr", one)
-    assert "4.00 of 15.75 GiB a chip" in text and "nothing has been measured" in text
-    assert "lora" not in text
-    assert all(len(line) <= 120 for line in text.splitlines() if "emollama plan" not in line)
-
-
 def test_the_ranking_is_written_as_json(tmp_path):
     found = [planned(experiment(), figures()), planned(experiment(llama={"remat": "none"}), too_big(20))]
     save_ranking(tmp_path / "ranking.json", "stage1_merr", found)
@@ -152,9 +133,3 @@ def test_the_ranking_is_written_as_json(tmp_path):
     assert ranking["what"] == "compiler estimates" and ranking["topology"] == "v5e-16"
     assert [one["fits"] for one in ranking["candidates"]] == [True, False]
     assert [from_dict(one["config"]) for one in ranking["candidates"]] == [one.config for one in found]
-
-
-def test_nothing_is_written_where_nothing_fits(tmp_path):
-    with pytest.raises(UserError, match="no candidate fits v5e-16; the one that lacks least needs 20.00 GiB"):
-        write_overlay(tmp_path / "best.py", "stage1_merr", planned(experiment(), too_big(20)))
-    assert not (tmp_path / "best.py").exists()
