@@ -22,5 +22,6 @@ def get_config() -> Config:
             stage1.data, train=("data/dfew/frame/1.0.0:train",), eval=("data/dfew/frame/1.0.0:test",)
         ),
         prompt=PromptConfig(labels=DFEW, tasks=("emotion",)),
-        train=dataclasses.replace(stage1.train, init_from="runs/stage2", workdir="runs/dfew"),
+        weights=dataclasses.replace(stage1.weights, trained="runs/stage2"),
+        train=dataclasses.replace(stage1.train, workdir="runs/dfew"),
     )

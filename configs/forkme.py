@@ -8,7 +8,7 @@
 Expected: 16,777,216 LoRA parameters (rank 32) and 41,439,232 of the projectors, 58,216,448 trained in all.
 """
 
-from emollama_jax.config import Config, DataConfig, MeshConfig, TrainConfig
+from emollama_jax.config import Config, DataConfig, MeshConfig, TrainConfig, WeightsConfig
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.text.prompts import PromptConfig
@@ -30,12 +30,11 @@ def get_config() -> Config:
             tasks=("emotion", "reason"),
             questions=("How does this person feel at work, and what tells you so?",),
         ),
-        # Where weights come from and the run goes; init_from="Emotion_LLaMA.pth" goes on from adapters of its rank, 64.
+        # The language model and the encoders; trained="Emotion_LLaMA.pth" goes on from adapters of its rank, 64.
+        weights=WeightsConfig(base="weights/llama2", eva_vit="weights/eva_vit_g.pth"),
         # Validate on clips that are not trained on, and end when it helps no
         # more: validation=("data/clips/frame/1.0.0:dev",), validation_interval=100, patience=3.
         train=TrainConfig(
-            base="weights/llama2",
-            eva_vit="weights/eva_vit_g.pth",
             workdir="runs/forkme",
             steps=1000,
             warmup_steps=50,

@@ -22,5 +22,6 @@ def get_config() -> Config:
             stage1.data, train=("data/mer2023/frame/1.0.0:train",), eval=("data/mer2023/frame/1.0.0:test1",)
         ),
         prompt=PromptConfig(labels=MER2023, tasks=("emotion",)),
-        train=dataclasses.replace(stage1.train, init_from="runs/stage2", workdir="runs/mer2023"),
+        weights=dataclasses.replace(stage1.weights, trained="runs/stage2"),
+        train=dataclasses.replace(stage1.train, workdir="runs/mer2023"),
     )

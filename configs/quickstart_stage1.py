@@ -1,4 +1,4 @@
-"""Stage 1 of `emollama quickstart`: the labels of made-up clips, with SmolLM2-135M, on two CPU cores.
+"""Stage 1 of `emollama quickstart`: the labels of synthetic clips, with SmolLM2-135M, on two CPU cores.
 
     emollama quickstart
     emollama params --config quickstart_stage1
@@ -10,7 +10,7 @@ Expected: 460,800 LoRA parameters and 537,408 of the projectors, 998,208 trained
 
 import dataclasses
 
-from emollama_jax.config import Config, DataConfig, TrainConfig, load_config
+from emollama_jax.config import Config, DataConfig, TrainConfig, WeightsConfig, load_config
 from emollama_jax.media.clip import ClipConfig
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
@@ -47,13 +47,13 @@ def get_config() -> Config:
         data=DataConfig(
             train=("data/clips/image_tokens/1.0.0:train",),
             eval=("data/clips/image_tokens/1.0.0:test",),
-            row_length=256,
+            sequence_length=256,
             clips_per_row=3,
             batch_rows=1,
         ),
         prompt=PromptConfig(tasks=("emotion",)),
+        weights=WeightsConfig(base="weights/smollm2"),
         train=TrainConfig(
-            base="weights/smollm2",
             workdir="runs/stage1",
             steps=240,
             warmup_steps=10,

@@ -19,9 +19,9 @@ def get_config() -> Config:
     return dataclasses.replace(
         stage1,
         prompt=dataclasses.replace(stage1.prompt, tasks=("emotion", "reason_v2"), task_weights=(3.0, 1.0)),
+        weights=dataclasses.replace(stage1.weights, trained="runs/stage1"),
         train=dataclasses.replace(
             stage1.train,
-            init_from="runs/stage1",
             workdir="runs/stage2",
             steps=80,
             learning_rate=4e-4,

@@ -24,5 +24,5 @@ def get_config() -> Config:
         stage1,
         mesh=MeshConfig(fsdp=1),
         llama=dataclasses.replace(stage1.llama, kernel_dtype="int8"),
-        train=dataclasses.replace(stage1.train, accumulate=16),
+        train=dataclasses.replace(stage1.train, grad_accum_steps=16),
     )

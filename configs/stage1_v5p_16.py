@@ -20,5 +20,5 @@ def get_config() -> Config:
         stage1,
         mesh=MeshConfig(fsdp=8),
         llama=dataclasses.replace(stage1.llama, remat="none"),
-        train=dataclasses.replace(stage1.train, accumulate=2),
+        train=dataclasses.replace(stage1.train, grad_accum_steps=2),
     )

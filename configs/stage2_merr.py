@@ -19,7 +19,6 @@ def get_config() -> Config:
         stage1,
         data=dataclasses.replace(stage1.data, train=("data/merr/frame/1.0.0:fine",)),
         prompt=dataclasses.replace(stage1.prompt, tasks=("reason_v2",)),
-        train=dataclasses.replace(
-            stage1.train, init_from="runs/stage1", workdir="runs/stage2", learning_rate=stage1.train.warmup_from
-        ),
+        weights=dataclasses.replace(stage1.weights, trained="runs/stage1"),
+        train=dataclasses.replace(stage1.train, workdir="runs/stage2", learning_rate=stage1.train.warmup_from),
     )

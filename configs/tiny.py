@@ -6,7 +6,7 @@
 Expected: 3,072 LoRA parameters, 3.7515 % of them and LLaMA's 78,816; 109,216 are trained.
 """
 
-from emollama_jax.config import Config, TrainConfig
+from emollama_jax.config import Config, TrainConfig, WeightsConfig
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
@@ -36,8 +36,8 @@ def get_config() -> Config:
         mae=MaeConfig(image_size=32, patch_size=8, **small),
         videomae=VideoMaeConfig(image_size=32, patch_size=8, num_frames=4, **small),
         hubert=HubertConfig(conv_dims=(32,) * 7, position_kernel=16, position_groups=4, **small),
+        weights=WeightsConfig(base="weights/tiny"),
         train=TrainConfig(
-            base="weights/tiny",
             workdir="runs/tiny",
             steps=100,
             warmup_steps=10,

@@ -65,7 +65,7 @@ class DataConfig:
     """How much of the mixture each is, relative to the others; none given is by their numbers of clips."""
     eval: tuple[str, ...] = ()
     """Those to evaluate on."""
-    row_length: int = 2048
+    sequence_length: int = 2048
     """Tokens T of a row; several clips are packed into one."""
     clips_per_row: int = 6
     """Clips K of a row, at most."""
@@ -81,7 +81,7 @@ class DataConfig:
     """Batches that wait on the devices."""
 
     def __post_init__(self):
-        for name in ("row_length", "clips_per_row", "batch_rows", "packing_rows", "read_ahead", "prefetch"):
+        for name in ("sequence_length", "clips_per_row", "batch_rows", "packing_rows", "read_ahead", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
         if self.workers < 0:
@@ -91,17 +91,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    """Where weights are read from: training, extraction, prediction and evaluation all look here."""
+
+    base: str = "weights/llama2"
+    """The language model: a base checkpoint, as emollama convert writes it."""
+    eva_vit: str = "weights/eva_vit_g.pth"
+    """EVA-ViT, the encoder of the frame; data of image tokens needs none."""
+    ln_vision: str = ""
+    """The norm after EVA-ViT, where a file of its own holds it."""
+    mae: str = "weights/vit-mae-large"
+    """MAE, the encoder of the face."""
+    videomae: str = "weights/videomae-large"
+    """VideoMAE, the encoder of the motion."""
+    hubert: str = "weights/chinese-hubert-large"
+    """HuBERT, the encoder of the voice."""
+    trained: str = ""
+    """Adapters and projectors: a run's folder, a .pth or a PEFT folder. Training starts from them, prediction uses
+    them; empty for new ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How the adapters and projectors are trained; the defaults are the reference's recipe: 30,000 steps of 4 clips."""
 
-    base: str = ""
-    """The language model: a base checkpoint, as emollama convert writes it."""
-    eva_vit: str = ""
-    """The encoder's weights (eva_vit_g.pth), for data of frames; data of image tokens needs none."""
-    ln_vision: str = ""
-    """The norm after the encoder, where a file of its own holds it."""
-    init_from: str = ""
-    """Adapters and projectors to start from: a run's folder, a .pth or a PEFT folder; none are new ones."""
     workdir: str = ""
     """The run's folder: a path, or gs://BUCKET/FOLDER. A run that is there already goes on."""
     steps: int = 30_000
@@ -124,7 +137,7 @@ class TrainConfig:
     """AdamW's, beside the root of that mean."""
     clip_norm: float = 0.0
     """Largest norm of a gradient, which is scaled down to it; 0 is no clipping."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Parts that a batch's rows are worked through in, one after another, to save memory."""
     non_finite: str = "stop"
     """What a loss or gradient that is not finite does: stop (end the run) or skip (leave the step out, and end the run
@@ -149,7 +162,7 @@ class TrainConfig:
     """First and last step of a profiler trace, written into the run's folder."""
 
     def __post_init__(self):
-        least = {"steps": 1, "warmup_steps": 0, "accumulate": 1, "validation_interval": 1, "patience": 0}
+        least = {"steps": 1, "warmup_steps": 0, "grad_accum_steps": 1, "validation_interval": 1, "patience": 0}
         least |= {"log_interval": 1, "checkpoint_interval": 1, "keep": 2, "clip_norm": 0, "weight_decay": 0}
         least |= {"warmup_from": 0, "learning_rate": 0, "final_rate": 0}
         for name, lowest in least.items():
@@ -235,6 +248,8 @@ class Config:
     """What is asked about a clip."""
     data: DataConfig = DataConfig()
     """The data."""
+    weights: WeightsConfig = WeightsConfig()
+    """Files of weights."""
     train: TrainConfig = TrainConfig()
     """Training."""
     mesh: MeshConfig = MeshConfig()

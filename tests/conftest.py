@@ -34,7 +34,7 @@ from jaxtyping import install_import_hook
 if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 
-from emollama_jax.weights.package_files import NotAvailable, take_out
+from emollama_jax.io.wheel_files import NotAvailable, take_out
 
 
 class RealMedia(NamedTuple):

@@ -236,7 +236,7 @@ def test_the_sharding_table_can_be_overridden():
         (
             "--config.zzzz=3",
             "--config.zzzz: no such field; --config has llama, lora, eva_vit, mae, videomae, hubert, projectors, "
-            "trainable, clip, prompt, data, train, mesh, sharding, generate, seed",
+            "trainable, clip, prompt, data, weights, train, mesh, sharding, generate, seed",
         ),
         ("--config.seed=abc", "--config.seed: expected int, not 'abc'"),
         ("--config.seed=1.5", "--config.seed: expected int, not '1.5'"),

@@ -18,13 +18,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A part may import from the lines above its own, and from itself.
 ORDER = [
     {"errors"},
-    {"sharding"},
+    {"io"},
+    {"sharding", "distributed"},
     {"models", "text", "media"},
     {"config"},
     {"weights"},
-    {"data"},
-    {"features", "train", "infer"},
-    {"eval", "plan", "bench"},
+    {"data", "synthetic"},
+    {"features", "runs"},
+    {"train", "infer"},
+    {"eval", "captions", "serve", "plan", "bench"},
     {"cli"},
     {"__main__"},
 ]

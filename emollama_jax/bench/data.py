@@ -22,12 +22,12 @@ from emollama_jax.bench.report import OURS, Figures, Report, alternate
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, prepare
-from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.pipeline import train_dataset
 from emollama_jax.data.preparation import Preparation, Recipe
-from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
+from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
+from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.tokenizers import HFTokenizer, Tokenizer
 
@@ -46,10 +46,10 @@ def bench_data(
     repeats: int = 3,
     with_peer: bool = True,
 ) -> Report:
-    """One epoch of made-up clips, with stored frames and with stored image tokens.
+    """One epoch of synthetic clips, with stored frames and with stored image tokens.
 
     Args:
-        video: a video of which every clip is a copy, in place of the made-up ones, which are small.
+        video: a video of which every clip is a copy, in place of the synthetic ones, which are small.
         workers: processes that read, of ours and of the peer's.
     """
     why_no_peer = obstacle("torch", "cv2") if with_peer else "no peer: not asked for"
@@ -71,7 +71,7 @@ def bench_data(
                 contenders, what=image, batch=config.data.batch_rows, repeats=repeats, rate="clips_per_s"
             )
             shutil.rmtree(path)
-    settings = {"clips": clips, "video": video or "made up", "workers": workers, "repeats": repeats}
+    settings = {"clips": clips, "video": video or "synthetic", "workers": workers, "repeats": repeats}
     return Report("Data", to_dict(config), settings, COLUMNS, results, notes)
 
 

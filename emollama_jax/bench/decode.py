@@ -17,7 +17,7 @@ from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.infer.generate import Generator, bucket
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import peak_of
+from emollama_jax.train.speed import device_peak_flops
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}
@@ -53,7 +53,7 @@ def bench_decode(
             ours, theirs = (np.array(result.output) for result in measured)
             notes.append(f"batch {batch}: {np.mean(ours == theirs):.1%} of the tokens are the same from both")
         results += measured
-    if peak := peak_of(jax.devices()[0].device_kind):
+    if peak := device_peak_flops(jax.devices()[0].device_kind):
         columns |= {"gb_per_token": "GB/token", "bandwidth_percent": "% bandwidth"}
         notes.append(
             f"GB/token is all weights and the whole cache; the bandwidth is {peak.bytes_per_s / 1e9:,.0f} GB/s"

@@ -20,7 +20,7 @@ from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
 from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import peak_of
+from emollama_jax.train.speed import device_peak_flops
 from emollama_jax.weights.engine import first_device
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
@@ -59,7 +59,7 @@ def bench_encode(
     config = dataclasses.replace(
         config, **{name: dataclasses.replace(getattr(config, name), **changes) for name in encoders}
     )
-    peak, results, columns = peak_of(jax.devices()[0].device_kind), [], dict(COLUMNS)
+    peak, results, columns = device_peak_flops(jax.devices()[0].device_kind), [], dict(COLUMNS)
     for name in encoders:
         settings = getattr(config, name)
         peer = None if why_no_peer else torch_encoder(settings, config.seed)

@@ -17,12 +17,12 @@ from emollama_jax.bench.peer import PEER, obstacle
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Clip
-from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.preparation import records_of
-from emollama_jax.data.processes import default_workers
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.io.worker_pool import default_workers
+from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.prompts import FEATURES
 
@@ -77,7 +77,7 @@ def bench_extract(
         for name in FEATURES
     }
     with tempfile.TemporaryDirectory() as folder:
-        paths = list(itertools.islice(itertools.cycle(videos or _made_up(Path(folder), clips)), clips))
+        paths = list(itertools.islice(itertools.cycle(videos or _synthetic_videos(Path(folder), clips)), clips))
         contenders = {OURS: _ours(config, Encoders(**made), paths, Path(folder), workers, batch_size)}
         if peers:
             contenders[PEER] = _peers(config, peers, paths)
@@ -86,11 +86,11 @@ def bench_extract(
         ours, theirs = (np.asarray(result.output, np.float64) for result in results)
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
         notes.append(f"the features differ by {error:.1e} of the largest")
-    settings = {"clips": clips, "videos": len(videos) or "made up", "workers": workers, "repeats": repeats}
+    settings = {"clips": clips, "videos": len(videos) or "synthetic", "workers": workers, "repeats": repeats}
     return Report("Extraction, random weights", to_dict(config), settings, COLUMNS, results, notes)
 
 
-def _made_up(folder: Path, clips: int) -> list[Path]:
+def _synthetic_videos(folder: Path, clips: int) -> list[Path]:
     made = make_dataset(folder / "clips", clips={"train": clips}, workers=default_workers())
     return [made.video(clip) for clip in made.clips]
 

@@ -49,7 +49,7 @@ class Pieces(Tokenizer):
         return " ".join(map(str, ids))
 
     def save(self, folder) -> None:
-        raise NotImplementedError("made up for measurements")
+        raise NotImplementedError("only made for measurements")
 
 
 def bench_predict(

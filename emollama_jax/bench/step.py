@@ -15,7 +15,7 @@ from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import cost_of, peak_of
+from emollama_jax.train.speed import cost_of, device_peak_flops
 from emollama_jax.train.step import init_state, make_step, text_loss
 from emollama_jax.weights.engine import first_device
 
@@ -55,7 +55,7 @@ def bench_step(
         notes.append(f"loss of the first step: {losses}")
 
     columns = dict(COLUMNS)
-    if peak := peak_of(jax.devices()[0].device_kind):
+    if peak := device_peak_flops(jax.devices()[0].device_kind):
         columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
         notes.append(
             "TFLOP/s: per token 4 for each frozen weight (2 forward, 2 backward to the activations), 6 for each of the "

@@ -6,7 +6,7 @@ measurement whose first steps differ is an error.
 
 Neither runs the encoder of the frame, which would take most of the time and says nothing of training: the clips have
 image tokens, as data prepared with `--image image_tokens` has. These and the features are random numbers; what is said
-and described is that of made-up clips, so that the lengths vary as they do. Texts are cut into pieces of four letters
+and described is that of synthetic clips, so that the lengths vary as they do. Texts are cut into pieces of four letters
 (see `predict.py`).
 
 Axes: B rows, T positions, K clips a row.
@@ -34,16 +34,16 @@ from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, prepare
-from emollama_jax.data.madeup import clip_spec, describe
 from emollama_jax.data.pipeline import soft_per_clip, train_dataset
 from emollama_jax.data.preparation import Recipe, record_of, write_part
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
+from emollama_jax.synthetic.dataset import clip_spec, describe
 from emollama_jax.train.optimizer import make_optimizer
-from emollama_jax.train.speed import cost_of, peak_of
-from emollama_jax.train.start import placed_state
-from emollama_jax.train.step import clip_loss, make_step
+from emollama_jax.train.setup import placed_state
+from emollama_jax.train.speed import cost_of, device_peak_flops
+from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"clips_per_s": "clips/s", "targets_per_s": "targets/s", "fill_percent": "fill %", "ms_per_step": "ms/step"}
@@ -96,7 +96,7 @@ def bench_train(
     """Steps on batches of `config.data.batch_rows` rows; a repeat is `steps` of them, on as many batches.
 
     Args:
-        clips: made-up clips that the batches are drawn from; when all were drawn, they are drawn again.
+        clips: synthetic clips that the batches are drawn from; when all were drawn, they are drawn again.
         tasks: what is asked about them, in place of `config.prompt.tasks`.
 
     Raises:
@@ -117,7 +117,7 @@ def bench_train(
     notes = [
         f"a step: {amount.clips / amount.steps:.4g} clips of {amount.tokens / amount.clips:.0f} tokens, "
         f"{amount.targets / amount.clips:.3g} of them targets, on average, in {config.data.batch_rows} rows of "
-        f"{config.data.row_length}",
+        f"{config.data.sequence_length}",
         "image tokens are made beforehand, batches wait on the device: neither encoder nor data pipeline is measured",
         "fill: the share of positions that are not padding",
     ]
@@ -137,7 +137,7 @@ def bench_train(
     columns = dict(COLUMNS)
     if any("device_gib" in run for result in results for run in result.runs):
         columns["device_gib"] = "GiB"
-    if peak := peak_of(jax.devices()[0].device_kind):
+    if peak := device_peak_flops(jax.devices()[0].device_kind):
         columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
         notes.append(
             "TFLOP/s: what the mathematics asks for, of the language model on tokens that are no padding, as in "
@@ -152,10 +152,10 @@ def bench_train(
 
 def _check(config: Config) -> None:
     check_one_device(config)
-    if config.train.accumulate != 1:
+    if config.train.grad_accum_steps != 1:
         raise UserError(
-            f"config.train.accumulate={config.train.accumulate}: bench takes batches whole; leave it at 1, and give "
-            "fewer config.data.batch_rows"
+            f"config.train.grad_accum_steps={config.train.grad_accum_steps}: bench takes batches whole; leave it at "
+            "1, and give fewer config.data.batch_rows"
         )
     has_adapters = config.lora.rank and config.lora.targets
     if not [part for part in config.trainable if part != "lora" or has_adapters]:
@@ -166,7 +166,7 @@ def _check(config: Config) -> None:
 
 
 def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
-    """The first `count` batches that the training pipeline makes of so many made-up clips."""
+    """The first `count` batches that the training pipeline makes of so many synthetic clips."""
     tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = _prepared(Path(folder), config, clips)
@@ -177,7 +177,7 @@ def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
 
 
 def _prepared(folder: Path, config: Config, count: int) -> Path:
-    """A data set of what is said and described in made-up clips, with random numbers for what is seen and heard."""
+    """A data set of what is said and described in synthetic clips, with random numbers for what is seen and heard."""
     labels = config.prompt.labels
     shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
     size = config.projectors.feature_size
@@ -228,7 +228,7 @@ def _ours(model: EmotionLlama, config: Config, batches: Sequence[Batch], amount:
     mesh, optimizer = first_device(), make_optimizer(config.train)
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     on_device, rng = jax.device_put((list(batches), jax.random.key(config.seed)), NamedSharding(mesh, PartitionSpec()))
-    step = make_step(graphdef, optimizer, clip_loss)
+    step = make_step(graphdef, optimizer, multimodal_loss)
     positions, steps, compiled = sum(batch["tokens"].size for batch in batches), [], None
 
     def measure():

@@ -15,7 +15,7 @@ from emollama_jax import __version__
 from emollama_jax.errors import UserError
 
 VERBS = {
-    "quickstart": "Try everything once, on made-up clips and a small language model.",
+    "quickstart": "Try everything once, on synthetic clips and a small language model.",
     "convert": "Convert weights between formats.",
     "export": "Write trained adapters and projectors for PyTorch.",
     "extract": "Turn raw videos into features and records, or compare two sets of features.",

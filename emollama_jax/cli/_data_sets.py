@@ -11,12 +11,12 @@ import tensorflow_datasets as tfds
 
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.data.annotations import Annotations, Sources, dfew, mer2023, mer2024, merr, read_annotations
-from emollama_jax.data.builders import BUILDERS, MakeParts, Prepared, prepare
+from emollama_jax.data.builders import BUILDERS, MakeParts, PreparedDataset, prepare
 from emollama_jax.data.preparation import Recipe
-from emollama_jax.data.processes import default_workers
 from emollama_jax.data.records import IMAGES
 from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError
+from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 from emollama_jax.text.labels import MERR
 
@@ -84,7 +84,7 @@ def write_data_set(
     recipe_of: Callable[[tuple[str, ...]], Recipe],
     make_parts: Callable[[Annotations], MakeParts],
     **options: Any,
-) -> tuple[Prepared, int]:
+) -> tuple[PreparedDataset, int]:
     """Reads the annotations, has the records made, and reports on both.
 
     Args:

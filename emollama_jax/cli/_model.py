@@ -38,9 +38,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="adapters and projectors: a run or a checkpoint of it, a .pth or a PEFT folder (default: new ones)",
     )
-    group.add_argument("--base", metavar="FOLDER", help="the language model (default: the experiment's train.base)")
-    group.add_argument("--eva-vit", metavar="FILE", help="the encoder of frames (default: train.eva_vit)")
-    group.add_argument("--ln-vision", metavar="FILE", help="the norm after it (default: train.ln_vision)")
+    group.add_argument("--base", metavar="FOLDER", help="the language model (default: the experiment's weights.base)")
+    group.add_argument("--eva-vit", metavar="FILE", help="the encoder of frames (default: weights.eva_vit)")
+    group.add_argument("--ln-vision", metavar="FILE", help="the norm after it (default: weights.ln_vision)")
     group.add_argument(
         "--any-encoders", action="store_true", help="take features of other encoders than those the run learnt"
     )
@@ -64,7 +64,7 @@ def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tup
     trained = early.parse_known_args(argv)[0].trained
     config, rest = parse_flags(argv, _config_of(trained) if trained and is_run(trained) else None)
     arguments = parser.parse_args(rest)
-    arguments.base = arguments.base or config.train.base
+    arguments.base = arguments.base or config.weights.base
     if not arguments.base:
         raise UserError("--base: no language model; give a base checkpoint, made by emollama convert")
     return config, arguments
@@ -82,9 +82,9 @@ def _config_of(run: str) -> Config:
 
 def image_encoder_of(config: Config, arguments: argparse.Namespace) -> dict[str, str]:
     """The files of the encoder of frames. Raises UserError for none, or for another than the run was trained with."""
-    named = {name: getattr(arguments, name) or getattr(config.train, name) for name in IMAGE_ENCODER}
-    if not named["eva_vit"]:
-        raise UserError("--eva-vit: clips come as frames, which need the encoder; give its file")
+    named = {name: getattr(arguments, name) or getattr(config.weights, name) for name in IMAGE_ENCODER}
+    if not Path(named["eva_vit"]).is_file():
+        raise UserError(f"--eva-vit: no such file: {named['eva_vit']}; clips come as frames, which need the encoder")
     if arguments.trained and not arguments.any_encoders:
         check_image_encoder(arguments.trained, named["eva_vit"])
     return {name: file for name, file in named.items() if file}

@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", parents=[common], help="records to batches")
     data.set_defaults(bench=bench_data)
     data.add_argument("--clips", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
-    data.add_argument("--video", type=Path, metavar="FILE", help="every clip is a copy of it (default: made-up clips)")
+    data.add_argument(
+        "--video", type=Path, metavar="FILE", help="every clip is a copy of it (default: synthetic clips)"
+    )
     data.add_argument(
         "--workers", type=at_least(0), default=0, metavar="N", help="reading processes (default: %(default)s)"
     )
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.set_defaults(bench=bench_extract)
     extract.add_argument("--clips", type=at_least(1), default=16, metavar="N", help="default: %(default)s")
     extract.add_argument(
-        "--videos", type=Path, nargs="+", default=(), metavar="FILE", help="in turn (default: made-up clips)"
+        "--videos", type=Path, nargs="+", default=(), metavar="FILE", help="in turn (default: synthetic clips)"
     )
     extract.add_argument(
         "--workers", type=at_least(0), metavar="N", help="reading processes (default: the processors but one)"

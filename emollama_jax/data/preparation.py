@@ -19,15 +19,15 @@ from jaxtyping import Bool, Float, UInt8
 
 from emollama_jax.data.annotations import Clip
 from emollama_jax.data.clip_files import FEATURE_SIZE, read_feature
-from emollama_jax.data.processes import map_ahead
 from emollama_jax.data.records import decode_frame, encode_frame, features_dict
 from emollama_jax.data.tables import Problem
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import atomic_file
+from emollama_jax.io.worker_pool import map_ahead
 from emollama_jax.media.clip import FRAME_RULES, frame_index
 from emollama_jax.media.images import eva_vit_frame
 from emollama_jax.media.peak import openface_peak
 from emollama_jax.media.video import read_frame
-from emollama_jax.weights.atomic import atomic_file
 
 CLIPS_PER_PART = 64
 
@@ -100,7 +100,7 @@ def make_record(clip: Clip, recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: the clip has no video, no peak frame where the rule asks for one, or a file of it cannot be read.
     """
-    peak_index = peak_of(clip) if recipe.frame == "peak" else None
+    peak_index = peak_frame_index(clip) if recipe.frame == "peak" else None
     if recipe.frame == "peak" and peak_index is None:
         raise UserError(f"clip {clip.name} has no peak frame; take another frame rule, or emollama extract to find it")
     pixels = read_frame(video_of(clip), lambda count: frame_index(recipe.frame, count, peak_index))
@@ -115,7 +115,7 @@ def video_of(clip: Clip) -> Path:
     return clip.video
 
 
-def peak_of(clip: Clip) -> int | None:
+def peak_frame_index(clip: Clip) -> int | None:
     """The number of the peak frame: as listed, or by OpenFace's action units; None where there are neither."""
     if clip.peak_index is None and clip.openface is not None:
         return openface_peak(clip.openface)
@@ -214,16 +214,16 @@ def problem_of(clip: Clip, error: Exception) -> dict[str, str]:
 
 
 def write_part(
-    path: Path, records: Sequence[bytes], *, problems: Sequence[dict] = (), facts: Sequence[dict] = ()
+    path: Path, records: Sequence[bytes], *, problems: Sequence[dict] = (), clip_info: Sequence[dict] = ()
 ) -> None:
     """Writes a part: a header in JSON, then the records.
 
     Args:
         problems: see `problem_of`.
-        facts: what is to be told about the records' clips.
+        clip_info: what is to be told about the records' clips.
     """
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for record in (json.dumps({"problems": [*problems], "facts": [*facts]}).encode(), *records):
+    for record in (json.dumps({"problems": [*problems], "clip_info": [*clip_info]}).encode(), *records):
         writer.write(record)
     writer.close()
 
@@ -250,6 +250,6 @@ def problems_of(parts: Sequence[Path]) -> list[Problem]:
     return [Problem(kind="not_prepared", line=None, **entry) for entry in found]
 
 
-def facts_of(parts: Sequence[Path]) -> list[dict[str, Any]]:
+def clip_info_of(parts: Sequence[Path]) -> list[dict[str, Any]]:
     """What is to be told about the clips."""
-    return [entry for path in parts for entry in json.loads(read_serialized(path)[0])["facts"]]
+    return [entry for path in parts for entry in json.loads(read_serialized(path)[0])["clip_info"]]

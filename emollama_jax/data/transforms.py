@@ -50,13 +50,13 @@ class ToSample(grain.transforms.RandomMap):
     cut; `features` [1, 3, F]; and the image as `frames` [1, I, I, 3] or `image_tokens` [1, ...].
 
     Attributes:
-        row_length: tokens of a row; a longer sample is cut in its answer.
+        sequence_length: tokens of a row; a longer sample is cut in its answer.
         image_tokens: soft tokens of an image.
     """
 
     tokenizer: Tokenizer
     prompt: PromptConfig
-    row_length: int
+    sequence_length: int
     image_tokens: int
 
     def random_map(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -84,12 +84,12 @@ class ToSample(grain.transforms.RandomMap):
 
         sample = encode(turn, self.prompt)
         prompt_length = int((~sample.is_answer).sum())
-        if len(sample.tokens) > self.row_length:
-            room = self.row_length - prompt_length
+        if len(sample.tokens) > self.sequence_length:
+            room = self.sequence_length - prompt_length
             if room < 1:
                 raise UserError(
-                    f"clip {record['name']}: its prompt alone has {prompt_length} tokens, a row {self.row_length}; "
-                    "give data.row_length more"
+                    f"clip {record['name']}: its prompt alone has {prompt_length} tokens, a row has "
+                    f"{self.sequence_length}; raise data.sequence_length"
                 )
             sample = encode(turn, dataclasses.replace(self.prompt, max_answer_tokens=room))
         was_cut = turn.answer is not None and sample.tokens[-1] != self.tokenizer.eos_id

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
 from emollama_jax.features.encode import encode_audio, encode_images
-from emollama_jax.media.clip import ClipMedia, Wanted
+from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
@@ -46,10 +46,10 @@ class Encoders:
     hubert: Hubert | None = None
     eva_vit: EvaVit | None = None
 
-    def wanted(self, frame_size: int) -> Wanted:
+    def wanted(self, frame_size: int) -> ReadSpec:
         """What is to be read of a clip for them, and a frame of this size."""
         mae, videomae = (model and model.config for model in (self.mae, self.videomae))
-        return Wanted(
+        return ReadSpec(
             frame=frame_size,
             face=mae and mae.image_size,
             motion=videomae and (videomae.num_frames, videomae.image_size),

@@ -22,15 +22,23 @@ from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
 from emollama_jax.data.annotations import FEATURE_FOLDERS, Clip
-from emollama_jax.data.preparation import Recipe, peak_of, problem_of, read_features, record_of, video_of, write_part
-from emollama_jax.data.processes import map_ahead
+from emollama_jax.data.preparation import (
+    Recipe,
+    peak_frame_index,
+    problem_of,
+    read_features,
+    record_of,
+    video_of,
+    write_part,
+)
 from emollama_jax.data.records import encode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.features.encode import encode_images
 from emollama_jax.features.encoders import Encoders
-from emollama_jax.media.clip import ClipConfig, ClipMedia, Wanted, read_clip
+from emollama_jax.io.atomic import atomic_file
+from emollama_jax.io.worker_pool import map_ahead
+from emollama_jax.media.clip import ClipConfig, ClipMedia, ReadSpec, read_clip
 from emollama_jax.media.subtitles import Transcribe, subtitle_of
-from emollama_jax.weights.atomic import atomic_file
 
 CLIPS_PER_PART = 16
 
@@ -107,7 +115,7 @@ class Extraction:
                 good.append((self._with_subtitle(clip, read, recipe), read))
             except UserError as error:
                 problems.append(problem_of(clip, error))
-        records, facts = [], []
+        records, clip_info = [], []
         if good:
             media = [read.media for _, read in good]
             features, has = self.encoders.features(media, recipe.feature_size, self.batch_size, self._count)
@@ -118,11 +126,13 @@ class Extraction:
                     _write_npy(self.npy, clip.name, features[i], has[i])
                 vectors = np.where(has[i, :, None], features[i], read.features)
                 records.append(serialize(record_of(clip, recipe, vectors, has[i] | read.has_feature) | images[i]))
-                facts.append({"name": clip.name, "split": clip.split, **read.media.facts, "subtitle": clip.subtitle})
+                clip_info.append(
+                    {"name": clip.name, "split": clip.split, **read.media.clip_info, "subtitle": clip.subtitle}
+                )
                 for kind, seconds in read.media.seconds.items():
                     self._count(kind, seconds)
         with atomic_file(path) as partial:
-            write_part(partial, records, problems=problems, facts=facts)
+            write_part(partial, records, problems=problems, clip_info=clip_info)
         if self.on_part:
             self.on_part(len(clips), len(problems))
 
@@ -156,7 +166,7 @@ class _Job:
     clip: Clip
     recipe: Recipe
     config: ClipConfig
-    wanted: Wanted
+    wanted: ReadSpec
 
 
 @dataclass(frozen=True)
@@ -174,7 +184,7 @@ def _read(job: _Job) -> _Read | UserError:
     clip, recipe = job.clip, job.recipe
     try:
         video = video_of(clip)
-        peak_index = peak_of(clip) if recipe.frame == "peak" else None
+        peak_index = peak_frame_index(clip) if recipe.frame == "peak" else None
         media = read_clip(video, job.config, job.wanted, frame=recipe.frame, peak_index=peak_index)
         subtitle = clip.subtitle
         if not subtitle and "speech" not in recipe.subtitles:

@@ -181,7 +181,7 @@ def _ask(
                 **({"answers": answers[i]} if len(answers[i]) > 1 else {}),
                 "probabilities": {label: round(probabilities[label], DIGITS) for label in likeliest},
                 "subtitle": clip.subtitle,
-                "clip": read.facts,
+                "clip": read.clip_info,
                 "fingerprint": read.fingerprint,
                 "timings_s": {kind: round(s, 4) for kind, s in (read.seconds | shared).items()},
             }

@@ -42,7 +42,7 @@ def identity_of(
     return {
         "weights": weights,
         "encoders": dict(encoders),
-        "config": {name: experiment[name] for name in GROUPS} | {"row_length": config.data.row_length},
+        "config": {name: experiment[name] for name in GROUPS} | {"sequence_length": config.data.sequence_length},
         **settings,
     }
 

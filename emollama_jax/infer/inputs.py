@@ -28,12 +28,12 @@ from jaxtyping import Bool, Float
 from emollama_jax.config import Config
 from emollama_jax.data.builders import FACTS
 from emollama_jax.data.clip_files import files_of, select_file
-from emollama_jax.data.processes import map_ahead
 from emollama_jax.data.records import Records
 from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.predictor import ClipInput
-from emollama_jax.media.clip import ClipConfig, ClipMedia, Wanted, read_clip
+from emollama_jax.io.worker_pool import map_ahead
+from emollama_jax.media.clip import ClipConfig, ClipMedia, ReadSpec, read_clip
 from emollama_jax.media.subtitles import Transcribe, find_subtitle_file, subtitle_of
 
 MANIFESTS = (".csv", ".jsonl", ".txt")
@@ -74,7 +74,7 @@ class Read:
     Attributes:
         fingerprint: of all that was read.
         clip: as the model takes it; None where its `media` is still to be encoded.
-        facts: for people, in JSON's types.
+        clip_info: for people, in JSON's types.
         seconds: spent on it, by kind of work.
     """
 
@@ -82,7 +82,7 @@ class Read:
     fingerprint: str
     clip: ClipInput | None = None
     media: ClipMedia | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    clip_info: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -159,7 +159,7 @@ class Videos:
         self,
         config: Config,
         encode: Encode,
-        wanted: Wanted,
+        wanted: ReadSpec,
         *,
         frame: str = "first",
         subtitles: Sequence[str] = (),
@@ -203,7 +203,7 @@ class Videos:
 
 
 def _read_video(
-    item: Item, config: ClipConfig, wanted: Wanted, frame: str, subtitles: tuple[str, ...]
+    item: Item, config: ClipConfig, wanted: ReadSpec, frame: str, subtitles: tuple[str, ...]
 ) -> Read | UserError:
     """In a worker. Speech is left to the process that has the recogniser."""
     fingerprint = _video_fingerprint(item, subtitles)
@@ -212,7 +212,7 @@ def _read_video(
         text = item.subtitle
         if not text and "speech" not in subtitles:
             text = subtitle_of(item.video, subtitles).text
-        return Read(text, fingerprint, media=media, facts=media.facts, seconds=media.seconds)
+        return Read(text, fingerprint, media=media, clip_info=media.clip_info, seconds=media.seconds)
     except UserError as error:
         return error
     except MemoryError:
@@ -237,11 +237,11 @@ class Recorded:
     def __init__(self, records: Records):
         """Raises UserError where there are no records."""
         self._records = records
-        facts = records.path / FACTS
-        lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-        known = [fact for fact in map(json.loads, lines) if fact["split"] == records.split]
+        clip_info = records.path / FACTS
+        lines = clip_info.read_text(encoding="utf-8").splitlines() if clip_info.is_file() else []
+        known = [info for info in map(json.loads, lines) if info["split"] == records.split]
         own = ("name", "split", "subtitle")
-        self._facts = {fact["name"]: {k: v for k, v in fact.items() if k not in own} for fact in known}
+        self._facts = {info["name"]: {k: v for k, v in info.items() if k not in own} for info in known}
         if not len(records):
             raise UserError(f"no clips in {records.path}:{records.split}; give a split that has some")
         self.items = [Item(f"{records.split}[{i}]", index=i) for i in range(len(records))]
@@ -266,8 +266,8 @@ class Recorded:
             except UserError as error:
                 yield error
                 continue
-            clip, facts = ClipInput.of_record(record), self._facts.get(record["name"], {})
-            yield Read(clip.subtitle, self._fingerprint(item, record), clip, facts=facts)
+            clip, clip_info = ClipInput.of_record(record), self._facts.get(record["name"], {})
+            yield Read(clip.subtitle, self._fingerprint(item, record), clip, clip_info=clip_info)
 
     def encoded(self, items: Sequence[Item], reads: Sequence[Read]) -> list[ClipInput]:
         return [read.clip for read in reads]

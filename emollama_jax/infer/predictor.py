@@ -94,7 +94,7 @@ class Predictor:
 
     Args:
         model: with its encoder where clips have frames; its parameters stay where they are placed.
-        config: the experiment; of it `prompt`, `generate`, `data.row_length` (the longest prompt) and `seed` count.
+        config: the experiment: `prompt`, `generate`, `data.sequence_length` (the longest prompt) and `seed`.
         modalities: those that are used, any of A (audio), V (video) and T (text).
         orders: see `LabelScorer`.
 
@@ -164,12 +164,12 @@ class Predictor:
 
     def check(self, clip: ClipInput, requests: Sequence[str] = ()) -> None:
         """Raises UserError where a request, or that for a label, makes a prompt longer than a row of training."""
-        longest = self._config.data.row_length
+        longest = self._config.data.sequence_length
         for asked in (*requests[:1], *requests_of(self._config.prompt)):
             if (tokens := len(self.prompt(clip, [Turn(asked)]).tokens)) > longest:
                 raise UserError(
                     f"clip {clip.name}: its prompt has {tokens} tokens, a row {longest}; shorten the subtitle or the "
-                    "question, or give data.row_length more"
+                    "question, or give data.sequence_length more"
                 )
 
     def _seed(self, name: str, number: int) -> int:
@@ -202,7 +202,7 @@ def requests_of(config: PromptConfig, task: str = "emotion", questions: Sequence
 
 
 @dataclass(frozen=True)
-class Predicted:
+class LabelPredictions:
     """Labels predicted for the clips of a data set."""
 
     names: list[str]
@@ -221,7 +221,7 @@ def predict_labels(
     orders: int = 1,
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda count: None,
-) -> Predicted:
+) -> LabelPredictions:
     """The probabilities of `config.prompt.labels` for every clip of a split.
 
     Args:
@@ -239,7 +239,7 @@ def predict_labels(
         names += [clip.name for clip in clips]
         truth += labels
         progress(len(clips))
-    return Predicted(names, truth, join_scores(found))
+    return LabelPredictions(names, truth, join_scores(found))
 
 
 def batches_of(records: Records, batch_size: int) -> Iterator[tuple[list[ClipInput], list[str | None]]]:

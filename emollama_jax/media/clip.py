@@ -39,7 +39,7 @@ class ClipConfig:
             raise ValueError(f"clip.max_faces={self.max_faces}: must be at least 1")
 
 
-class Wanted(NamedTuple):
+class ReadSpec(NamedTuple):
     """What of a clip is read, in the sizes that the encoders take; None is not."""
 
     frame: int | None = 448
@@ -57,7 +57,7 @@ class ClipMedia:
     faces: UInt8[np.ndarray, "F J J 3"] | None
     motion: UInt8[np.ndarray, "t J J 3"] | None
     waveform: Float[np.ndarray, " S"] | None
-    facts: dict[str, Any] = field(default_factory=dict)
+    clip_info: dict[str, Any] = field(default_factory=dict)
     """For people, in JSON's types: `frames`, `seconds`, `sound_seconds`, `frame` (the one that was taken), and, of the
     face, in how many frames it was found (`faces_found`) and looked for (`faces_looked_for`) and what the `crops` show
     (see `FaceCrops.source`)."""
@@ -68,7 +68,7 @@ class ClipMedia:
 def read_clip(
     path: str | Path,
     config: ClipConfig,
-    wanted: Wanted,
+    wanted: ReadSpec,
     *,
     frame: str = "first",
     peak_index: int | None = None,
@@ -84,7 +84,7 @@ def read_clip(
     """
     clock = _Clock()
     with Video(path) as video:
-        facts: dict[str, Any] = {"frames": video.num_frames, "seconds": round(video.duration, 3)}
+        clip_info: dict[str, Any] = {"frames": video.num_frames, "seconds": round(video.duration, 3)}
         if video.duration > config.max_seconds:
             raise UserError(
                 f"{path}: {video.duration:.0f} s, more than clip.max_seconds={config.max_seconds:g}; cut it into clips"
@@ -94,22 +94,22 @@ def read_clip(
         with clock("face"):
             if wanted.face is not None or looks_for_peak:
                 crops = face_crops(video, even_indices(video.num_frames, min(config.max_faces, video.num_frames)))
-                facts |= {"faces_found": int(crops.found.sum()), "faces_looked_for": crops.looked_for}
-                facts["crops"] = crops.source
+                clip_info |= {"faces_found": int(crops.found.sum()), "faces_looked_for": crops.looked_for}
+                clip_info["crops"] = crops.source
         with clock("decode"):
             if looks_for_peak:
                 peak_index = motion_peak(crops)
             picked = frame_index(frame, video.num_frames, peak_index)
             images = _read_frames(video, wanted, picked)
         if wanted.frame is not None:
-            facts["frame"] = picked
+            clip_info["frame"] = picked
     waveform = None
     with clock("sound"):
         if wanted.sound and (sound := read_sound(path, config.max_seconds)) is not None:
-            facts["sound_seconds"] = round(len(sound) / 16000, 3)
+            clip_info["sound_seconds"] = round(len(sound) / 16000, 3)
             waveform = hubert_waveform(sound, 16000, str(path)) if len(sound) >= MIN_SAMPLES else None
     faces = np.stack([mae_face(crop, wanted.face) for crop in crops.crops]) if wanted.face is not None else None
-    return ClipMedia(images.get("frame"), faces, images.get("motion"), waveform, facts, clock.seconds)
+    return ClipMedia(images.get("frame"), faces, images.get("motion"), waveform, clip_info, clock.seconds)
 
 
 def frame_index(rule: str, num_frames: int, peak_index: int | None = None) -> int:
@@ -118,7 +118,7 @@ def frame_index(rule: str, num_frames: int, peak_index: int | None = None) -> in
     return min(index, num_frames - 1)
 
 
-def _read_frames(video: Video, wanted: Wanted, picked: int) -> dict[str, np.ndarray]:
+def _read_frames(video: Video, wanted: ReadSpec, picked: int) -> dict[str, np.ndarray]:
     """The frame and the motion, by one pass over the video."""
     motion = even_indices(video.num_frames, wanted.motion[0]) if wanted.motion else []
     numbers = sorted({*motion, *([picked] if wanted.frame is not None else [])})

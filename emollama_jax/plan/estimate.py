@@ -84,7 +84,7 @@ def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
 def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
     """What one run of a program on `rows` gets done."""
     if name == "step":
-        return float(rows * config.data.row_length), "tokens"
+        return float(rows * config.data.sequence_length), "tokens"
     units = {"prefill": "prompts", "decode": "tokens", "mae": "faces", "eva_vit": "frames"}
     return float(rows), units.get(name, "clips")
 
@@ -99,10 +99,10 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
         length = image_tokens_of(config.eva_vit, config.projectors) + 4 + PROMPT_TEXT
         tokens = rows * (length if name == "prefill" else 1)
         return tokens * (2 * cost.frozen + cost.attention / 3 * length), 0.0, 0.0
-    cost, tokens = _cost(config.llama, config.lora), float(rows * config.data.row_length)
+    cost, tokens = _cost(config.llama, config.lora), float(rows * config.data.sequence_length)
     # Kernels skip what lies after a token, not what lies in another segment.
-    attention = tokens * cost.attention * config.data.row_length
-    segments = config.data.row_length / config.data.clips_per_row
+    attention = tokens * cost.attention * config.data.sequence_length
+    segments = config.data.sequence_length / config.data.clips_per_row
     again = RECOMPUTED[config.llama.remat]
     forward = 2 * tokens * (cost.frozen + cost.adapters)
     frames = rows * config.data.clips_per_row * takes_frames(config)

@@ -8,11 +8,11 @@ from typing import Any
 
 from emollama_jax.config import Config, load_config
 from emollama_jax.errors import UserError
-from emollama_jax.plan.plan import Planned
+from emollama_jax.plan.plan import ProgramPlan
 from emollama_jax.plan.topology import GIB
 
 
-def write_overlay(file: Path, base: str, one: Planned) -> None:
+def write_overlay(file: Path, base: str, one: ProgramPlan) -> None:
     """A config file: the experiment `base` with what a candidate changes, its figures in the docstring.
 
     Raises:
@@ -21,7 +21,7 @@ def write_overlay(file: Path, base: str, one: Planned) -> None:
     file.write_text(overlay(file, base, one), encoding="utf-8")
 
 
-def overlay(file: Path, base: str, one: Planned) -> str:
+def overlay(file: Path, base: str, one: ProgramPlan) -> str:
     """The text of that file."""
     seconds, topology = one.estimate, one.topology
     if not one.fits:

@@ -20,7 +20,7 @@ SERVED = ("data", "fsdp")
 
 
 @dataclass(frozen=True)
-class Planned:
+class ProgramPlan:
     """One program of a plan.
 
     Attributes:
@@ -71,7 +71,7 @@ class Plan:
     name: str
     config: Config
     topology: Topology
-    programs: tuple[Planned, ...]
+    programs: tuple[ProgramPlan, ...]
 
     @property
     def fits(self) -> bool:
@@ -162,24 +162,24 @@ def sizes_of(config: Config, topology: Topology) -> dict[str, int]:
         raise UserError(f"config.mesh on {topology.name}: {error}; set --config.mesh.fsdp=-1 for all") from error
 
 
-def planned_of(job: Job, found: Mapping[str, Any]) -> Planned:
+def planned_of(job: Job, found: Mapping[str, Any]) -> ProgramPlan:
     """The program, with its estimate where it was compiled."""
     seconds = "peak" in found and estimate(job.program, job.config, job.topology, job.rows, found)
-    return Planned(job.program, job.config, job.topology, job.rows, found, seconds or None)
+    return ProgramPlan(job.program, job.config, job.topology, job.rows, found, seconds or None)
 
 
-def largest_rows(one: Planned, other: Planned) -> int:
+def largest_rows(one: ProgramPlan, other: ProgramPlan) -> int:
     """Rows of the largest batch that fits, on the line through the memory of two of different rows."""
     slope = (other.peak - one.peak) / (other.rows - one.rows)
     sizes = sizes_of(one.config, one.topology)
-    step = math.prod(sizes[axis] for axis in SERVED) * one.config.train.accumulate
+    step = math.prod(sizes[axis] for axis in SERVED) * one.config.train.grad_accum_steps
     room = one.topology.chip.memory - one.peak
     if slope <= 0:
         return max(one.rows, other.rows) if one.fits else 0
     return max(0, math.floor((one.rows + room / slope) / step) * step)
 
 
-def remedy(planned: Planned) -> str:
+def remedy(planned: ProgramPlan) -> str:
     """What to do about a program that does not fit, in one line."""
     chip, config = planned.topology.chip, planned.config
     line = (
@@ -197,7 +197,7 @@ def remedy(planned: Planned) -> str:
     return line + f"try {' or '.join([*ways, 'a larger topology'])}"
 
 
-def memory_table(programs: Sequence[Planned]) -> list[str]:
+def memory_table(programs: Sequence[ProgramPlan]) -> list[str]:
     kinds = list(dict.fromkeys(kind for planned in programs for kind in planned.kinds))
     rows = [["GiB a chip", "rows", *kinds, "peak", "of", "fits", "largest"]]
     for planned in programs:
@@ -208,7 +208,7 @@ def memory_table(programs: Sequence[Planned]) -> list[str]:
     return align(rows)
 
 
-def time_table(programs: Sequence[Planned]) -> list[str]:
+def time_table(programs: Sequence[ProgramPlan]) -> list[str]:
     rows = [["ms", "arithmetic", "memory", "compute", "hidden", "exposed", "a run", "rate", "a chip", "MFU"]]
     for planned in programs:
         if seconds := planned.estimate:
@@ -225,7 +225,7 @@ def time_table(programs: Sequence[Planned]) -> list[str]:
     return align(rows)
 
 
-def collective_table(programs: Sequence[Planned]) -> list[str]:
+def collective_table(programs: Sequence[ProgramPlan]) -> list[str]:
     rows = [["GiB sent by a chip", "collective", "in its slice", "between slices"]]
     for planned in programs:
         within, between = planned.moved(crosses=False), planned.moved(crosses=True)
@@ -251,7 +251,7 @@ def assumptions(topology: Topology) -> list[str]:
     ]
 
 
-def summary(planned: Planned) -> dict[str, Any]:
+def summary(planned: ProgramPlan) -> dict[str, Any]:
     """A program in JSON's types."""
     seconds = planned.estimate
     return {

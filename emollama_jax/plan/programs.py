@@ -36,7 +36,7 @@ from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.sharding import abstract, shardings, use_mesh
 from emollama_jax.train.optimizer import make_optimizer
-from emollama_jax.train.step import clip_loss, init_state, make_step
+from emollama_jax.train.step import init_state, make_step, multimodal_loss
 
 ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}
 PROGRAMS = ("step", "prefill", "decode", *ENCODERS)
@@ -66,7 +66,7 @@ def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
         UserError: the rows do not fit the mesh.
     """
     split = math.prod(mesh.shape[axis] for axis in _batch_axes(config)) if name not in ENCODERS else mesh.size
-    parts = config.train.accumulate if name == "step" else 1
+    parts = config.train.grad_accum_steps if name == "step" else 1
     if rows % (split * parts):
         what = f"config.data.batch_rows={rows}" if name == "step" else f"{rows} rows of {name}"
         raise UserError(
@@ -92,7 +92,7 @@ def _batch_axes(config: Config) -> tuple[str, ...]:
 
 def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     optimizer, rules = make_optimizer(config.train), config.sharding
-    graphdef, frozen, state = jax.eval_shape(lambda: init_state(clip_model(config), optimizer, config.trainable))
+    graphdef, frozen, state = jax.eval_shape(lambda: init_state(multimodal_model(config), optimizer, config.trainable))
     frozen = _placed(frozen, shardings(frozen, mesh, rules))
     places = shardings(state.trainable, mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -108,7 +108,7 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
         ),
         step=_at(state.step, everywhere),
     )
-    length, clips = config.data.row_length, config.data.clips_per_row
+    length, clips = config.data.sequence_length, config.data.clips_per_row
     text = dict.fromkeys(("tokens", "soft_index", "segment_ids", "positions"), ((length,), jnp.int32))
     side, eva_vit = config.eva_vit.image_size, config.eva_vit
     image = (
@@ -124,7 +124,7 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     }
     batch = {name: _rows(mesh, config, (rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-    step = make_step(graphdef, optimizer, clip_loss, accumulate=config.train.accumulate)
+    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=config.train.grad_accum_steps)
 
     def lower():
         with use_mesh(mesh, rules):
@@ -194,7 +194,7 @@ def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     )
 
 
-def clip_model(config: Config) -> EmotionLlama:
+def multimodal_model(config: Config) -> EmotionLlama:
     """The model that is trained; with the encoder of the frame where the batches hold frames."""
     sizes = (config.llama, config.lora, config.projectors, config.eva_vit)
     return EmotionLlama.init(*sizes, with_encoder=takes_frames(config), rngs=nnx.Rngs(0))

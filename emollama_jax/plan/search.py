@@ -17,7 +17,7 @@ from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.plan.compiler import Compiler, Job
-from emollama_jax.plan.plan import SERVED, Planned, align, planned_of, sizes_of, summary
+from emollama_jax.plan.plan import SERVED, ProgramPlan, align, planned_of, sizes_of, summary
 from emollama_jax.plan.topology import GIB, Topology
 
 ROWS = (1, 2, 4, 8)  # that a chip of data x fsdp works on at once
@@ -26,17 +26,17 @@ CHOICES = {"remat": ("full", "dots", "none"), "kernel_dtype": ("bfloat16", "int8
 
 
 def search(
-    config: Config, topology: Topology, compiler: Compiler, say: Callable[[str], None] = lambda line: None
-) -> list[Planned]:
+    config: Config, topology: Topology, compiler: Compiler, log: Callable[[str], None] = lambda line: None
+) -> list[ProgramPlan]:
     """The candidates that were compiled, the best first: those that fit by tokens a second, then the others.
 
     Args:
-        say: is told of each that was compiled, and of each that could not be.
+        log: is told of each that was compiled, and of each that could not be.
 
     Raises:
         UserError: none could be compiled.
     """
-    found: dict[Config, Planned] = {}
+    found: dict[Config, ProgramPlan] = {}
     errors: list[str] = []
 
     def best_with(candidates: Iterable[Config]) -> Config:
@@ -45,10 +45,10 @@ def search(
         for job, figures in zip(jobs, compiler.compile(jobs), strict=True):
             if "error" in figures:
                 errors.append(figures["error"])
-                say(errors[-1])
+                log(errors[-1])
             else:
                 found[job.config] = planned_of(job, figures)
-                say("  ".join(cells_of(found[job.config])))
+                log("  ".join(cells_of(found[job.config])))
         if not found:
             raise UserError(f"no candidate could be compiled; the first: {errors[0]}")
         return ranked(found.values())[0].config
@@ -80,16 +80,16 @@ def search(
     return ranked(found.values())
 
 
-def ranked(planned: Iterable[Planned]) -> list[Planned]:
+def ranked(planned: Iterable[ProgramPlan]) -> list[ProgramPlan]:
     """The best first: those that fit by tokens a second, the others by what they lack. Where seconds are equal, as the
     estimates for GPUs often are: fewer parts, the more exact kernels, less memory."""
     return sorted(planned, key=lambda one: (not one.fits, *(_order(one) if one.fits else (one.peak,))))
 
 
-def _order(one: Planned) -> tuple[float | int, ...]:
+def _order(one: ProgramPlan) -> tuple[float | int, ...]:
     kernels = one.config.llama.kernel_dtype
     coarseness = 1 + QUANTISED.index(kernels) if kernels in QUANTISED else 0
-    return -one.estimate.rate, one.config.train.accumulate, coarseness, one.peak
+    return -one.estimate.rate, one.config.train.grad_accum_steps, coarseness, one.peak
 
 
 def copies(config: Config, topology: Topology) -> Iterator[Config]:
@@ -118,7 +118,7 @@ def with_rows(one: Config, number: int, config: Config, topology: Topology) -> C
     sizes = sizes_of(one, topology)
     at_once = number * math.prod(sizes[axis] for axis in SERVED)
     parts = math.ceil(config.data.batch_rows / at_once)
-    times, before, train = parts * at_once / config.data.batch_rows, config.train, {"accumulate": parts}
+    times, before, train = parts * at_once / config.data.batch_rows, config.train, {"grad_accum_steps": parts}
     if times > 1:
         train["steps"] = max(1, round(before.steps / times))
         train["warmup_steps"] = min(round(before.warmup_steps / times), train["steps"] - 1)
@@ -139,19 +139,19 @@ def changed(config: Config, **groups: dict[str, Any]) -> Config:
     )
 
 
-def ranking_table(found: list[Planned]) -> list[str]:
+def ranking_table(found: list[ProgramPlan]) -> list[str]:
     head = ["mesh data x fsdp x tensor", "rows", "parts", *CHOICES, "GiB", "tokens/s", "MFU"]
     return align([head, *map(cells_of, found)])
 
 
-def cells_of(one: Planned) -> list[str]:
+def cells_of(one: ProgramPlan) -> list[str]:
     mesh = " x ".join(map(str, sizes_of(one.config, one.topology).values()))
     speed = [f"{one.estimate.rate:,.0f}", f"{one.estimate.mfu:.0%}"] if one.fits else ["does not fit", ""]
     fields = [getattr(one.config.llama, field) for field in CHOICES]
-    return [mesh, str(one.rows), str(one.config.train.accumulate), *fields, f"{one.peak / GIB:.2f}", *speed]
+    return [mesh, str(one.rows), str(one.config.train.grad_accum_steps), *fields, f"{one.peak / GIB:.2f}", *speed]
 
 
-def save_ranking(file: Path, name: str, found: list[Planned]) -> None:
+def save_ranking(file: Path, name: str, found: list[ProgramPlan]) -> None:
     """The candidates as JSON, in the order of the table."""
     candidates = [summary(one) | {"config": to_dict(one.config)} for one in found]
     text = {"what": "compiler estimates", "name": name, "topology": found[0].topology.name, "candidates": candidates}

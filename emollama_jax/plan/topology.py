@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from emollama_jax.errors import UserError
-from emollama_jax.train.speed import peak_of
+from emollama_jax.train.speed import device_peak_flops
 
 GIB = 2**30
 
@@ -38,11 +38,11 @@ class Chip:
 
     @property
     def flops(self) -> float:
-        return peak_of(self.kind).flops
+        return device_peak_flops(self.kind).flops
 
     @property
     def bandwidth(self) -> float:
-        return peak_of(self.kind).bytes_per_s
+        return device_peak_flops(self.kind).bytes_per_s
 
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))

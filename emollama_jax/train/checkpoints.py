@@ -34,13 +34,13 @@ class Checkpoints:
     Attributes:
         workdir: the run's folder.
         newest: the step of the newest sound checkpoint; None if there is none. Newer ones that are not sound are put
-            aside, and `say` is told of it.
+            aside, and `log` is told of it.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int, say: Callable[[str], None] = print):
+    def __init__(self, workdir: epath.Path, *, keep: int, log: Callable[[str], None] = print):
         """Of the checkpoints `keep` newest ones are kept, and the best."""
         self.workdir = workdir
-        self.newest = self._find_newest(say)
+        self.newest = self._find_newest(log)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
         self._sealed = concurrent.futures.Future()
         self._sealed.set_result(None)
@@ -66,7 +66,7 @@ class Checkpoints:
             self._manager.close()
         self._thread.shutdown(wait=error is None)
 
-    def _find_newest(self, say: Callable[[str], None]) -> int | None:
+    def _find_newest(self, log: Callable[[str], None]) -> int | None:
         found = -1
         if jax.process_index() == 0:
             for step in reversed(steps_of(self.workdir)):
@@ -76,7 +76,7 @@ class Checkpoints:
                     found = step
                     break
                 aside = self.workdir / ASIDE.format(step=step)
-                say(f"checkpoint of step {step} is {problem}: {folder}; put aside as {aside}")
+                log(f"checkpoint of step {step} is {problem}: {folder}; put aside as {aside}")
                 if aside.exists():
                     aside.rmtree()
                 folder.rename(aside)

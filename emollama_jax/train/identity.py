@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.data.pipeline import Numbered, encoders_of, frame_rules_of, image_of
+from emollama_jax.data.pipeline import IndexedRecords, encoders_of, frame_rules_of, image_of
 from emollama_jax.errors import UserError
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
 
 # Fields that may be others when a run goes on: they change neither a batch nor a step, or nothing but how fast it is.
-# With `train.steps` the learning rate follows the new schedule from there on. What `train.base`, `train.eva_vit` and
+# With `train.steps` the learning rate follows the new schedule from there on. What `weights` and
 # `data.train` name is compared by its fingerprint, wherever it lies.
 FREE = (
     "data.train",
@@ -26,7 +27,8 @@ FREE = (
     "videomae",
     "hubert",
     *(f"llama.{name}" for name in ("scan_layers", "remat", "attention", "loss_chunk")),
-    *(f"train.{name}" for name in ("base", "eva_vit", "ln_vision", "init_from", "workdir", "steps", "non_finite")),
+    "weights",
+    *(f"train.{name}" for name in ("workdir", "steps", "non_finite")),
     *(f"train.{name}" for name in ("validation", "validation_interval", "best_metric", "patience")),
     *(f"train.{name}" for name in ("log_interval", "checkpoint_interval", "keep", "compile_cache", "profile")),
 )
@@ -36,15 +38,15 @@ def check_paths(config: Config) -> None:
     """Raises UserError when the run's folder or the base model is not given or cannot be."""
     if not config.train.workdir:
         raise UserError("train.workdir: no folder for the run; give --config.train.workdir=FOLDER")
-    if not config.train.base:
-        raise UserError("train.base: no language model; give --config.train.base=FOLDER, made by emollama convert")
-    if not is_base_checkpoint(config.train.base):
+    if not config.weights.base:
+        raise UserError("weights.base: no language model; give --config.weights.base=FOLDER, made by emollama convert")
+    if not is_base_checkpoint(config.weights.base):
         raise UserError(
-            f"train.base: no base checkpoint: {config.train.base}; make one with emollama convert MODEL FOLDER"
+            f"weights.base: no base checkpoint: {config.weights.base}; make one with emollama convert MODEL FOLDER"
         )
 
 
-def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dict[str, Any]:
+def identity_of(config: Config, sources: Sequence[IndexedRecords], shares: int) -> dict[str, Any]:
     """The experiment and the fingerprints of what it starts from, in JSON's types.
 
     Args:
@@ -56,16 +58,16 @@ def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dic
     """
     eva_vit = None
     if image_of(sources) == "frames":
-        if not config.train.eva_vit:
+        if not Path(config.weights.eva_vit).is_file():
             raise UserError(
-                "train.eva_vit: the data is of frames and needs the encoder; give "
-                "--config.train.eva_vit=eva_vit_g.pth, or prepare the data with --image image_tokens"
+                f"weights.eva_vit: no such file: {config.weights.eva_vit}; the data is of frames and needs it: "
+                "give --config.weights.eva_vit=eva_vit_g.pth, or prepare the data with --image image_tokens"
             )
-        eva_vit = {name: _file(getattr(config.train, name)) for name in ("eva_vit", "ln_vision")}
+        eva_vit = {name: _file(getattr(config.weights, name)) for name in ("eva_vit", "ln_vision")}
     return {
         "config": to_dict(config),
         "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in sources],
-        "base": read_manifest(config.train.base)["fingerprint"],
+        "base": read_manifest(config.weights.base)["fingerprint"],
         "encoder": eva_vit,
         "encoders": encoders_of(sources),
         "frames": frame_rules_of(sources),
@@ -73,16 +75,16 @@ def identity_of(config: Config, sources: Sequence[Numbered], shares: int) -> dic
     }
 
 
-def check_encoders(init_from: str, now: Mapping[str, Any]) -> None:
-    """Raises UserError when the data's features are of other encoders than those that the run `init_from` learnt."""
-    if not is_run(init_from):
+def check_encoders(trained: str, now: Mapping[str, Any]) -> None:
+    """Raises UserError when the data's features are of other encoders than those that the run `trained` learnt."""
+    if not is_run(trained):
         return
-    before = read_meta(checkpoint_of(init_from))["encoders"]
+    before = read_meta(checkpoint_of(trained))["encoders"]
     for name in before.keys() & now["encoders"].keys():
         if before[name] != now["encoders"][name]:
             raise UserError(
-                f"data.train: {name} features of {now['encoders'][name]}, and {init_from} was trained on those of "
-                f"{before[name]}; extract them again with that encoder, or begin without train.init_from"
+                f"data.train: {name} features of {now['encoders'][name]}, and {trained} was trained on those of "
+                f"{before[name]}; extract them again with that encoder, or begin without weights.trained"
             )
 
 
@@ -98,7 +100,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
     """Raises UserError when the run in `workdir`, which is `saved`, would go on as another."""
     remedy = (
         f"set it back, or start another run from this one's weights: --config.train.workdir=NEW "
-        f"--config.train.init_from={workdir}"
+        f"--config.weights.trained={workdir}"
     )
     known = dict(_flat(to_dict(Config())))  # for fields that are newer than the run
     before, after = known | dict(_flat(saved["config"])), dict(_flat(now["config"]))
@@ -109,7 +111,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
                 f"config.{name} was {before.get(name)!r} in this run and is {after.get(name)!r} now: {workdir}; "
                 f"{remedy}"
             )
-    for what, field in (("data", "data.train"), ("base", "train.base"), ("encoder", "train.eva_vit")):
+    for what, field in (("data", "data.train"), ("base", "weights.base"), ("encoder", "weights.eva_vit")):
         if saved[what] != now[what]:
             raise UserError(
                 f"config.{field}: not what this run was begun with, by its fingerprint: {workdir}; {remedy}"
@@ -118,7 +120,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
         raise UserError(
             f"the batches were read in {saved['shares']} parts by the processes and would now be in {now['shares']}: "
             f"{workdir}; start as many processes as before, or another run: --config.train.workdir=NEW "
-            f"--config.train.init_from={workdir}"
+            f"--config.weights.trained={workdir}"
         )
 
 

@@ -3,7 +3,7 @@
     outcome = train(config)
 
 Where a run begins is decided in one place (`train/start.py`): it resumes from the newest sound checkpoint of its
-folder; without one it begins with the weights of `train.init_from`; without these with new adapters and projectors. All
+folder; without one it begins with the weights of `weights.trained`; without these with new adapters and projectors. All
 randomness comes from `seed` and a step's number, so a run that was stopped anywhere goes on as if it had not been.
 
 A step's numbers are fetched while the devices work on the next one, so that they never wait for the host.
@@ -21,16 +21,16 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config, to_dict
+from emollama_jax.distributed import PreemptionGuard, barrier
 from emollama_jax.errors import UserError
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.train.checkpoints import Checkpoints
-from emollama_jax.train.distributed import Notice, meet
 from emollama_jax.train.identity import check_paths
-from emollama_jax.train.metrics import JsonLines, Progress, Several, Stopwatch, TensorBoard
+from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard
 from emollama_jax.train.optimizer import learning_rate, make_optimizer
 from emollama_jax.train.report import NonFiniteError, Report, make_describe
-from emollama_jax.train.start import begin
-from emollama_jax.train.step import clip_loss, make_step
+from emollama_jax.train.setup import setup_run
+from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.train.validation import MoreMetrics
 from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, located
 
@@ -70,33 +70,33 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     watch, settings = Stopwatch(), config.train
     workdir, is_first = located(settings.workdir), jax.process_index() == 0
     progress = Progress(settings.steps)
-    say = progress.say if is_first else lambda message: None
+    log = progress.log if is_first else lambda message: None
     mesh = _mesh_of(config)
     _use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
 
-    with use_mesh(mesh, config.sharding), Notice() as notice, contextlib.ExitStack() as stack:
+    with use_mesh(mesh, config.sharding), PreemptionGuard() as guard, contextlib.ExitStack() as stack:
         with watch.on("start"):
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=settings.keep, say=say))
-            run = begin(config, mesh, checkpoints, optimizer, more_metrics=more_metrics, say=say)
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=settings.keep, log=log))
+            run = setup_run(config, mesh, checkpoints, optimizer, more_metrics=more_metrics, log=log)
             stack.callback(run.iterator.close)
             if is_first:
                 (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
             places = [JsonLines, TensorBoard] if is_first else []
-            writer = Several([place(workdir, after=run.step) for place in places] + [progress] * is_first)
+            writer = MultiWriter([place(workdir, after=run.step) for place in places] + [progress] * is_first)
             stack.callback(writer.close)
         report = Report(
             writer,
             watch,
             run.sources,
-            positions=config.data.batch_rows * config.data.row_length,
+            positions=config.data.batch_rows * config.data.sequence_length,
             cost=run.cost,
             rate=lambda step: float(learning_rate(settings, step - 1)),
             interval=settings.log_interval,
             skip=settings.non_finite == "skip",
-            say=say,
+            log=log,
         )
-        train_step = make_step(run.graphdef, optimizer, clip_loss, accumulate=settings.accumulate)
+        train_step = make_step(run.graphdef, optimizer, multimodal_loss, grad_accum_steps=settings.grad_accum_steps)
         describe = make_describe(mesh)
         compiled = None
         rng = jax.device_put(jax.random.key(config.seed), NamedSharding(mesh, PartitionSpec()))
@@ -117,14 +117,14 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
                 if compiled is None:
                     with watch.on("compile"):
                         compiled = train_step.lower(state, run.frozen, batch, rng).compile()
-                        meet("compiled")
+                        barrier("compiled")
                 state, values = compiled(state, run.frozen, batch, rng)
                 report.add(step, values | describe(batch))
                 if step == last:
                     jax.block_until_ready(state)
                     profile.close()
 
-                ending, best_before = notice.given(step), best
+                ending, best_before = guard.should_stop(step), best
                 if run.validation and (step % settings.validation_interval == 0 or step == settings.steps):
                     report.flush()
                     with watch.on("validation"):
@@ -157,11 +157,15 @@ def _mesh_of(config: Config) -> Mesh:
         mesh = make_mesh(dataclasses.asdict(config.mesh))
     except ValueError as error:
         raise UserError(f"config.{error}; change config.mesh") from error
-    rows, parts, shards = config.data.batch_rows, config.train.accumulate, math.prod(list(mesh.shape.values())[:2])
+    rows, parts, shards = (
+        config.data.batch_rows,
+        config.train.grad_accum_steps,
+        math.prod(list(mesh.shape.values())[:2]),
+    )
     if rows % (parts * shards) and parts > 1:
         raise UserError(
-            f"config.train.accumulate={parts}: data.batch_rows={rows} must be a multiple of it times the mesh's data x "
-            f"fsdp, {shards}"
+            f"config.train.grad_accum_steps={parts}: data.batch_rows={rows} must be a multiple of it times the "
+            f"mesh's data x fsdp, {shards}"
         )
     return mesh
 

@@ -119,7 +119,7 @@ class Progress:
             self._out.write(f"{line}\n")
         self._out.flush()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """A line that stays."""
         if self._shown:
             self._out.write("\n")
@@ -154,7 +154,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-class Several:
+class MultiWriter:
     """All of several writers."""
 
     def __init__(self, writers: Sequence[Writer]):

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from emollama_jax.data.pipeline import Numbered, name_of
+from emollama_jax.data.pipeline import IndexedRecords, name_of
 from emollama_jax.train.metrics import Stopwatch, Writer
-from emollama_jax.train.speed import Cost, peak_of
+from emollama_jax.train.speed import Cost, device_peak_flops
 
 SKIPS_IN_A_ROW = 10  # of steps that are not finite, before a run that skips them ends
 NOT_TRAINING = ("start", "compile", "validation", "checkpoint")
@@ -65,14 +65,14 @@ class Report:
         self,
         writer: Writer,
         watch: Stopwatch,
-        sources: Sequence[Numbered],
+        sources: Sequence[IndexedRecords],
         *,
         positions: int,
         cost: Cost,
         rate: Callable[[int], float],
         interval: int,
         skip: bool,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         """
         Args:
@@ -83,12 +83,12 @@ class Report:
         """
         self._writer, self._watch, self._sources = writer, watch, sources
         self._positions, self._cost, self._rate, self._interval, self._skip = positions, cost, rate, interval, skip
-        self._say = say
+        self._log = log
         self._pending: tuple[int, Mapping[str, Array]] | None = None
         self._skipped = 0
         self._since: dict[str, float] = {}  # sums since the last line
         self._marks = self._now()
-        peak = peak_of(jax.devices()[0].device_kind)
+        peak = device_peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak.flops * jax.device_count()
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
@@ -121,7 +121,7 @@ class Report:
             if not self._skip or self._skipped == SKIPS_IN_A_ROW:
                 self._writer.flush()
                 raise error
-            self._say(f"{error}; skipped")
+            self._log(f"{error}; skipped")
 
     def _scalars(self, step: int, found: Mapping[str, Any]) -> dict[str, Any]:
         start, self._marks = self._marks, self._now()

@@ -37,7 +37,7 @@ PEAKS = {
 }
 
 
-def peak_of(kind: str) -> Peak | None:
+def device_peak_flops(kind: str) -> Peak | None:
     """The peaks of a device by its `device_kind`; None where they are not known."""
     return next((peak for name, peak in PEAKS.items() if f"{kind} ".startswith(f"{name} ")), None)
 

@@ -1,7 +1,7 @@
 """One training step over packed rows: loss, gradients and update of what is trained, compiled as one program.
 
     graphdef, frozen, state = init_state(model, optimizer)
-    step = make_step(graphdef, optimizer, clip_loss)
+    step = make_step(graphdef, optimizer, multimodal_loss)
     state, metrics = step(state, frozen, batch, rng)
 
 Axes: B rows, T tokens, A parts of a batch.
@@ -67,7 +67,7 @@ def text_loss(
     return _mean_nll(model, model(x, batch["positions"], batch["segment_ids"], dropout_key=dropout_key), batch)
 
 
-def clip_loss(
+def multimodal_loss(
     model: EmotionLlama, batch: Batch, dropout_key: Key[Array, ""] | None
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """As `text_loss`, of a packed batch of clips (see `models/emotion_llama.py`)."""
@@ -81,7 +81,7 @@ def _mean_nll(llama: Llama, hidden: Float[Array, "B T D"], batch: Batch) -> tupl
 
 
 def make_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss, *, accumulate: int = 1
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss, *, grad_accum_steps: int = 1
 ) -> Callable:
     """The compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
 
@@ -90,8 +90,8 @@ def make_step(
     A step whose loss or gradient is not finite counts, and changes neither parameters nor what the optimiser knows.
 
     Args:
-        accumulate: parts A of a batch's rows that are worked through one after another, to save memory; the gradient
-            is that of the whole batch, each target of the same weight.
+        grad_accum_steps: parts A of a batch's rows that are worked through one after another, to save memory; the
+            gradient is that of the whole batch, each target of the same weight.
     """
 
     def gradients(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
@@ -105,7 +105,7 @@ def make_step(
 
     def accumulated(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
         # Every A-th row, so that each part's rows lie on all the devices that the batch's lie on.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        parts = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
             rows, number = part
@@ -117,7 +117,7 @@ def make_step(
             return jax.tree.map(jnp.add, sums, (*weighed, targets)), None
 
         zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable), jnp.int32(0))
-        (value, grads, targets), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accumulate)))
+        (value, grads, targets), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(grad_accum_steps)))
         value, grads = jax.tree.map(lambda x: x / jnp.maximum(targets, 1), (value, grads))
         return value, targets, grads
 
@@ -128,7 +128,7 @@ def make_step(
         state: TrainState, frozen: nnx.State, batch: Batch, rng: Key[Array, ""] | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         key = None if rng is None else jax.random.fold_in(rng, state.step)
-        compute = gradients if accumulate == 1 else accumulated
+        compute = gradients if grad_accum_steps == 1 else accumulated
         value, targets, grads = compute(state.trainable, frozen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         norm = optax.tree.norm(grads)

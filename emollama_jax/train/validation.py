@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from emollama_jax.config import Config
 from emollama_jax.data.pipeline import eval_dataset, image_of, onto_devices, open_sources, process_share
+from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError
 from emollama_jax.text.tokenizers import Tokenizer
-from emollama_jax.train.distributed import meet
-from emollama_jax.train.step import TrainState, clip_loss
+from emollama_jax.train.step import TrainState, multimodal_loss
 
 MoreMetrics = Callable[[nnx.Module], Mapping[str, float]]
 
@@ -44,14 +44,16 @@ class Validation:
         self._batches = onto_devices(eval_dataset(config, tokenizer, share=share), config, mesh)
         self._graphdef, self._more = graphdef, more
         self._compiled: Callable | None = None
-        self._loss = jax.jit(lambda state, frozen, batch: clip_loss(nnx.merge(graphdef, state, frozen), batch, None))
+        self._loss = jax.jit(
+            lambda state, frozen, batch: multimodal_loss(nnx.merge(graphdef, state, frozen), batch, None)
+        )
 
     def __call__(self, state: TrainState, frozen: nnx.State) -> dict[str, float]:
         iterator, found = iter(self._batches), []
         for batch in iterator:
             if self._compiled is None:
                 self._compiled = self._loss.lower(state.trainable, frozen, batch).compile()
-                meet("validation")
+                barrier("validation")
             found.append(self._compiled(state.trainable, frozen, batch))
         iterator.close()
         found = jax.device_get(found)

@@ -4,8 +4,8 @@
         "weights/llama2", config, trained="Emotion_LLaMA.pth", eva_vit="eva_vit_g.pth"
     )
 
-Trained weights are adapters and projectors. They lie in the reference's checkpoints, `{"model": {name: tensor}, ...}`,
-or in a folder of our own, which PEFT reads too:
+Trained weights are adapters and projectors. They lie in the reference's checkpoints,
+`{"model": {name: tensor}, ...}`, or in a folder of our own, which PEFT reads too:
 
     adapter_config.json, adapter_model.safetensors   the adapters, as PEFT keeps them
     projectors.safetensors                           the projectors, under the reference's names
@@ -60,7 +60,7 @@ EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "scan_layers", "rem
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedWeights:
     """Trained weights in files, opened.
 
     Attributes:
@@ -85,7 +85,7 @@ class Trained:
         return ((name, self.source.read(name)) for name in self.source.names())
 
 
-def open_trained(path: str | Path, *, alpha: float | None = None) -> Trained:
+def open_trained(path: str | Path, *, alpha: float | None = None) -> TrainedWeights:
     """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), a folder that `write_folder` wrote, or a training
     run's folder, whose newest checkpoint is read, or one of its checkpoints.
 
@@ -116,10 +116,10 @@ def open_trained(path: str | Path, *, alpha: float | None = None) -> Trained:
     lora = LoRAConfig(
         rank=ranks.pop(), alpha=alpha or LoRAConfig().alpha, targets=tuple(sorted({match[2] for match in found}))
     )
-    return Trained(source, lora, adapter_name, dropped)
+    return TrainedWeights(source, lora, adapter_name, dropped)
 
 
-def _open_folder(folder: Path) -> Trained:
+def _open_folder(folder: Path) -> TrainedWeights:
     file = folder / PROJECTORS_FILE
     lora, source = adapter_config(folder), open_source(folder)
     if not file.is_file():
@@ -131,10 +131,10 @@ def _open_folder(folder: Path) -> Trained:
     _check_names(source)
     with safe_open(file, framework="numpy") as header:
         name = (header.metadata() or {}).get("adapter_name", "")
-    return Trained(source, lora, name)
+    return TrainedWeights(source, lora, name)
 
 
-def _open_run(path: str | Path) -> Trained:
+def _open_run(path: str | Path) -> TrainedWeights:
     run = read_run(path)
     settings = run.meta["config"]["lora"]
     lora = LoRAConfig(**settings | {"targets": tuple(sorted(settings["targets"]))})
@@ -144,7 +144,7 @@ def _open_run(path: str | Path) -> Trained:
         layers = {rule.tensor.format(layer=i): x for i, x in enumerate(value)} if "{layer}" in rule.tensor else None
         tensors |= {name: rule.transform.out(x) for name, x in (layers or {rule.tensor: value}).items()}
     stored = {name: StoredTensor(x.shape, lambda x=x: x) for name, x in tensors.items()}
-    return Trained(Source(Path(path), "orbax", stored), lora, run.meta["adapter_name"])
+    return TrainedWeights(Source(Path(path), "orbax", stored), lora, run.meta["adapter_name"])
 
 
 def _check_names(source: Source) -> None:
@@ -181,7 +181,7 @@ def trained_table(targets: tuple[str, ...], *, minigpt: bool = False) -> Table:
     return Table(tuple(rules), (CARRIED,), init)
 
 
-def load_trained(model: EmotionLlama, trained: Trained) -> LoadReport:
+def load_trained(model: EmotionLlama, trained: TrainedWeights) -> LoadReport:
     """Reads adapters and projectors into the model, in place. From MiniGPT-v2's checkpoint, which has neither features
     nor a class token, their projectors keep the values they have.
 
@@ -195,7 +195,7 @@ def load_trained(model: EmotionLlama, trained: Trained) -> LoadReport:
     return load_into(model, is_trainable, trained.source, trained_table(trained.lora.targets, minigpt=minigpt))
 
 
-def load_adapters(model: Llama, trained: Trained) -> LoadReport:
+def load_adapters(model: Llama, trained: TrainedWeights) -> LoadReport:
     """Reads the adapters alone into a language model, in place. Raises UserError when they are not those it has."""
     check_adapters(model, trained.lora, trained.path)
     names = [name for name in trained.source.names() if name.startswith(LLAMA)]

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.atomic import atomic_file
+from emollama_jax.io.atomic import atomic_file
 from emollama_jax.weights.sources import Contents, StoredTensor, damaged, flatten
 
 

@@ -21,7 +21,7 @@ from emollama_jax.config import Config, load_config
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import abstract
-from emollama_jax.train.speed import PEAKS, Peak, peak_of
+from emollama_jax.train.speed import PEAKS, Peak, device_peak_flops
 
 PEER = bench_peer.PEER
 TINY = load_config("tiny")
@@ -150,7 +150,9 @@ def test_the_peer_can_be_left_out(capsys):
 @pytest.mark.smoke
 def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
     for module in ("decode", "step"):
-        monkeypatch.setattr(f"emollama_jax.bench.{module}.peak_of", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+        monkeypatch.setattr(
+            f"emollama_jax.bench.{module}.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9)
+        )
     decode = bench_decode(TINY, batch_sizes=[2], new_tokens=4, repeats=1, with_peer=False)
     (figures,) = decode.results[0].runs
     model = Llama(TINY.llama, rngs=nnx.Rngs(0))
@@ -241,7 +243,7 @@ def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
 
 @pytest.mark.smoke
 def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
-    monkeypatch.setattr("emollama_jax.bench.encode.peak_of", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    monkeypatch.setattr("emollama_jax.bench.encode.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
     (figures,) = report.results[0].runs
     flops = 2 * flops_per_clip(random_encoder("mae", TINY.mae, 0), seconds=3)
@@ -278,7 +280,7 @@ def test_operations_of_the_encoders_are_counted_by_hand():
     ],
 )
 def test_a_devices_peaks_are_found_by_its_kind(kind, name):
-    assert peak_of(kind) == (PEAKS[name] if name else None)
+    assert device_peak_flops(kind) == (PEAKS[name] if name else None)
 
 
 @pytest.mark.smoke

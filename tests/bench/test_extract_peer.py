@@ -8,12 +8,12 @@ import pytest
 from emollama_jax.bench.encode import load_peer
 from emollama_jax.bench.extract_peer import extractor, faces_of, torch_encoders
 from emollama_jax.config import load_config
-from emollama_jax.data.madeup import make_dataset
 from emollama_jax.errors import UserError
 from emollama_jax.features.encode import encode_audio, encode_images
 from emollama_jax.media.audio import hubert_waveform, read_sound
 from emollama_jax.media.images import even_indices, mae_face, videomae_clip
 from emollama_jax.media.video import Video
+from emollama_jax.synthetic.dataset import make_dataset
 
 for package in ("torch", "transformers", "cv2", "av"):
     pytest.importorskip(package)

@@ -38,7 +38,7 @@ def experiment(**changes) -> Config:
     """Two rows of 400; no dropout, which is drawn otherwise in torch. Doubled underscores are dots."""
     config = TINY
     changes = {"lora__dropout": 0.0, "llama__remat": "none"} | changes
-    changes = {"data__row_length": 400, "data__batch_rows": 2, "data__packing_rows": 2} | changes
+    changes = {"data__sequence_length": 400, "data__batch_rows": 2, "data__packing_rows": 2} | changes
     for name, value in changes.items():
         group, _, field = name.partition("__")
         value = dataclasses.replace(getattr(config, group), **{field: value}) if field else value
@@ -101,7 +101,7 @@ def test_other_weights_are_an_error(monkeypatch):
 def test_it_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
     pytest.importorskip("peft")
     file = tmp_path / "train.json"
-    sizes = ["--config.data.row_length=400", "--config.data.batch_rows=2", "--config.data.packing_rows=2"]
+    sizes = ["--config.data.sequence_length=400", "--config.data.batch_rows=2", "--config.data.packing_rows=2"]
     argv = ["train", "--config=tiny", *sizes, "--clips=16", "--tasks", "reason", "--repeats=2", "--json", str(file)]
     assert cli.main(["bench", *argv]) == 0
     data = json.loads(file.read_text())
@@ -125,7 +125,7 @@ def test_it_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
 def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else find_spec(name, *a))
-    monkeypatch.setattr(bench, "peak_of", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    monkeypatch.setattr(bench, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     monkeypatch.setattr(bench, "peak_memory", lambda: {"host_gib": 1.0, "device_gib": 2.5})
     report = bench_train(experiment(lora__dropout=0.1), steps=2, clips=16, repeats=1)
     assert [result.who for result in report.results] == [OURS]
@@ -173,8 +173,8 @@ def test_what_cannot_be_measured_is_told_in_one_line(capsys):
         assert cli.main(["bench", "train", "--config=tiny", *argv]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "leave it at 1" in error("--config.train.accumulate=2")
+    assert "leave it at 1" in error("--config.train.grad_accum_steps=2")
     assert "leave config.mesh at 1" in error("--config.mesh.fsdp=2")
     assert "nothing to train" in error("--config.trainable=lora", "--config.lora.rank=0")
-    assert "give data.row_length more" in error("--config.data.row_length=64", "--clips=2", "--no-peer")
+    assert "give data.sequence_length more" in error("--config.data.sequence_length=64", "--clips=2", "--no-peer")
     assert "invalid choice: 'guess'" in error("--tasks", "guess")

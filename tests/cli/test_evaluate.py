@@ -22,7 +22,7 @@ from tests.eval.judge_server import said, serve
 from tests.train.runs import LLAMA
 
 CLIPS = 10
-TINY = ["--config=tiny", "--config.data.row_length=256", "--config.generate.max_new_tokens=4"]
+TINY = ["--config=tiny", "--config.data.sequence_length=256", "--config.generate.max_new_tokens=4"]
 # Of the released model on MER2023-SEMI, rows in this order of labels.
 RELEASED = ("angry", "happy", "neutral", "sad", "surprise", "worried")
 CONFUSION = (

@@ -16,14 +16,14 @@ from flax import nnx
 from emollama_jax import cli
 from emollama_jax.cli.predict import frame_rule_of
 from emollama_jax.config import load_config, to_dict
-from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.records import Records
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.infer import batch_run
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import predict_labels
-from emollama_jax.media.clip import ClipConfig, Wanted, read_clip
+from emollama_jax.media.clip import ClipConfig, ReadSpec, read_clip
 from emollama_jax.models.emotion_llama import is_trainable
+from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
@@ -33,7 +33,7 @@ from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, TRAINABLE, rea
 from tests.data.prepared import write_data
 from tests.train.runs import ROOT, config_of, make_inputs, write_meta
 
-TINY = ["--config=tiny", "--config.data.row_length=256", "--config.generate.max_new_tokens=6"]
+TINY = ["--config=tiny", "--config.data.sequence_length=256", "--config.generate.max_new_tokens=6"]
 EVA_VIT = ROOT / "tests/data/reference_tiny/eva_vit_tiny.pth"
 MEDIA = [
     *TINY,
@@ -316,7 +316,7 @@ def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, caps
     assert predict(*argv) == 0
     assert capsys.readouterr().err.count("frame rule") == 1
     (line,) = lines(out)
-    seen = read_clip(video, ClipConfig(max_faces=6), Wanted(56, None, None, False), frame="peak").facts["frame"]
+    seen = read_clip(video, ClipConfig(max_faces=6), ReadSpec(56, None, None, False), frame="peak").clip_info["frame"]
     assert line["clip"]["frame"] == seen > 0
     assert json.loads((tmp_path / "answers.jsonl.run.json").read_text())["frame"] == "peak"
 
@@ -370,10 +370,14 @@ def test_a_subtitle_that_is_too_long_is_an_error_of_its_clip(inputs, tmp_path):
         (["{clips}", "--base", "{base}", "--frame", "last"], 2, "--frame last: give first, middle, peak or a frame"),
         (["{clips}", "--base", "{base}", "--task", "reason", "--question", "Why?"], 2, "goes in place of --task"),
         (["{clips}", "--base", "{base}", "--modalities", "AX"], 2, "modalities 'AX'"),
-        (["{clips}"], 2, "--base: no language model"),
+        (["{video}"], 2, "--eva-vit: no such file: weights/eva_vit_g.pth"),
         (["{clips}", "--base", "{base}", "--subtitles-from", "speech"], 2, "--recogniser"),
         (["{clips}s", "--base", "{base}"], 2, "no split 'helds'"),
-        (["{video}", "--base", "{base}"], 2, "--eva-vit: clips come as frames, which need the encoder"),
+        (
+            ["{video}", "--base", "{base}"],
+            2,
+            "--eva-vit: no such file: weights/eva_vit_g.pth; clips come as frames",
+        ),
         (
             ["{video}", "--base", "{base}", "--random-encoders"],
             2,

@@ -16,21 +16,27 @@ from tests.train.runs import LLAMA
 
 STAGE = """
 import dataclasses
-from emollama_jax.config import DataConfig, MeshConfig, load_config
+from emollama_jax.config import DataConfig, MeshConfig, WeightsConfig, load_config
 from emollama_jax.models.projectors import ProjectorsConfig
 from emollama_jax.text.prompts import PromptConfig
 
 def get_config():
     tiny = load_config("tiny")
     data = DataConfig(
-        train=("data/clips/image_tokens/1.0.0:train",), row_length=512, clips_per_row=2, batch_rows=8, packing_rows=8
+        train=("data/clips/image_tokens/1.0.0:train",),
+        sequence_length=512,
+        clips_per_row=2,
+        batch_rows=8,
+        packing_rows=8,
     )
-    settings = dict(base="weights/smollm2", workdir="{workdir}", init_from="{init_from}", compile_cache="compiled")
+    settings = dict(workdir="{workdir}", compile_cache="compiled")
+    weights = WeightsConfig(base="weights/smollm2", trained="{trained}")
     train = dataclasses.replace(tiny.train, steps=2, warmup_steps=1, log_interval=1, **settings)
     prompt = PromptConfig(tasks=("emotion", "{task}"), max_answer_tokens=40)
     projectors = ProjectorsConfig(feature_size=32)
     mesh = MeshConfig(data=-1)
-    return dataclasses.replace(tiny, mesh=mesh, data=data, prompt=prompt, train=train, projectors=projectors)
+    groups = dict(mesh=mesh, data=data, prompt=prompt, train=train, weights=weights, projectors=projectors)
+    return dataclasses.replace(tiny, **groups)
 """
 
 
@@ -43,11 +49,11 @@ def folder(tmp_path, monkeypatch):
     assert cli.main(["convert", str(LLAMA), str(folder / quickstart.BASE), "--dtype", "float32"]) == 0
     (folder / "smollm2.gguf").touch()
     (folder / "configs").mkdir()
-    for name, task, init_from, workdir in (
+    for name, task, trained, workdir in (
         ("quickstart_stage1", "reason", "", "runs/stage1"),
         ("quickstart_stage2", "reason_v2", "runs/stage1", "runs/stage2"),
     ):
-        text = STAGE.format(task=task, init_from=init_from, workdir=workdir)
+        text = STAGE.format(task=task, trained=trained, workdir=workdir)
         (folder / "configs" / f"{name}.py").write_text(text)
 
     def run(command, cwd):
@@ -72,17 +78,17 @@ def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
         assert f"| {quickstart.MODALITIES[cell['modalities']]} | {cell['scores']['weighted_f1']:.3f} |" in shown
     (answer,) = map(json.loads, (folder / "answer.jsonl").read_text().splitlines())
     assert answer["status"] == "success" and answer["answer"] in shown
-    facts = map(json.loads, (folder / quickstart.RECORDS / "clips.jsonl").read_text().splitlines())
-    (seen,) = (fact["frame"] for fact in facts if fact["name"] == answer["name"])
+    clip_info = map(json.loads, (folder / quickstart.RECORDS / "clips.jsonl").read_text().splitlines())
+    (seen,) = (info["frame"] for info in clip_info if info["name"] == answer["name"])
     assert answer["clip"]["frame"] == seen  # as the run's clips were looked at, by the peak
     assert json.loads((folder / "answer.jsonl.run.json").read_text())["frame"] == "peak"
     (asked,) = map(json.loads, (folder / "question.jsonl").read_text().splitlines())
-    transcription = (folder / "madeup/transcription.csv").read_text()
+    transcription = (folder / "synthetic/transcription.csv").read_text()
     assert f"{asked['name']},{asked['subtitle']}" in transcription.replace('"', "")
     assert answer["subtitle"] == asked["subtitle"]
     for place in ("loss.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
         assert (folder / place).is_file() and str(folder / place).removesuffix("/adapter_config.json") in shown
-    assert json.loads((folder / "madeup/madeup.json").read_text())["people"] == quickstart.PEOPLE
+    assert json.loads((folder / "synthetic/synthetic.json").read_text())["people"] == quickstart.PEOPLE
     assert commands_of(shown) == ["extract", "train", "train", "evaluate", "predict", "export"]
     assert f"[{quickstart.STEPS}/{quickstart.STEPS}]" in shown
 

@@ -69,7 +69,7 @@ def write_data(
 def tiny_config(data: dict[str, Any], **prompt: Any) -> Config:
     """The tiny model on this data."""
     config = load_config("tiny")
-    sizes = {"row_length": 256, "clips_per_row": 4, "batch_rows": 4, "packing_rows": 8, "read_ahead": 8}
+    sizes = {"sequence_length": 256, "clips_per_row": 4, "batch_rows": 4, "packing_rows": 8, "read_ahead": 8}
     return dataclasses.replace(
         config,
         data=DataConfig(**{**sizes, **data}),

@@ -274,7 +274,7 @@ def test_a_record_is_only_asked_what_it_answers(tmp_path):
 
 
 def test_long_samples_are_cut_in_their_answer_and_counted(folder):
-    config = config_of(folder, row_length=80, clips_per_row=1)
+    config = config_of(folder, sequence_length=80, clips_per_row=1)
     config = dataclasses.replace(
         config, prompt=dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
     )
@@ -293,8 +293,8 @@ def test_long_samples_are_cut_in_their_answer_and_counted(folder):
             assert batch["cut"][row, k] == (len(whole.tokens) > 80)
             cut += int(batch["cut"][row, k])
     assert 0 < cut < TRAIN
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=40))
-    with pytest.raises(UserError, match="its prompt alone has .* tokens, a row 40; give data.row_length more"):
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=40))
+    with pytest.raises(UserError, match="its prompt alone has .* tokens, a row has 40; raise data.sequence_length"):
         batches(train_dataset(config, TOKENIZER, epochs=1))
 
 
@@ -310,7 +310,7 @@ def test_rows_are_well_filled(tmp_path):
     path = write_data(
         tmp_path / "merr", {"train": 600}, image="image_tokens", records=records, image_tokens_shape=shape
     )
-    config = config_of(path, row_length=2048, clips_per_row=6, packing_rows=32)
+    config = config_of(path, sequence_length=2048, clips_per_row=6, packing_rows=32)
     prompt = dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
     found = batches(
         train_dataset(
@@ -329,7 +329,7 @@ def test_rows_are_well_filled(tmp_path):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    ("name", "value"), [("row_length", 200), ("clips_per_row", 3), ("batch_rows", 2), ("packing_rows", 3)]
+    ("name", "value"), [("sequence_length", 200), ("clips_per_row", 3), ("batch_rows", 2), ("packing_rows", 3)]
 )
 def test_every_field_of_packing_has_an_effect(folder, name, value):
     def first(**data):

@@ -18,7 +18,7 @@ from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.text.labels import MER2023
 from emollama_jax.text.prompts import Turn, emotion_question, encode_turns, request
-from emollama_jax.train.step import clip_loss, init_state, make_step
+from emollama_jax.train.step import init_state, make_step, multimodal_loss
 from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained, trained_tensors, write_folder
 from emollama_jax.weights.pretrained import load_tokenizer_of
 
@@ -47,7 +47,7 @@ def test_learning_clips(base, real_media, tmp_path):
 
     optimizer = optax.adamw(1e-3)
     graphdef, frozen, state = init_state(model, optimizer)
-    step = make_step(graphdef, optimizer, clip_loss)
+    step = make_step(graphdef, optimizer, multimodal_loss)
     for number in range(60):
         state, metrics = step(state, frozen, batch, jax.random.key(0))
         print(f"step {number}: loss {float(metrics['loss']):.4f}")

@@ -1,5 +1,5 @@
 """Each path from a video to a feature carries its own signal and no other: what a linear probe of features from
-encoders that have learnt nothing tells of made-up clips."""
+encoders that have learnt nothing tells of synthetic clips."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ import pytest
 from emollama_jax.config import load_config
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import Clips, prepare
-from emollama_jax.data.madeup import make_dataset
-from emollama_jax.data.madeup_words import UNCLEAR
 from emollama_jax.data.records import Records
 from emollama_jax.features.encoders import random_encoders
 from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.synthetic.dataset import make_dataset
+from emollama_jax.synthetic.words import UNCLEAR
 from emollama_jax.text.labels import MERR
 
 pytest.importorskip("av")
@@ -27,7 +27,7 @@ RIDGE = 3.0
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
-    """(features [N, 3, D], factors by name) of made-up clips.
+    """(features [N, 3, D], factors by name) of synthetic clips.
 
     The encoders see whole pictures as one patch: in one layer of random numbers, little else is left of where
     something is.

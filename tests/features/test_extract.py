@@ -12,7 +12,6 @@ from emollama_jax.cli import main
 from emollama_jax.config import load_config
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.builders import FACTS, Clips, prepare
-from emollama_jax.data.madeup import make_dataset
 from emollama_jax.data.preparation import Recipe, read_serialized
 from emollama_jax.data.records import Records, decode_frame
 from emollama_jax.errors import UserError
@@ -24,6 +23,7 @@ from emollama_jax.media.contact_sheet import contact_sheet
 from emollama_jax.media.faces import face_crops
 from emollama_jax.media.images import even_indices
 from emollama_jax.media.video import Video
+from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from tests.media.hostile import write_hostile_files
 
@@ -47,15 +47,15 @@ def encoders():
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("made up") / "data", clips={"train": 7, "val": 2}, workers=1)
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("synthetic") / "data", clips={"train": 7, "val": 2}, workers=1)
 
 
 @pytest.fixture(scope="module")
-def clips(made_up):
+def clips(dataset):
     return tuple(
-        Clip(name=spec.name, split=spec.split, emotion=spec.label, subtitle="Well.", video=made_up.video(spec))
-        for spec in made_up.clips
+        Clip(name=spec.name, split=spec.split, emotion=spec.label, subtitle="Well.", video=dataset.video(spec))
+        for spec in dataset.clips
     )
 
 
@@ -84,12 +84,12 @@ def reference(clips, encoders, tmp_path_factory):
     return extracted(clips, tmp_path_factory.mktemp("reference"), encoders, batch_size=1)
 
 
-def test_a_record_holds_the_encoders_features_and_the_peak(reference, made_up, encoders):
+def test_a_record_holds_the_encoders_features_and_the_peak(reference, dataset, encoders):
     records = records_of(reference)
-    assert set(records) == {spec.name for spec in made_up.clips}
-    for spec in made_up.clips:
+    assert set(records) == {spec.name for spec in dataset.clips}
+    for spec in dataset.clips:
         record = records[spec.name]
-        media = read_clip(made_up.video(spec), CONFIG.clip, encoders.wanted(56), frame="peak")
+        media = read_clip(dataset.video(spec), CONFIG.clip, encoders.wanted(56), frame="peak")
         features, has = encoders.features([media], 32)
         np.testing.assert_allclose(record["features"], features[0], atol=1e-5)
         assert record["has_feature"].all() and has.all()
@@ -98,9 +98,9 @@ def test_a_record_holds_the_encoders_features_and_the_peak(reference, made_up, e
         assert (MERR[record["emotion"]], record["subtitle"]) == (spec.label, "Well.")
     metadata = Records(reference.path, "train").metadata
     assert set(metadata["recipe"]["encoders"]) == {"mae", "videomae", "hubert"}
-    facts = [json.loads(line) for line in (reference.path / FACTS).read_text().splitlines()]
-    assert [fact["name"] for fact in facts] == [spec.name for spec in made_up.clips]
-    assert all(fact["faces_looked_for"] == 5 and fact["frames"] > 20 for fact in facts)
+    clip_info = [json.loads(line) for line in (reference.path / FACTS).read_text().splitlines()]
+    assert [info["name"] for info in clip_info] == [spec.name for spec in dataset.clips]
+    assert all(info["faces_looked_for"] == 5 and info["frames"] > 20 for info in clip_info)
 
 
 @pytest.mark.parametrize(
@@ -253,12 +253,12 @@ def test_real_clips(real_clips, encoders, tmp_path):
     clips = [Clip(name=name, split="test", video=path) for name, path in real_clips.items()]
     prepared = extracted(clips, tmp_path / "out", encoders)
     records = records_of(prepared)
-    for fact in map(json.loads, (prepared.path / FACTS).read_text().splitlines()):
-        print(fact)
-        assert fact["faces_found"] == fact["faces_looked_for"] == 5, fact
-        with Video(real_clips[fact["name"]]) as video:
+    for info in map(json.loads, (prepared.path / FACTS).read_text().splitlines()):
+        print(info)
+        assert info["faces_found"] == info["faces_looked_for"] == 5, info
+        with Video(real_clips[info["name"]]) as video:
             sheet = contact_sheet(face_crops(video, even_indices(video.num_frames, 12)))
-        sheet.save(tmp_path / f"{fact['name']}.png")
+        sheet.save(tmp_path / f"{info['name']}.png")
     assert set(records) == set(real_clips)
     features = np.stack([record["features"] for record in records.values()])
     assert np.isfinite(features).all()
@@ -270,8 +270,8 @@ def test_real_clips(real_clips, encoders, tmp_path):
 def test_real_stills(real_stills, encoders, tmp_path):
     clips = [Clip(name=name, split="test", video=path) for name, path in real_stills.items()]
     prepared = extracted(clips, tmp_path / "out", encoders)
-    facts = [json.loads(line) for line in (prepared.path / FACTS).read_text().splitlines()]
-    assert [(fact["frames"], fact["faces_found"]) for fact in facts] == [(1, 1)] * len(real_stills)
+    clip_info = [json.loads(line) for line in (prepared.path / FACTS).read_text().splitlines()]
+    assert [(info["frames"], info["faces_found"]) for info in clip_info] == [(1, 1)] * len(real_stills)
     assert all(record["has_feature"].tolist() == [True, True, False] for record in records_of(prepared).values())
 
 
@@ -283,13 +283,13 @@ def test_fingerprints_name_what_features_depend_on(encoders):
     assert {name for name, text in encoders.fingerprints(more_faces).items() if text != found[name]} == {"mae"}
 
 
-def test_the_command(made_up, tmp_path, capsys):
+def test_the_command(dataset, tmp_path, capsys):
     """A folder of videos, and a list of them that names one too many; then the two are compared."""
-    names = [spec.name for spec in made_up.clips[:3]]
+    names = [spec.name for spec in dataset.clips[:3]]
     videos = tmp_path / "videos"
     videos.mkdir()
     for name in names:
-        shutil.copy(made_up.root / f"video/{name}.mp4", videos)
+        shutil.copy(dataset.root / f"video/{name}.mp4", videos)
     small = [f"--config.{group}.{name}={value}" for group in ("mae", "videomae") for name, value in SMALL.items()]
     common = ["extract", "--config=tiny", *small, "--config.projectors.feature_size=32", "clips", "--random-encoders"]
     common += ["--config.clip.max_faces=3", f"--videos={videos}", "--workers=1"]

@@ -202,6 +202,6 @@ def test_modalities_that_are_none(model, config, modalities):
 
 
 def test_a_prompt_that_no_row_of_training_holds_is_refused(model, config, clips):
-    short = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=90))
+    short = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=90))
     with pytest.raises(UserError, match="clip clip 0: its prompt has [0-9]+ tokens, a row 90; shorten the subtitle"):
         Predictor(model, TOKENIZER, short).check(dataclasses.replace(clips[0], subtitle="so " * 200))

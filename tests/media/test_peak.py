@@ -1,4 +1,4 @@
-"""The peak: of made-up clips, whose peak is known, of faces moved by hand, and of OpenFace's files."""
+"""The peak: of synthetic clips, whose peak is known, of faces moved by hand, and of OpenFace's files."""
 
 import json
 import re
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emollama_jax.data.madeup import draw_face, make_dataset
 from emollama_jax.errors import UserError
 from emollama_jax.media import faces as faces_module
 from emollama_jax.media.face_detection import can_detect
 from emollama_jax.media.faces import FaceCrops, face_crops
 from emollama_jax.media.peak import motion_peak, openface_peak
 from emollama_jax.media.video import Video
+from emollama_jax.synthetic.dataset import draw_face, make_dataset
 
 needs_detector = pytest.mark.skipif(not can_detect(), reason="no face detector on this machine")
 
@@ -40,7 +40,7 @@ HILL = np.maximum(0, 1 - np.abs(np.arange(20) - 12) / 8)
 def made(tmp_path_factory):
     pytest.importorskip("av", reason="PyAV writes and reads the videos")
     made = make_dataset(tmp_path_factory.mktemp("made") / "up", clips={"train": 12}, seed=5, workers=1)
-    return made, json.loads((made.root / "madeup.json").read_text())["clips"]
+    return made, json.loads((made.root / "synthetic.json").read_text())["clips"]
 
 
 def errors(made):

@@ -21,7 +21,7 @@ from emollama_jax.models.emotion_llama import (
 )
 from emollama_jax.models.projectors import PROJECTORS, ProjectorsConfig
 from emollama_jax.sharding import abstract
-from emollama_jax.train.step import clip_loss, init_state, make_step
+from emollama_jax.train.step import init_state, make_step, multimodal_loss
 from emollama_jax.weights.emotion_llama import trained_tensors
 from emollama_jax.weights.engine import param_values
 from tests.models.tiny import initialised
@@ -86,7 +86,7 @@ def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
     assert paths(state.trainable) == names
     assert paths(frozen) == paths(nnx.state(model)) - names
     assert paths(state.opt_state[0].mu) == paths(state.opt_state[0].nu) == names
-    grads = jax.grad(lambda t: clip_loss(nnx.merge(graphdef, t, frozen), batch_of(), None)[0])(state.trainable)
+    grads = jax.grad(lambda t: multimodal_loss(nnx.merge(graphdef, t, frozen), batch_of(), None)[0])(state.trainable)
     assert paths(grads) == names
     at_start = {path: np.abs(value).max() for path, value in param_values(grads).items()}
     assert {path for path, largest in at_start.items() if largest == 0} == {p for p in names if p.endswith("lora_a")}
@@ -100,7 +100,7 @@ def test_each_part_alone(part):
     assert paths(nnx.state(model, functools.partial(is_trainable, parts=(part,)))) == set(TRAINED[part])
     graphdef, frozen, state = init_state(model, optax.sgd(1.0), (part,))
     before = {path: np.array(value) for path, value in param_values(nnx.state(model)).items()}
-    step = make_step(graphdef, optax.sgd(1.0), clip_loss)
+    step = make_step(graphdef, optax.sgd(1.0), multimodal_loss)
     for _ in range(2):  # the first moves LoRA's B, and only then A has a gradient
         state, _ = step(state, frozen, batch_of())
     after = param_values(nnx.state(nnx.merge(graphdef, state.trainable, frozen)))
@@ -110,7 +110,7 @@ def test_each_part_alone(part):
 def test_training_lowers_the_loss():
     optimizer = optax.adamw(1e-2)
     graphdef, frozen, state = init_state(make_model(with_encoder=False), optimizer)
-    step = make_step(graphdef, optimizer, clip_loss)
+    step = make_step(graphdef, optimizer, multimodal_loss)
     losses = []
     for _ in range(8):
         state, metrics = step(state, frozen, batch_of(), jax.random.key(0))
@@ -121,7 +121,7 @@ def test_training_lowers_the_loss():
 
 def test_bfloat16_stays_near_float32():
     half = dataclasses.replace(TINY, llama=dataclasses.replace(TINY.llama, compute_dtype="bfloat16"))
-    losses = [float(clip_loss(make_model(config), batch_of(), None)[0]) for config in (TINY, half)]
+    losses = [float(multimodal_loss(make_model(config), batch_of(), None)[0]) for config in (TINY, half)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
 
 

@@ -15,8 +15,8 @@ from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from emollama_jax.train.checkpoints import Checkpoints, named_arrays
 from emollama_jax.train.optimizer import make_optimizer
-from emollama_jax.train.start import placed_state
-from emollama_jax.train.step import clip_loss, make_step
+from emollama_jax.train.setup import placed_state
+from emollama_jax.train.step import make_step, multimodal_loss
 from tests.train.pod import children, finish_pod, start_pod
 from tests.train.runs import finish, lines, make_inputs, trace
 
@@ -57,7 +57,7 @@ def steps_on(sizes: tuple[int, int, int], folder, *, steps: int, restored: bool)
             state = checkpoints.restore(2, state, iterator)
             arrays = on_host(state)
         everywhere = all(len(x.sharding.device_set) == np.prod(sizes) for x in named_arrays(state).values())
-        step, losses = make_step(graphdef, optimizer, clip_loss), []
+        step, losses = make_step(graphdef, optimizer, multimodal_loss), []
         for _ in range(steps):
             state, metrics = step(state, frozen, batch(), jax.random.key(0))
             losses.append(float(metrics["loss"]))

@@ -22,7 +22,7 @@ from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.prompts import PromptConfig, Turn, encode_turns
 from emollama_jax.text.tokenizers import load_tokenizer
-from emollama_jax.train.step import clip_loss
+from emollama_jax.train.step import multimodal_loss
 from emollama_jax.weights.emotion_llama import load_emotion_llama, trained_tensors
 
 pytest.importorskip("torch")  # the reference's files are torch's
@@ -134,11 +134,16 @@ def test_every_token_is_in_its_place(model, batch, expected):
 
 
 def test_the_losses(model, batch, expected):
-    loss, targets = clip_loss(model, batch, None)
+    loss, targets = multimodal_loss(model, batch, None)
     close(loss, expected["loss"], 1e-4, "loss")
     assert targets == len(expected["target_positions"])
     for row, theirs in enumerate(expected["per_sample_loss"]):
-        close(clip_loss(model, {n: x[row : row + 1] for n, x in batch.items()}, None)[0], theirs, 1e-4, "sample's loss")
+        close(
+            multimodal_loss(model, {n: x[row : row + 1] for n, x in batch.items()}, None)[0],
+            theirs,
+            1e-4,
+            "sample's loss",
+        )
 
 
 def test_the_logits(model, batch, expected):
@@ -153,7 +158,7 @@ def test_the_logits(model, batch, expected):
 
 def test_every_gradient(model, batch, expected):
     graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
-    grads = jax.grad(lambda t: clip_loss(nnx.merge(graphdef, t, frozen), batch, None)[0])(trainable)
+    grads = jax.grad(lambda t: multimodal_loss(nnx.merge(graphdef, t, frozen), batch, None)[0])(trainable)
     like = nnx.merge(graphdef, grads, frozen)
     found = dict(trained_tensors(like))
     theirs = {name.removeprefix("grad:"): value for name, value in expected.items() if name.startswith("grad:")}
@@ -192,7 +197,7 @@ def test_packing_and_devices_change_nothing(placed, samples, expected, order):
     batch = batch_of(rows * (devices // len(rows) or 1), expected)  # the same rows again leave the mean as it is
     graphdef, state = nnx.split(model)
     with use_mesh(mesh, DEFAULT_SHARDING):
-        loss, _ = jax.jit(lambda state: clip_loss(nnx.merge(graphdef, state), batch, None))(state)
+        loss, _ = jax.jit(lambda state: multimodal_loss(nnx.merge(graphdef, state), batch, None))(state)
     close(loss, expected["loss"], 1e-5, "loss")
 
 
@@ -225,7 +230,7 @@ def test_dropout_needs_its_key(model, batch):
         dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, dropout=0.5)),
         trained=DATA / "checkpoint_0.pth",
     )[0]
-    loss = lambda key: float(clip_loss(dropped, batch, key)[0])
-    assert loss(None) == float(clip_loss(dropped, batch, None)[0])
+    loss = lambda key: float(multimodal_loss(dropped, batch, key)[0])
+    assert loss(None) == float(multimodal_loss(dropped, batch, None)[0])
     assert loss(jax.random.key(0)) != loss(None)
     assert loss(jax.random.key(0)) == loss(jax.random.key(0))

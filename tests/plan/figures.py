@@ -4,7 +4,7 @@ from typing import Any
 
 from emollama_jax.config import Config, load_config
 from emollama_jax.plan.compiler import Job
-from emollama_jax.plan.plan import Planned, planned_of
+from emollama_jax.plan.plan import ProgramPlan, planned_of
 from emollama_jax.plan.search import changed
 from emollama_jax.plan.topology import GIB, parse_topology
 
@@ -36,5 +36,5 @@ def too_big(needs_gib: float) -> dict[str, Any]:
     return {"bytes": {"frozen": GIB}, "needs": needs_gib * GIB, "host_gib": 1.0, "cached": False}
 
 
-def planned(config: Config, found: dict[str, Any], topology: str = "v5e-16", program: str = "step") -> Planned:
+def planned(config: Config, found: dict[str, Any], topology: str = "v5e-16", program: str = "step") -> ProgramPlan:
     return planned_of(Job(config, parse_topology(topology), program, config.data.batch_rows), found)

@@ -46,7 +46,7 @@ def test_the_largest_batch_lies_on_the_line_through_two(rows, largest):
 
 
 def test_the_largest_batch_can_be_worked_through_in_its_parts():
-    config = experiment(train={"accumulate": 4})
+    config = experiment(train={"grad_accum_steps": 4})
     other = dataclasses.replace(planned(config, figures(4.5)), rows=32)
     assert largest_rows(planned(config, figures(4.0)), other) % (4 * 16) == 0
 

@@ -31,7 +31,7 @@ def test_a_recipe_fits_its_topology_and_trains_what_stage_1_trains(name):
     assert RECIPES[name]
     for topology in map(parse_topology, RECIPES[name]):
         sizes = sizes_of(config, topology)
-        assert config.data.batch_rows % (sizes["data"] * sizes["fsdp"] * config.train.accumulate) == 0
+        assert config.data.batch_rows % (sizes["data"] * sizes["fsdp"] * config.train.grad_accum_steps) == 0
     assert (config.lora, config.trainable, config.prompt) == (stage1.lora, stage1.trainable, stage1.prompt)
     assert config.data.batch_rows * config.train.steps == pytest.approx(16 * stage1.train.steps, rel=0.01)
 

@@ -35,7 +35,7 @@ class FakeCompiler(Compiler):
 
     def _one(self, job):
         mesh, llama = sizes_of(job.config, job.topology), job.config.llama
-        parts = job.config.train.accumulate
+        parts = job.config.train.grad_accum_steps
         rows = job.rows / (mesh["data"] * mesh["fsdp"]) / parts
         weight = {"bfloat16": 13.0, "int8": 7.0, "nf4": 4.0}[llama.kernel_dtype] / mesh["fsdp"] / mesh["tensor"]
         gib = 1 + weight + rows * {"full": 0.4, "dots": 4, "none": 20}[llama.remat]
@@ -70,7 +70,7 @@ def test_the_search_finds_what_is_fastest_and_fits():
 
 def test_of_equal_speed_fewer_parts_exact_kernels_and_less_memory_are_better():
     one = lambda parts, kernels, gib: planned(
-        experiment(train={"accumulate": parts}, llama={"kernel_dtype": kernels}), figures(gib)
+        experiment(train={"grad_accum_steps": parts}, llama={"kernel_dtype": kernels}), figures(gib)
     )
     order = [one(1, "bfloat16", 5.0), one(1, "float32", 6.0), one(1, "int8", 3.0), one(1, "nf4", 2.0)]
     order += [one(2, "bfloat16", 4.0)]
@@ -101,9 +101,9 @@ def test_slices_hold_copies_of_the_model():
     [(16, 1, (16, 1)), (64, 1, (64, 4)), (64, 2, (64, 2)), (16, 4, (64, 1)), (24, 1, (32, 2)), (1, 1, (16, 1))],
 )
 def test_a_batch_is_the_experiments_in_parts_or_a_larger_one(rows, number, expected):
-    config = experiment(data={"batch_rows": rows}, mesh={"fsdp": 16}, train={"accumulate": 3})
+    config = experiment(data={"batch_rows": rows}, mesh={"fsdp": 16}, train={"grad_accum_steps": 3})
     one = with_rows(config, number, config, V5E)
-    assert (one.data.batch_rows, one.train.accumulate) == expected
+    assert (one.data.batch_rows, one.train.grad_accum_steps) == expected
 
 
 def test_larger_batches_train_on_as_many_rows_at_higher_rates():

@@ -8,7 +8,7 @@ import pytest
 
 from emollama_jax.config import Config, load_config
 from emollama_jax.plan.compiler import Compiler, Job, figures
-from emollama_jax.plan.plan import Planned, planned_of
+from emollama_jax.plan.plan import ProgramPlan, planned_of
 from emollama_jax.plan.search import changed
 from emollama_jax.plan.topology import GIB, parse_topology
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 IMAGE_TOKENS = {"train": ("data/merr/image_tokens/1.0.0:coarse",)}
 
 
-def compiled(config: Config, topology: str, program: str = "step", rows: int | None = None) -> Planned:
+def compiled(config: Config, topology: str, program: str = "step", rows: int | None = None) -> ProgramPlan:
     job = Job(config, parse_topology(topology), program, rows or config.data.batch_rows)
     return planned_of(job, figures(Compiler(), [job])[0])
 
@@ -41,13 +41,13 @@ def small(**groups: dict[str, Any]) -> Config:
         load_config("tiny"),
         llama=dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), "bfloat16") | llama,
         lora={"rank": 16, "dropout": 0.0},
-        data=IMAGE_TOKENS | {"row_length": 128, "clips_per_row": 1, "batch_rows": 4},
+        data=IMAGE_TOKENS | {"sequence_length": 128, "clips_per_row": 1, "batch_rows": 4},
     )
     return changed(config, **groups)
 
 
 @pytest.fixture(scope="module")
-def shared() -> Planned:
+def shared() -> ProgramPlan:
     return compiled(small(mesh={"fsdp": 4}), "v5e-4")
 
 

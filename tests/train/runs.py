@@ -27,7 +27,7 @@ def make_inputs(folder: Path) -> Path:
     image tokens."""
     assert cli.main(["convert", str(LLAMA), str(folder / "base"), "--dtype", "float32"]) == 0
     path = write_data(folder / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "one"})
-    seal(path, "made up")
+    seal(path, "synthetic")
     path.rename(folder / "clips")
     return folder
 
@@ -53,13 +53,13 @@ def arguments(inputs: Path, workdir: Path, **fields: Any) -> list[str]:
     values = {
         "seed": 7,
         "data__train": f"{inputs}/clips:train",
-        "data__row_length": 256,
+        "data__sequence_length": 256,
         "data__clips_per_row": 2,
         "data__batch_rows": 8,
         "data__packing_rows": 8,
         "data__read_ahead": 8,
         "prompt__tasks": "emotion,reason",
-        "train__base": inputs / "base",
+        "weights__base": inputs / "base",
         "train__workdir": workdir,
         "train__steps": 4,
         "train__warmup_steps": 2,

@@ -95,7 +95,7 @@ def test_damage_to_any_file_is_seen_and_the_one_before_is_taken(tmp_path):
             shutil.copytree(whole, run)
             spoil(run / "checkpoints/5" / name)
             said = []
-            with Checkpoints(epath.Path(run), keep=2, say=said.append) as checkpoints:
+            with Checkpoints(epath.Path(run), keep=2, log=said.append) as checkpoints:
                 assert checkpoints.newest == 3, (name, how)
             (message,) = said
             assert "checkpoint of step 5 is " in message and "put aside" in message
@@ -108,7 +108,7 @@ def test_after_damage_the_run_goes_on_and_makes_the_step_again(tmp_path):
     write(tmp_path, 3, 5)
     (tmp_path / "checkpoints/5/files.json").unlink()
     said = []
-    with Checkpoints(epath.Path(tmp_path), keep=2, say=said.append) as checkpoints:
+    with Checkpoints(epath.Path(tmp_path), keep=2, log=said.append) as checkpoints:
         iterator = iterator_at(0)
         assert same(checkpoints.restore(3, state_of(0), iterator), state_of(3))
         assert next(iterator) == 3

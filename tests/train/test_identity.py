@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def identity(folder: Path, *frames: str) -> dict:
-    config, _ = parse_flags([f"--config.train.base={folder}/base"], load_config("tiny"))
+    config, _ = parse_flags([f"--config.weights.base={folder}/base"], load_config("tiny"))
     return identity_of(config, open_sources([f"{folder}/{frame}:train" for frame in frames], config, "data.train"), 1)
 
 

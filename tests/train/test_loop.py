@@ -14,7 +14,7 @@ from emollama_jax.data.preparation import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.text.labels import MERR
-from emollama_jax.train import loop, start
+from emollama_jax.train import loop, setup
 from emollama_jax.train.loop import End, train
 from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained
 from emollama_jax.weights.engine import param_values
@@ -39,8 +39,8 @@ def recorded(inputs):
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 2, "train__log_interval": 2}
     fields |= {"train__best_metric": "f1", "train__keep": 4, "train__profile": "(2, 3)"}
 
-    def begin(*args, **kwargs):
-        run = start.begin(*args, **kwargs)
+    def setup_run(*args, **kwargs):
+        run = setup.setup_run(*args, **kwargs)
         kept.extend([run, jax.tree.map(np.array, jax.tree.leaves(run.frozen))])
         return run
 
@@ -49,7 +49,7 @@ def recorded(inputs):
         return {"f1": next(scores)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "begin", begin)
+        patch.setattr(loop, "setup_run", setup_run)
         outcome = train(config_of(inputs, workdir, **MESH, **fields), more_metrics=more)
     return workdir, outcome, *kept
 
@@ -105,11 +105,11 @@ def first_state(monkeypatch, config):
     class Begun(Exception):
         pass
 
-    def begin(*args, **kwargs):
-        raise Begun(start.begin(*args, **kwargs))
+    def setup_run(*args, **kwargs):
+        raise Begun(setup.setup_run(*args, **kwargs))
 
     with monkeypatch.context() as patch, pytest.raises(Begun) as caught:
-        patch.setattr(loop, "begin", begin)
+        patch.setattr(loop, "setup_run", setup_run)
         train(config)
     run = caught.value.args[0]
     run.iterator.close()
@@ -133,9 +133,9 @@ def test_new_adapters_change_nothing(inputs, tmp_path):
     np.testing.assert_array_equal(logits(adapted.llama), logits(plain))
 
 
-def test_resume_comes_before_init_from_and_that_before_new_weights(inputs, done, tmp_path, monkeypatch):
+def test_resume_comes_before_trained_weights_and_that_before_new_weights(inputs, done, tmp_path, monkeypatch):
     workdir, _ = done
-    trained, fields = read_run(workdir).values, {**MESH, "train__init_from": workdir}
+    trained, fields = read_run(workdir).values, {**MESH, "weights__trained": workdir}
 
     def differing(run):
         found = param_values(run.state.trainable)
@@ -148,23 +148,23 @@ def test_resume_comes_before_init_from_and_that_before_new_weights(inputs, done,
     assert given.step == 0 and differing(given) == []
     assert not np.any(jax.tree.leaves(given.state.opt_state)[-1])
     third = first_state(
-        monkeypatch, config_of(inputs, tmp_path / "third", **fields | {"train__init_from": workdir / "checkpoints/3"})
+        monkeypatch, config_of(inputs, tmp_path / "third", **fields | {"weights__trained": workdir / "checkpoints/3"})
     )
     assert differing(third)
-    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, train__init_from="nowhere"))
+    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, weights__trained="nowhere"))
     assert resumed.step == 4 and differing(resumed) == [] and int(resumed.state.step) == 4
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"lora__dropout": 0.1}, r"config\.lora\.dropout was 0\.05 in this run and is 0\.1 now: .*init_from="),
+        ({"lora__dropout": 0.1}, r"config\.lora\.dropout was 0\.05 in this run and is 0\.1 now: .*weights.trained="),
         ({"train__beta2": 0.99}, r"config\.train\.beta2 was 0\.999"),
-        ({"data__row_length": 288}, r"config\.data\.row_length was 256"),
+        ({"data__sequence_length": 288}, r"config\.data\.sequence_length was 256"),
         ({"prompt__tasks": "emotion"}, r"config\.prompt\.tasks was \['emotion', 'reason'\]"),
         ({"seed": 8}, r"config\.seed was 7"),
         ({"trainable": "lora,image_proj"}, r"config\.trainable was"),
-        ({"train__accumulate": 1, "train__clip_norm": 1.0}, r"config\.train\.clip_norm was 0\.0"),
+        ({"train__grad_accum_steps": 1, "train__clip_norm": 1.0}, r"config\.train\.clip_norm was 0\.0"),
     ],
 )
 def test_another_experiment_does_not_go_on(inputs, done, fields, message):
@@ -176,18 +176,18 @@ def test_another_experiment_does_not_go_on(inputs, done, fields, message):
 def test_other_data_or_another_base_does_not_go_on(inputs, done, tmp_path):
     data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens")
     seal(data, "another")
-    with pytest.raises(UserError, match=r"config\.data\.train: not what this run was begun with, .*init_from="):
+    with pytest.raises(UserError, match=r"config\.data\.train: not what this run was begun with, .*weights.trained="):
         train(config_of(inputs, done[0], **MESH, data__train=f"{data}:train"))
     base = tmp_path / "base"
     assert cli.main(["convert", str(inputs / "base"), str(base), "--dtype", "bfloat16"]) == 0
-    with pytest.raises(UserError, match=r"config\.train\.base: not what this run was begun with"):
-        train(config_of(inputs, done[0], **MESH, train__base=base))
+    with pytest.raises(UserError, match=r"config\.weights\.base: not what this run was begun with"):
+        train(config_of(inputs, done[0], **MESH, weights__base=base))
 
 
 def test_features_of_other_encoders_are_refused(inputs, done, tmp_path):
     """From a run that learnt others, and where the training's and the validation's differ."""
     data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "other"})
-    fields = {**MESH, "data__train": f"{data}:train", "train__init_from": done[0]}
+    fields = {**MESH, "data__train": f"{data}:train", "weights__trained": done[0]}
     with pytest.raises(UserError, match=r"data.train: mae features of other, and .* was trained on those of one; extr"):
         train(config_of(inputs, tmp_path / "from", **fields))
     with pytest.raises(UserError, match=r"mae features of different encoders .*one.*other"):
@@ -206,9 +206,9 @@ def test_what_changes_no_step_may_change(inputs, done):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"train__base": "nowhere"}, r"train\.base: no base checkpoint: nowhere; make one with emollama convert"),
+        ({"weights__base": "nowhere"}, r"weights\.base: no base checkpoint: nowhere; make one with emollama convert"),
         ({"mesh__data": 3}, r"config\.mesh data=3 .* does not fit 8 devices"),
-        ({"train__accumulate": 3}, r"config\.train\.accumulate=3: data\.batch_rows=8 must be a multiple"),
+        ({"train__grad_accum_steps": 3}, r"config\.train\.grad_accum_steps=3: data\.batch_rows=8 must be a multiple"),
     ],
 )
 def test_what_cannot_be_is_one_line(inputs, tmp_path, fields, message):
@@ -218,7 +218,8 @@ def test_what_cannot_be_is_one_line(inputs, tmp_path, fields, message):
 
 
 def test_a_run_needs_a_folder_and_a_base():
-    for fields, message in (({}, r"train\.workdir: no folder"), ({"workdir": "x"}, r"train\.base: no language model")):
+    no_base = r"weights\.base: no base checkpoint: weights/llama2"
+    for fields, message in (({}, r"train\.workdir: no folder"), ({"workdir": "x"}, no_base)):
         with pytest.raises(UserError, match=message):
             train(Config(train=TrainConfig(**fields)))
 
@@ -283,9 +284,9 @@ def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     workdir = Path("run")  # as users name it
-    fields = {"train__init_from": PTH, "trainable": "lora,cls_proj"}
+    fields = {"weights__trained": PTH, "trainable": "lora,cls_proj"}
     assert train(config_of(inputs, workdir, **MESH, **fields)).end is End.DONE
-    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, **fields | {"train__init_from": "nowhere"}))
+    resumed = first_state(monkeypatch, config_of(inputs, workdir, **MESH, **fields | {"weights__trained": "nowhere"}))
     assert cli.main(["export", str(workdir), str(tmp_path / "out.pth"), "--to", "pth"]) == 0
     assert cli.main(["export", str(workdir / "checkpoints/4"), str(tmp_path / "peft"), "--to", "peft"]) == 0
     given, pth, peft = open_trained(PTH), open_trained(tmp_path / "out.pth"), open_trained(tmp_path / "peft")
@@ -315,12 +316,12 @@ def test_frames_go_through_the_frozen_encoder(inputs, tmp_path):
         "train__warmup_steps": 1,
         "train__warmup_from": 0.0,
     }
-    with pytest.raises(UserError, match=r"train\.eva_vit: the data is of frames and needs the encoder"):
+    with pytest.raises(UserError, match=r"weights\.eva_vit: no such file: weights/eva_vit_g.pth; the data"):
         train(config_of(inputs, tmp_path / "run", **fields))
-    fields |= {"train__eva_vit": reference / "eva_vit_tiny.pth", "train__ln_vision": reference / "ln_vision.pth"}
+    fields |= {"weights__eva_vit": reference / "eva_vit_tiny.pth", "weights__ln_vision": reference / "ln_vision.pth"}
     assert train(config_of(inputs, tmp_path / "run", **fields)).end is End.DONE
     assert not [name for name in read_run(tmp_path / "run").values if name.startswith("eva_vit")]
     other = tmp_path / "other.pth"
     other.write_bytes((reference / "eva_vit_tiny.pth").read_bytes() + b"\0")
-    with pytest.raises(UserError, match=r"config\.train\.eva_vit: not what this run was begun with"):
-        train(config_of(inputs, tmp_path / "run", **fields | {"train__eva_vit": other}))
+    with pytest.raises(UserError, match=r"config\.weights\.eva_vit: not what this run was begun with"):
+        train(config_of(inputs, tmp_path / "run", **fields | {"weights__eva_vit": other}))

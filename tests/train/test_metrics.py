@@ -4,7 +4,7 @@ import json
 import pytest
 from etils import epath
 
-from emollama_jax.train.metrics import JsonLines, Progress, Several, Stopwatch, TensorBoard
+from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard
 
 pytestmark = pytest.mark.smoke
 
@@ -41,7 +41,7 @@ def test_progress_is_lines_elsewhere_and_one_line_on_a_terminal():
         progress = Progress(1000, out)
         for step in (10, 20):
             progress.write_scalars(step, {"loss": 1.5, "clips_per_s": 12.34, "batch": "00ff"})
-        progress.say("resumed")
+        progress.log("resumed")
         progress.close()
         text = out.getvalue()
         assert "step 10/1,000  loss 1.5000  12.3 clips/s" in text and "left" in text
@@ -53,7 +53,7 @@ def test_progress_is_lines_elsewhere_and_one_line_on_a_terminal():
 def test_event_files_hold_what_was_written(tmp_path):
     from tensorboardX.proto import event_pb2
 
-    writer = Several([TensorBoard(epath.Path(tmp_path), after=4)])
+    writer = MultiWriter([TensorBoard(epath.Path(tmp_path), after=4)])
     writer.write_scalars(5, {"loss": 0.25, "batch": "text is not drawn"})
     writer.flush()
     writer.close()

@@ -59,7 +59,7 @@ def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
     """Two steps in 4 s, of which 1 s was waiting for data, after a start of 10 s; a line for both."""
     now = [0.0]
     monkeypatch.setattr("emollama_jax.train.metrics.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("emollama_jax.train.report.peak_of", lambda kind: Peak(flops=1000.0, bytes_per_s=1.0))
+    monkeypatch.setattr("emollama_jax.train.report.device_peak_flops", lambda kind: Peak(flops=1000.0, bytes_per_s=1.0))
     watch, kept, cost = Stopwatch(), Kept(), Cost(frozen=100, adapters=10, attention=6)
     with watch.on("start"):
         now[0] += 10
@@ -72,7 +72,7 @@ def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
         rate=lambda step: step / 100,
         interval=2,
         skip=False,
-        say=print,
+        log=print,
     )
     values = {"loss": 2.5, "grad_norm": 0.5, "targets": 12, **described(batch())}
     values = jax.tree.map(jnp.asarray, values)

@@ -167,10 +167,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch):
     """The rows have different numbers of targets, so the parts do not weigh the same."""
     optimizer, results = optax.sgd(1.0), []
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
-    for accumulate in (1, 2):
+    for grad_accum_steps in (1, 2):
         with use_mesh(mesh, DEFAULT_SHARDING):
             graphdef, frozen, state = init_state(init_sharded(make_model, mesh, DEFAULT_SHARDING), optimizer)
-            step = make_step(graphdef, optimizer, text_loss, accumulate=accumulate)
+            step = make_step(graphdef, optimizer, text_loss, grad_accum_steps=grad_accum_steps)
             state, metrics = step(state, frozen, batch)
             results.append(on_host((state.trainable, metrics)))
     for one, other in zip(*results, strict=True):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.atomic import atomic_folder
+from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.weights.sources import open_source, write_safetensors_folder
 
 DTYPES = ["float32", "float16", "float64", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool"]

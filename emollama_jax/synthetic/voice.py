@@ -1,4 +1,4 @@
-"""Voice-like sound for made-up clips: a pulse train through formants, syllable by syllable.
+"""Voice-like sound for synthetic clips: a pulse train through formants, syllable by syllable.
 
 Axes: S samples.
 """

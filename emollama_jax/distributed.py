@@ -19,7 +19,7 @@ from emollama_jax.errors import UserError
 
 HEARTBEAT_S = 20  # a process that has been silent so long is given up, and the others end
 LEAVING_S = 60  # one that ends has to be followed by the others within this
-MEETING_S = 1800  # and comes within this to where all wait for all
+BARRIER_TIMEOUT_S = 1800  # and comes within this to where all wait for all
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -67,7 +67,7 @@ def find_group(
 
 
 @contextlib.contextmanager
-def joined(group: Group | None) -> Iterator[None]:
+def process_group(group: Group | None) -> Iterator[None]:
     """Within the block this process is one of the group. To be entered before JAX touches a device.
 
     Raises:
@@ -100,12 +100,12 @@ def _check_devices() -> None:
         raise NotStarted(f"no devices ({reason}); JAX_PLATFORMS=cpu runs on the processor") from error
 
 
-def meet(where: str, timeout_s: int = MEETING_S) -> None:
+def barrier(where: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
     """Waits for the other processes, so that none gives up one that is slower to load, to compile or to work."""
     ocp.multihost.get_barrier_sync_fn()(key=f"emollama/{where}", timeout_ms=1000 * timeout_s)
 
 
-class Notice:
+class PreemptionGuard:
     """SIGTERM as notice that the run is to save and end: on a machine that is taken away, or by hand.
 
     Of several processes one that gets it is enough; all end after the same step.
@@ -114,7 +114,7 @@ class Notice:
     def __init__(self):
         self._given = False
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "PreemptionGuard":
         if jax.process_count() == 1:  # of several, JAX listens and agrees on the step
             self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
@@ -126,7 +126,7 @@ class Notice:
     def _receive(self, number: int, frame: object) -> None:
         self._given = True
 
-    def given(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """Whether to end after this step. To be asked once for every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,4 @@
-"""The clips of a made-up data set: what a label stands for, and how a clip shows it.
+"""The clips of a synthetic data set: what a label stands for, and how a clip shows it.
 
 Axes: H x W pixels, t frames, S samples.
 
@@ -27,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from emollama_jax.data.madeup_face import EXPRESSIONS, Look, draw_face, motion, random_look
-from emollama_jax.data.madeup_voice import TONES, Tone, voice
-from emollama_jax.data.madeup_words import AU_WORDS, UNCLEAR, sentence
+from emollama_jax.synthetic.face import EXPRESSIONS, Look, draw_face, motion, random_look
+from emollama_jax.synthetic.voice import TONES, Tone, voice
+from emollama_jax.synthetic.words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
 VERSION = 2  # of what a seed gives

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.atomic import atomic_file
+from emollama_jax.io.atomic import atomic_file
 
 
 class NotAvailable(UserError):

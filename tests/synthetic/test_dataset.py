@@ -1,4 +1,4 @@
-"""Made-up clips: the files, the films, and that each modality tells what it should and nothing else."""
+"""Synthetic clips: the files, the films, and that each modality tells what it should and nothing else."""
 
 import csv
 import itertools
@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emollama_jax.data import madeup
-from emollama_jax.data.madeup import Factors, clip_factors, clip_spec, draw_face, make_dataset, render_clip
-from emollama_jax.data.madeup_clip import (
+from emollama_jax.errors import UserError
+from emollama_jax.synthetic import dataset
+from emollama_jax.synthetic.clip import (
     LABELS,
     NUM_FRAMES,
     UNCLEAR_SHARE,
@@ -26,10 +26,10 @@ from emollama_jax.data.madeup_clip import (
     fitting_labels,
     peak_aus,
 )
-from emollama_jax.data.madeup_face import EXPRESSIONS, SIZE, motion
-from emollama_jax.data.madeup_voice import LOUDEST
-from emollama_jax.data.madeup_words import SENTENCES, UNCLEAR
-from emollama_jax.errors import UserError
+from emollama_jax.synthetic.dataset import Factors, clip_factors, clip_spec, draw_face, make_dataset, render_clip
+from emollama_jax.synthetic.face import EXPRESSIONS, SIZE, motion
+from emollama_jax.synthetic.voice import LOUDEST
+from emollama_jax.synthetic.words import SENTENCES, UNCLEAR
 from emollama_jax.text.answers import normalize_answer
 from emollama_jax.text.labels import MERR
 
@@ -338,7 +338,7 @@ def test_the_annotations_are_those_of_the_reference(made, grain, caption):
     amounts = Counter(entry["pseu_emotion"] for entry in entries.values())
     assert set(amounts) == set(MERR)
     assert len(entries) == {"coarse": 27, "fine": 18}[grain]
-    aus = json.loads((made.root / "madeup.json").read_text())["clips"]
+    aus = json.loads((made.root / "synthetic.json").read_text())["clips"]
     for name, entry in entries.items():
         clip = clips[name]
         assert set(entry) == {
@@ -360,7 +360,7 @@ def test_the_annotations_are_those_of_the_reference(made, grain, caption):
 
 
 def test_how_it_was_made_is_told(made):
-    told = json.loads((made.root / "madeup.json").read_text())
+    told = json.loads((made.root / "synthetic.json").read_text())
     assert (told["version"], told["seed"], told["fps"], told["size"]) == (2, 0, FPS, SIZE)
     assert list(told["clips"]) == [clip.name for clip in made.clips]
     for clip in made.clips:
@@ -369,7 +369,7 @@ def test_how_it_was_made_is_told(made):
         assert (entry["split"], entry["label"], entry["num_frames"]) == (clip.split, clip.label, clip.num_frames)
         left, top, right, bottom = entry["face_box"]
         assert left < entry["head"][0] < right and top < entry["head"][1] < bottom
-    names = {f"relative_{split}_NCEV.txt" for split in CLIPS} | {"transcription.csv", "madeup.json", "video"}
+    names = {f"relative_{split}_NCEV.txt" for split in CLIPS} | {"transcription.csv", "synthetic.json", "video"}
     names |= {f"MERR_{grain}_grained.{kind}" for grain in ("coarse", "fine") for kind in ("txt", "json")}
     assert {path.name for path in made.root.iterdir()} == names
 
@@ -410,7 +410,7 @@ def test_a_broken_run_leaves_nothing(av, tmp_path, monkeypatch, problem):
             raise problem
         return render_clip(spec)
 
-    monkeypatch.setattr(madeup, "render_clip", render_two)
+    monkeypatch.setattr(dataset, "render_clip", render_two)
     with pytest.raises(problem):
         make_dataset(tmp_path / "up", clips={"train": 9}, workers=1)
     assert len(specs) == 3 and list(tmp_path.iterdir()) == []
@@ -419,7 +419,7 @@ def test_a_broken_run_leaves_nothing(av, tmp_path, monkeypatch, problem):
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a group of processes, as a terminal does")
 def test_an_interrupted_run_of_several_processes_leaves_nothing(av, tmp_path):
     arguments = f"{str(tmp_path / 'up')!r}, clips={{'train': 2000}}, workers=2"  # more than are made before the end
-    code = f"from emollama_jax.data.madeup import make_dataset; make_dataset({arguments})"
+    code = f"from emollama_jax.synthetic.dataset import make_dataset; make_dataset({arguments})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=os.getcwd()
     )

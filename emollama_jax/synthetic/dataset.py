@@ -1,7 +1,7 @@
 """A data set made from nothing but numbers: short videos of drawn faces with babbling voices, and subtitles.
 
 Face, voice and words each tell three labels from the rest, two of them nearly always one, all three always:
-`madeup_clip` says how.
+`synthetic/clip.py` says how.
 """
 
 import csv
@@ -13,7 +13,12 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from emollama_jax.data.madeup_clip import (
+from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.worker_pool import default_workers, map_ahead
+from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.media.container import import_av
+from emollama_jax.synthetic.clip import (
     FPS,
     VERSION,
     ClipSpec,
@@ -27,20 +32,15 @@ from emollama_jax.data.madeup_clip import (
     peak_aus,
     render_clip,
 )
-from emollama_jax.data.madeup_face import SIZE, draw_face
-from emollama_jax.data.madeup_voice import voice
-from emollama_jax.data.madeup_words import AU_WORDS, VOICES, coarse_caption, fine_caption
-from emollama_jax.data.processes import default_workers, map_ahead
-from emollama_jax.errors import UserError
-from emollama_jax.media.audio import SAMPLE_RATE
-from emollama_jax.media.container import import_av
+from emollama_jax.synthetic.face import SIZE, draw_face
+from emollama_jax.synthetic.voice import voice
+from emollama_jax.synthetic.words import AU_WORDS, VOICES, coarse_caption, fine_caption
 from emollama_jax.text.labels import MERR
-from emollama_jax.weights.atomic import atomic_folder
 
 __all__ = [
     "ClipSpec",
     "Factors",
-    "MadeUp",
+    "SyntheticDataset",
     "clip_factors",
     "clip_spec",
     "draw_face",
@@ -56,7 +56,7 @@ VALENCE = dict(zip(MERR, (3.0, -3.0, 0.0, -2.5, -1.5, 0.5, -3.5, -1.0, -0.5), st
 
 
 @dataclass(frozen=True, slots=True)
-class MadeUp:
+class SyntheticDataset:
     """A data set on disk."""
 
     root: Path
@@ -75,7 +75,7 @@ def make_dataset(
     seed: int = 0,
     people: int | None = None,
     workers: int | None = None,
-) -> MadeUp:
+) -> SyntheticDataset:
     """Make the data set in a new folder, in the files of the reference: it appears complete or not at all.
 
         video/{name}.mp4                                H.264 (or MPEG-4) and AAC
@@ -83,7 +83,7 @@ def make_dataset(
         MERR_coarse_grained.txt, MERR_fine_grained.txt  name frames emotion; of `train`, the second of a part of it
         MERR_coarse_grained.json, ..._fine_grained.json what is seen, heard and said in these, and a caption
         transcription.csv                               name,sentence
-        madeup.json                                     how each clip was made: its factors, the true peak, its face
+        synthetic.json                                     how each clip was made: its factors, the true peak, its face
 
     Every clip depends on the seed, its split and its number alone: a larger data set begins with the smaller one.
 
@@ -111,8 +111,8 @@ def make_dataset(
         (folder / "video").mkdir()
         _for_each(specs, partial(_write_video, folder / "video"), workers)
         _write_lists(folder, specs, list(clips))
-        _write_json(folder / "madeup.json", _how_it_was_made(specs, seed, people))
-    return MadeUp(Path(root), seed, tuple(specs))
+        _write_json(folder / "synthetic.json", _how_it_was_made(specs, seed, people))
+    return SyntheticDataset(Path(root), seed, tuple(specs))
 
 
 def _for_each(specs: list[ClipSpec], work: Callable[[ClipSpec], None], workers: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Drawn faces that move by action units, for made-up clips.
+"""Drawn faces that move by action units, for synthetic clips.
 
 Axes: H x W pixels, t frames. Inside a face, x and y count in half-widths of the face from its centre, y downwards.
 """

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from emollama_jax.data.processes import default_workers, interrupts_deferred, map_ahead
+from emollama_jax.io.worker_pool import default_workers, interrupts_deferred, map_ahead
 
 
 def double(number: int) -> int:

@@ -1,4 +1,4 @@
-"""What is said in made-up clips, and what is written about them."""
+"""What is said in synthetic clips, and what is written about them."""
 
 from collections.abc import Sequence
 

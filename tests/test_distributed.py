@@ -1,8 +1,8 @@
 import pytest
 
 from emollama_jax import cli
+from emollama_jax.distributed import ENVIRONMENT, Group, find_group
 from emollama_jax.errors import UserError
-from emollama_jax.train.distributed import ENVIRONMENT, Group, find_group
 
 pytestmark = pytest.mark.smoke
 OURS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}

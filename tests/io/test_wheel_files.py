@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.package_files import NotAvailable, take_out
+from emollama_jax.io.wheel_files import NotAvailable, take_out
 
 pytestmark = pytest.mark.smoke
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
 from emollama_jax.data.pipeline import (
-    Numbered,
+    IndexedRecords,
     encoders_of,
     image_of,
     onto_devices,
@@ -24,10 +24,10 @@ from emollama_jax.data.pipeline import (
     process_share,
     train_dataset,
 )
+from emollama_jax.distributed import barrier
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.train.checkpoints import Checkpoints
-from emollama_jax.train.distributed import meet
 from emollama_jax.train.identity import check_encoders, check_same, identity_of
 from emollama_jax.train.report import with_row_hash
 from emollama_jax.train.speed import Cost, cost_of
@@ -40,7 +40,7 @@ from emollama_jax.weights.runs import FIXED
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TrainSetup:
     """A run before its next step.
 
     Attributes:
@@ -56,29 +56,29 @@ class Beginning:
     state: TrainState
     iterator: grain.DatasetIterator
     validation: Validation | None
-    sources: Sequence[Numbered]
+    sources: Sequence[IndexedRecords]
     cost: Cost
     identity: Mapping[str, Any]
 
 
-def begin(
+def setup_run(
     config: Config,
     mesh: Mesh,
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformation,
     *,
     more_metrics: MoreMetrics | None,
-    say: Callable[[str], None],
-) -> Beginning:
-    """Resumes from the newest sound checkpoint; without one begins with the weights of `train.init_from`; without
+    log: Callable[[str], None],
+) -> TrainSetup:
+    """Resumes from the newest sound checkpoint; without one begins with the weights of `weights.trained`; without
     these with new ones.
 
     Raises:
         UserError: as `train`.
     """
-    settings, workdir, step = config.train, checkpoints.workdir, checkpoints.newest
+    workdir, step = checkpoints.workdir, checkpoints.newest
     sources = open_sources(config.data.train, config, "data.train")
-    tokenizer = load_tokenizer_of(settings.base, config.llama.vocab_size)
+    tokenizer = load_tokenizer_of(config.weights.base, config.llama.vocab_size)
     share = process_share(config, mesh)
     identity, best = identity_of(config, sources, share[1]), Best()
     if step is not None:
@@ -89,33 +89,33 @@ def begin(
         model = _load_model(config, mesh, identity, None)
         _restore_fixed(workdir, model, config)
     else:
-        if settings.init_from:
-            check_encoders(settings.init_from, identity)
-        model = _load_model(config, mesh, identity, settings.init_from or None)
+        if config.weights.trained:
+            check_encoders(config.weights.trained, identity)
+        model = _load_model(config, mesh, identity, config.weights.trained or None)
         carried, adapter_name = _carried_tensors(config)
         identity |= {"carried": sorted(carried), "adapter_name": adapter_name}
         _save_fixed(workdir, carried | _fixed_params(model, config))
     cost = cost_of(model.llama)
-    meet("loaded")
+    barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     dataset = train_dataset(config, tokenizer, share=share).map(with_row_hash)
     iterator = iter(onto_devices(dataset, config, mesh))
     if step is not None:
         state = checkpoints.restore(step, state, iterator)
-        say(f"resumed from step {step:,}: {workdir}")
+        log(f"resumed from step {step:,}: {workdir}")
     validation = _validation(config, graphdef, mesh, tokenizer, sources, more_metrics)
-    return Beginning(step or 0, best, graphdef, frozen, state, iterator, validation, sources, cost, identity)
+    return TrainSetup(step or 0, best, graphdef, frozen, state, iterator, validation, sources, cost, identity)
 
 
-def _load_model(config: Config, mesh: Mesh, identity: Mapping[str, Any], init_from: str | None) -> EmotionLlama:
-    """The base, adapters and projectors of `init_from` or new ones, and the encoder where the data is of frames."""
-    settings, encodes = config.train, identity["encoder"] is not None
+def _load_model(config: Config, mesh: Mesh, identity: Mapping[str, Any], trained: str | None) -> EmotionLlama:
+    """The base, adapters and projectors of `trained` or new ones, and the encoder where the data is of frames."""
+    encodes = identity["encoder"] is not None
     model, _ = load_emotion_llama(
-        settings.base,
+        config.weights.base,
         config,
-        trained=init_from,
-        eva_vit=settings.eva_vit if encodes else None,
-        ln_vision=(settings.ln_vision or None) if encodes else None,
+        trained=trained,
+        eva_vit=config.weights.eva_vit if encodes else None,
+        ln_vision=(config.weights.ln_vision or None) if encodes else None,
         mesh=mesh,
     )
     return model
@@ -136,7 +136,7 @@ def _validation(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
     tokenizer: Tokenizer,
-    sources: Sequence[Numbered],
+    sources: Sequence[IndexedRecords],
     more: MoreMetrics | None,
 ) -> Validation | None:
     if not config.train.validation:
@@ -155,10 +155,10 @@ def _fixed_params(model: EmotionLlama, config: Config) -> dict[str, jax.Array]:
 
 
 def _carried_tensors(config: Config) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of `train.init_from` that the model does not have, and the name of its adapter in files."""
-    if not config.train.init_from:
+    """The tensors of `weights.trained` that the model does not have, and the name of its adapter in files."""
+    if not config.weights.trained:
         return {}, ""
-    trained = open_trained(config.train.init_from, alpha=config.lora.alpha)
+    trained = open_trained(config.weights.trained, alpha=config.lora.alpha)
     return {name: array for name, array in trained.tensors() if is_carried(name)}, trained.adapter_name
 
 
