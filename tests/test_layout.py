@@ -99,6 +99,28 @@ def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    """Imports inside functions count too."""
+    graph = {}
+    for path in MODULES:
+        names = imported(ast.parse(path.read_text()))
+        graph[module_name(path)] = names | {name.rpartition(".")[0] for name in names}
+    known = graph.keys()
+    graph = {name: {used for used in below if used in known and used != name} for name, below in graph.items()}
+    while leaves := {name for name, below in graph.items() if not below & graph.keys()}:
+        graph = {name: below for name, below in graph.items() if name not in leaves}
+    assert sorted(graph) == [], "these import each other, or modules that do"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_about_one_thing(path):
+    assert len(path.read_text().splitlines()) <= 400, "look for the second thing in it"
+
+
 def test_every_folder_of_modules_is_a_package():
     assert [str(path) for path in {p.parent for p in MODULES} if not (path / "__init__.py").exists()] == []
 
