@@ -12,15 +12,16 @@ import jax
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config, MeshConfig, from_dict, parse_flags
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.infer.identity import check_image_encoder, check_image_tokens
+from emollama_jax.io.paths import as_path
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run, located
+from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run
 
 IMAGE_ENCODER = ("eva_vit", "ln_vision")
 
@@ -71,7 +72,7 @@ def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tup
 
 
 def _config_of(run: str) -> Config:
-    path = located(run)
+    path = as_path(run)
     folder = path if (path / CHECKPOINTS).is_dir() or not (path / STATE).is_dir() else path.parent.parent
     try:
         config = from_dict(json.loads((folder / CONFIG).read_text()))
@@ -126,7 +127,7 @@ def starting() -> Iterator[None]:
     except UserError as error:
         raise StartError(str(error)) from error
     except jax.errors.JaxRuntimeError as error:  # too little memory, for the most part
-        raise StartError(f"the devices cannot hold the model: {str(error).splitlines()[0][:200]}") from error
+        raise StartError(f"the devices cannot hold the model: {first_line(error)}") from error
 
 
 def mesh_of(config: Config) -> Mesh | None:

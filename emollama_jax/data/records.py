@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.text.answers import normalize_answer
 
 IMAGES = ("frame", "image_tokens")
@@ -93,7 +93,7 @@ class Records:
             self._source = builder.as_data_source(split=split)
             self._length = len(self._source)
         except Exception as error:
-            raise UserError(f"damaged records: {path} ({_first_line(error)}); prepare it again") from error
+            raise UserError(f"damaged records: {path} ({first_line(error)}); prepare it again") from error
 
     def __len__(self) -> int:
         return self._length
@@ -108,7 +108,7 @@ class Records:
             record = self._source[index]
         except Exception as error:
             raise UserError(
-                f"record {index} of {self.split} cannot be read: {self.path} ({_first_line(error)}); prepare it again"
+                f"record {index} of {self.split} cannot be read: {self.path} ({first_line(error)}); prepare it again"
             ) from error
         texts = ("name", "subtitle", "caption_coarse", "caption_fine")
         return {key: value.decode("utf-8") if key in texts else value for key, value in record.items()}
@@ -125,8 +125,4 @@ def _builder_of(path: Path) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder_from_directory(str(path))
     except Exception as error:  # TFDS has no common class for what damaged files raise
-        raise UserError(f"damaged data set: {path} ({_first_line(error)}); prepare it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"damaged data set: {path} ({first_line(error)}); prepare it again") from error

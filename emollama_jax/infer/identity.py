@@ -1,7 +1,6 @@
 """What answers are answers of, by fingerprints, and whether a model knows the clips it is given as it learnt them: by
 encoders and frame rule."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from flax import nnx
 
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
+from emollama_jax.io.checksums import file_digest
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.text.prompts import FEATURES
@@ -96,9 +96,7 @@ def check_image_encoder(trained: str | Path, file: str | Path) -> None:
     known = _learnt(trained).get("encoder")
     if known is None:
         return
-    with open(file, "rb") as opened:
-        now = hashlib.file_digest(opened, "sha256").hexdigest()
-    if now != known["eva_vit"]:
+    if file_digest(file) != known["eva_vit"]:
         raise UserError(
             f"--eva-vit: {file} is not the encoder that {trained} was trained with; give that one, or answer all the "
             "same with --any-encoders"

@@ -32,6 +32,7 @@ from emollama_jax.data.records import Records
 from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.predictor import ClipInput
+from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.worker_pool import map_ahead
 from emollama_jax.media.clip import ClipConfig, ClipMedia, ReadSpec, read_clip
 from emollama_jax.media.subtitles import Transcribe, find_subtitle_file, subtitle_of
@@ -222,7 +223,7 @@ def _read_video(
 def _video_fingerprint(item: Item, subtitles: tuple[str, ...]) -> str:
     beside = find_subtitle_file(item.video) if "file" in subtitles else None
     try:
-        return _fingerprint(item, *(_file_digest(path) for path in (item.video, beside) if path))
+        return _fingerprint(item, *(file_digest(path) for path in (item.video, beside) if path))
     except OSError:
         return ""
 
@@ -276,8 +277,3 @@ class Recorded:
 def _fingerprint(item: Item, *parts: str) -> str:
     told = [item.subtitle, item.question, item.peak_index, *parts]
     return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

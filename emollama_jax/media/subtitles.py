@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.media.audio import read_sound
 from emollama_jax.media.container import damaged, import_av, open_media, read_packets
 
@@ -195,8 +195,7 @@ class Recogniser:
                 str(model), device=device, compute_type=compute, local_files_only=folder.is_dir()
             )
         except Exception as error:  # the hub, the network and CTranslate2 each have their own kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"the model of Whisper {model} cannot be loaded ({reason}); give another") from error
+            raise UserError(f"cannot load Whisper model {model} ({first_line(error)}); give another") from error
         self._language = language
 
     def transcribe(self, waveform: Float[np.ndarray, " S"]) -> str:

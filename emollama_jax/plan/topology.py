@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.train.speed import device_peak_flops
 
 GIB = 2**30
@@ -144,9 +144,9 @@ class Topology:
         try:
             return topologies.get_topology_desc(platform=self.platform, topology_name=name, **options).devices
         except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"--topology {self.name}: there is no compiler for it ({first}); pip install 'emollama_jax[{extra}]'"
+                f"--topology {self.name}: there is no compiler for it ({first_line(error)}); "
+                f"pip install 'emollama_jax[{extra}]'"
             ) from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from emollama_jax.config import Config, from_dict
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.plan.hlo import work_of
 from emollama_jax.plan.programs import ENCODERS, program_of
 from emollama_jax.plan.topology import GIB, Topology, parse_topology
@@ -55,9 +55,9 @@ def compile_program(config: Config, topology: Topology, name: str, rows: int) ->
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         needs = memory_needed(str(error), sum(program.bytes.values()))
         if needs is None:
-            line = re.sub(r"\s+", " ", str(error).strip().splitlines()[0])[:200]
             raise UserError(
-                f"{name} on {topology.name}: the compiler refuses it ({line}); try --config.llama.attention=xla"
+                f"{name} on {topology.name}: the compiler refuses it ({first_line(error)}); "
+                "try --config.llama.attention=xla"
             ) from error
         return {"bytes": program.bytes, "needs": needs}
     memory, work = compiled.memory_analysis(), work_of(compiled.as_text(), _slices(topology, mesh))

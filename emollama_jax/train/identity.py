@@ -1,13 +1,13 @@
 """What makes a run the run it is: the experiment, the data and the base model. A run goes on only as itself."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.pipeline import IndexedRecords, encoders_of, frame_rules_of, image_of
 from emollama_jax.errors import UserError
+from emollama_jax.io.checksums import file_digest
+from emollama_jax.io.paths import as_path
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
 
@@ -58,12 +58,13 @@ def identity_of(config: Config, sources: Sequence[IndexedRecords], shares: int) 
     """
     eva_vit = None
     if image_of(sources) == "frames":
-        if not Path(config.weights.eva_vit).is_file():
+        if not config.weights.eva_vit or not as_path(config.weights.eva_vit).is_file():
             raise UserError(
                 f"weights.eva_vit: no such file: {config.weights.eva_vit}; the data is of frames and needs it: "
                 "give --config.weights.eva_vit=eva_vit_g.pth, or prepare the data with --image image_tokens"
             )
-        eva_vit = {name: _file(getattr(config.weights, name)) for name in ("eva_vit", "ln_vision")}
+        files = {name: getattr(config.weights, name) for name in ("eva_vit", "ln_vision")}
+        eva_vit = {name: file_digest(file) if file else "" for name, file in files.items()}
     return {
         "config": to_dict(config),
         "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in sources],
@@ -86,14 +87,6 @@ def check_encoders(trained: str, now: Mapping[str, Any]) -> None:
                 f"data.train: {name} features of {now['encoders'][name]}, and {trained} was trained on those of "
                 f"{before[name]}; extract them again with that encoder, or begin without weights.trained"
             )
-
-
-def _file(path: str) -> str:
-    """SHA-256 of a file; empty for none."""
-    if not path:
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object) -> None:

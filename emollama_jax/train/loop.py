@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from emollama_jax.config import Config, to_dict
 from emollama_jax.distributed import PreemptionGuard, barrier
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import as_path
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.train.checkpoints import Checkpoints
 from emollama_jax.train.identity import check_paths
@@ -32,7 +33,7 @@ from emollama_jax.train.report import NonFiniteError, Report, make_describe
 from emollama_jax.train.setup import setup_run
 from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.train.validation import MoreMetrics
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, located
+from emollama_jax.weights.runs import CHECKPOINTS, CONFIG
 
 PROFILE = "profile"  # folder of the trace, in the run's
 
@@ -68,7 +69,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     """
     check_paths(config)
     watch, settings = Stopwatch(), config.train
-    workdir, is_first = located(settings.workdir), jax.process_index() == 0
+    workdir, is_first = as_path(settings.workdir), jax.process_index() == 0
     progress = Progress(settings.steps)
     log = progress.log if is_first else lambda message: None
     mesh = _mesh_of(config)

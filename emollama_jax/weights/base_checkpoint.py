@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import is_adapter
@@ -110,8 +110,9 @@ def load_base(
                 ),
             )
     except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(f"damaged base checkpoint: {Path(path) / 'params'} ({reason}); convert it again") from error
+        raise UserError(
+            f"damaged base checkpoint: {Path(path) / 'params'} ({first_line(error)}); convert it again"
+        ) from error
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)

@@ -13,7 +13,6 @@ A folder may be a path or gs://BUCKET/FOLDER. A checkpoint without `files.json` 
 not those is damaged. Neither is ever read.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.checksums import file_digest
+from emollama_jax.io.paths import as_path
 
 CHECKPOINTS, FIXED, CONFIG = "checkpoints", "fixed", "config.json"
 STATE, META, DATA = "state", "meta", "data"
 FILES = "files.json"
 TRAINABLE = "trainable."  # before the paths of parameters among the names of a state
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,9 @@ class RunWeights:
     meta: dict[str, Any]
 
 
-def located(path: epath.PathLike) -> epath.Path:
-    """An absolute path, as Orbax wants it, with ~ spelt out; an address such as gs://BUCKET/FOLDER as it is."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.expanduser().absolute()
-
-
 def is_run(path: epath.PathLike) -> bool:
     """Whether this is a run's folder or one of its checkpoints."""
-    return any((located(path) / name).is_dir() for name in (CHECKPOINTS, STATE))
+    return any((as_path(path) / name).is_dir() for name in (CHECKPOINTS, STATE))
 
 
 def checkpoint_of(path: epath.PathLike) -> epath.Path:
@@ -58,7 +52,7 @@ def checkpoint_of(path: epath.PathLike) -> epath.Path:
     Raises:
         UserError: there is none, or the one named is damaged.
     """
-    path = located(path)
+    path = as_path(path)
     if (path / STATE).is_dir():
         if problem := damage(path):
             raise UserError(f"{problem}: {path}; name another checkpoint of the run")
@@ -88,7 +82,7 @@ def read_meta(folder: epath.PathLike) -> dict[str, Any]:
 
 def read_arrays(folder: epath.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of an Orbax folder whose names begin with `prefix`, on the host."""
-    handler, folder = ocp.PyTreeCheckpointHandler(), located(folder)
+    handler, folder = ocp.PyTreeCheckpointHandler(), as_path(folder)
     with ocp.Checkpointer(handler) as checkpointer:
         names = [name for name in handler.metadata(folder).tree if name.startswith(prefix)]
         wanted = dict.fromkeys(names, 0)
@@ -99,7 +93,7 @@ def read_arrays(folder: epath.PathLike, prefix: str = "") -> dict[str, np.ndarra
 
 def steps_of(run: epath.PathLike) -> list[int]:
     """The steps of a run's checkpoints, sound or not, in order."""
-    folder = located(run) / CHECKPOINTS
+    folder = as_path(run) / CHECKPOINTS
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
 
 
@@ -138,9 +132,4 @@ def _files(folder: epath.Path, below: str = "") -> list[str]:
 
 def _fingerprint(path: epath.Path) -> list:
     """[bytes, SHA-256] of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return [size, digest.hexdigest()]
+    return [path.stat().length, file_digest(path)]
