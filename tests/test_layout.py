@@ -88,6 +88,14 @@ def test_torch_is_lazy_and_tensorflow_absent(path):
     assert not roots(imported(at_the_top(tree))) & {"torch", "peft"}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_kernels_are_not_chosen_by_the_devices_of_the_process(path):
+    """Only what lays out a mesh, starts the processes or reports on this machine looks at them."""
+    if part_of(path) not in ("sharding", "distributed", "bench"):
+        text = path.read_text()
+        assert not [name for name in ("jax.default_backend(", "jax.devices()[0]") if name in text]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
 def test_tests_can_be_collected_without_torch(path):
     top = roots(imported(at_the_top(ast.parse(path.read_text()))))

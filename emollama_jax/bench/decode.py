@@ -38,7 +38,10 @@ def bench_decode(
     check_one_device(config)
     notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
     why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
-    model = init_sharded(lambda: Llama(config.llama, rngs=nnx.Rngs(config.seed)), first_device(), ())
+    mesh = first_device()
+    model = init_sharded(
+        lambda: Llama(config.llama.for_devices(mesh.devices.flat), rngs=nnx.Rngs(config.seed)), mesh, ()
+    )
     peer = None if why_no_peer else torch_llama(model)
     notes += [why_no_peer] if why_no_peer else kernel_note(config.llama)
 

@@ -19,15 +19,13 @@ from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
-from emollama_jax.sharding import init_sharded
 from emollama_jax.train.speed import device_peak_flops
-from emollama_jax.weights.engine import first_device
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
 from emollama_jax.weights.mae import load_mae
 from emollama_jax.weights.videomae import load_videomae
 
-ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}  # by the field of the experiment
 COLUMNS = {"clips_per_s": "clips/s", "ms_per_batch": "ms/batch"}
 
 Encoder = EvaVit | Mae | VideoMae | Hubert
@@ -101,10 +99,6 @@ def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
         case "videomae":
             return load_videomae(source, **execution)[0]
     return load_eva_vit(source, config)[0]
-
-
-def random_encoder(name: str, config: EncoderConfig, seed: int) -> Encoder:
-    return init_sharded(lambda: ENCODERS[name](config, rngs=nnx.Rngs(seed)), first_device(), ())
 
 
 def random_inputs(config: EncoderConfig, batch: int, seconds: int, seed: int) -> tuple[np.ndarray, ...]:

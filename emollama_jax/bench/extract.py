@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from emollama_jax.bench.encode import load_peer, random_encoder
+from emollama_jax.bench.encode import load_peer
 from emollama_jax.bench.extract_peer import extractor, torch_encoders
 from emollama_jax.bench.peer import PEER, obstacle
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
@@ -25,6 +25,7 @@ from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.prompts import FEATURES
+from emollama_jax.weights.encoders import random_encoder
 
 KINDS = ("decode", "face", "sound", "encoders", *FEATURES)  # of work; the peer does not tell its encoders apart
 COLUMNS = {"clips_per_s": "clips/s"} | {f"{kind}_percent": f"{kind} %" for kind in KINDS}

@@ -63,9 +63,10 @@ def bench_predict(
     """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes."""
     check_one_device(config)
     why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
-    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    mesh = first_device()
+    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
-    model = init_sharded(make, first_device(), ())
+    model = init_sharded(make, mesh, ())
     notes = [
         "a clip's work begins with its soft tokens; adapters are beside their kernels, not merged",
         f"{OURS}: a label is the likelihoods of all {len(config.prompt.labels)}, {PEER}: {LABEL_TOKENS} tokens",

@@ -33,7 +33,9 @@ def bench_step(
     if not (config.lora.rank and config.lora.targets):
         raise UserError("config.lora: no adapters, nothing to train; set config.lora.rank and config.lora.targets")
     why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
-    model = init_sharded(lambda: Llama(config.llama, config.lora, rngs=nnx.Rngs(config.seed)), first_device(), ())
+    mesh = first_device()
+    llama = config.llama.for_devices(mesh.devices.flat)
+    model = init_sharded(lambda: Llama(llama, config.lora, rngs=nnx.Rngs(config.seed)), mesh, ())
     tokens = np.random.default_rng(config.seed).integers(0, config.llama.vocab_size, (batch, length), np.int32)
     flops = flops_per_step(model, batch, length)
     peer = None if why_no_peer else add_adapters(torch_llama(model), model, config.lora)
@@ -76,7 +78,7 @@ def flops_per_step(model: Llama, batch: int, length: int) -> float:
 def _ours(model: Llama, tokens: np.ndarray, seed: int) -> Measure:
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=0)
     graphdef, frozen, state = init_state(model, optimizer)
-    step = make_step(graphdef, optimizer, text_loss)
+    step = make_step(graphdef, optimizer, text_loss, mesh=first_device())
     batch = {
         "tokens": tokens,
         "segment_ids": np.ones_like(tokens),

@@ -107,9 +107,10 @@ def bench_train(
     why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
     batches = make_batches(config, clips, steps)
     amount = amount_of(batches)
-    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    mesh = first_device()
+    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
-    model = init_sharded(make, first_device(), ())
+    model = init_sharded(make, mesh, ())
     flops = cost_of(model.llama).flops(amount.tokens, amount.tokens / amount.clips)
 
     peer = None if why_no_peer else _theirs(model, config, batches, amount)
@@ -228,7 +229,7 @@ def _ours(model: EmotionLlama, config: Config, batches: Sequence[Batch], amount:
     mesh, optimizer = first_device(), make_optimizer(config.train)
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     on_device, rng = jax.device_put((list(batches), jax.random.key(config.seed)), NamedSharding(mesh, PartitionSpec()))
-    step = make_step(graphdef, optimizer, multimodal_loss)
+    step = make_step(graphdef, optimizer, multimodal_loss, mesh=mesh)
     positions, steps, compiled = sum(batch["tokens"].size for batch in batches), [], None
 
     def measure():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
-from emollama_jax.bench.encode import ENCODERS, bench_encode
+from emollama_jax.bench.encode import bench_encode
 from emollama_jax.bench.extract import bench_extract
 from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
@@ -14,6 +14,7 @@ from emollama_jax.cli._arguments import at_least
 from emollama_jax.config import parse_flags
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.text.prompts import TASKS
+from emollama_jax.weights.encoders import ENCODERS
 
 
 def run(argv: list[str]) -> None:

@@ -24,9 +24,10 @@ from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
-from emollama_jax.sharding import init_sharded, make_mesh
+from emollama_jax.sharding import make_mesh
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
@@ -34,7 +35,6 @@ from emollama_jax.weights.mae import load_mae
 from emollama_jax.weights.videomae import load_videomae
 
 EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
-MODELS = {"mae": Mae, "videomae": VideoMae, "hubert": Hubert, "eva_vit": EvaVit}  # by the field of the experiment
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,5 @@ def load_encoders(
 
 def random_encoders(config: Config, *, eva_vit: bool = False, mesh: Mesh | None = None) -> Encoders:
     """Encoders of the experiment's sizes that have learnt nothing, of its seed: for trials without any weights."""
-    mesh = mesh or make_mesh({"device": 1}, jax.devices()[:1])
-
-    def made(name: str) -> nnx.Module:
-        return init_sharded(lambda: MODELS[name](getattr(config, name), rngs=nnx.Rngs(config.seed)), mesh, ())
-
-    return Encoders(**{name: made(name) for name in MODELS if eva_vit or name != "eva_vit"})
+    names = [name for name in ENCODERS if eva_vit or name != "eva_vit"]
+    return Encoders(**{name: random_encoder(name, getattr(config, name), config.seed, mesh=mesh) for name in names})

@@ -11,6 +11,7 @@ Logits are computed only where asked for, with `model.logits(hidden)` or inside 
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class LlamaConfig:
     remat: str = "full"
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
     attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn, splash or chunked."""
+    """Attention kernel: xla, cudnn, splash, splash_interpret or chunked; auto is chosen by the devices."""
     loss_chunk: int = 256
     """Tokens of each row whose logits exist at once in the loss."""
 
@@ -76,7 +77,7 @@ class LlamaConfig:
             "param_dtype": FLOAT_DTYPES,
             "compute_dtype": FLOAT_DTYPES,
             "remat": tuple(REMAT_POLICIES),
-            "attention": attention.IMPLEMENTATIONS,
+            "attention": attention.CAUSAL_KERNELS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -89,6 +90,13 @@ class LlamaConfig:
             raise ValueError(f"llama.num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"llama.head_dim={self.head_dim} must be even for the rotary embedding")
+
+    def for_devices(self, devices: Iterable[Any]) -> "LlamaConfig":
+        """The same with the attention kernel resolved for the devices that the model is made for."""
+        kernel = attention.resolve_for_devices(
+            self.attention, devices, causal=True, head_dim=self.head_dim, dtype=self.compute_dtype
+        )
+        return dataclasses.replace(self, attention=kernel)
 
 
 @jax.tree_util.register_dataclass
@@ -164,7 +172,7 @@ class Attention(nnx.Module):
             kv_segment_ids,
             q_offset=q_offset,
             visible=visible,
-            implementation=cfg.attention,
+            kernel=cfg.attention,
         )
         return _project(self.o_proj, y.reshape(batch, length, -1), key, 3), k, v, cache
 

@@ -6,7 +6,9 @@ I x J image, t frames, P patches.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from emollama_jax.models.attention import BIDIRECTIONAL, bidirectional_attention
+from emollama_jax.models.attention import BIDIRECTIONAL_KERNELS, bidirectional_attention, resolve_for_devices
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, param
 from emollama_jax.sharding import constrain
 
@@ -44,14 +46,14 @@ class EncoderConfig:
     compute_dtype: str = "bfloat16"
     """Dtype of activations; norms, softmax and the encoder's output are float32 throughout."""
     attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn or chunked."""
+    """Attention kernel: xla, cudnn or chunked; auto is chosen by the devices."""
 
     def __post_init__(self):
         choices = {
             "kernel_dtype": FLOAT_DTYPES + QUANTISED,
             "param_dtype": FLOAT_DTYPES,
             "compute_dtype": FLOAT_DTYPES,
-            "attention": BIDIRECTIONAL,
+            "attention": BIDIRECTIONAL_KERNELS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -64,6 +66,12 @@ class EncoderConfig:
             raise ValueError(
                 f"{self.group}.hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
             )
+
+    def for_devices(self, devices: Iterable[Any]) -> "EncoderConfig":
+        """The same with the attention kernel resolved for the devices that the encoder is made for."""
+        head_dim = self.hidden_size // self.num_heads
+        kernel = resolve_for_devices(self.attention, devices, causal=False, head_dim=head_dim, dtype=self.compute_dtype)
+        return dataclasses.replace(self, attention=kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +97,8 @@ class VitConfig(EncoderConfig):
 
 
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """The exact GELU (arXiv:1606.08415), by the error function in float32."""
-    y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+    """The exact GELU (arXiv:1606.08415), computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -119,7 +126,7 @@ class Attention(nnx.Module):
             constrain(proj(x).reshape(heads), "batch", None, "heads", None)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = bidirectional_attention(q, k, v, lengths, implementation=self.config.attention)
+        y = bidirectional_attention(q, k, v, lengths, kernel=self.config.attention)
         return self.o_proj(y.reshape(x.shape))
 
 

@@ -20,10 +20,11 @@ from emollama_jax.models.emotion_llama import image_tokens_of
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.vit import EncoderConfig
-from emollama_jax.plan.programs import ENCODERS, PROMPT_TEXT, SECONDS, takes_frames
+from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS, takes_frames
 from emollama_jax.plan.topology import Chip, Topology
 from emollama_jax.sharding import abstract
 from emollama_jax.train.speed import Cost, cost_of
+from emollama_jax.weights.encoders import ENCODERS
 
 RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in the backward pass
 

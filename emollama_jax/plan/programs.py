@@ -27,18 +27,14 @@ from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
-from emollama_jax.models.eva_vit import EvaVit
-from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.models.mae import Mae
-from emollama_jax.models.videomae import VideoMae
 from emollama_jax.sharding import abstract, shardings, use_mesh
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
+from emollama_jax.weights.encoders import ENCODERS
 
-ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}
 PROGRAMS = ("step", "prefill", "decode", *ENCODERS)
 PROMPT_TEXT = 96  # tokens of a question about a clip, beside its soft tokens
 SECONDS = 8  # of sound, for the encoder of the voice
@@ -73,6 +69,8 @@ def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
             f"{what}: not split over {split} devices{f' in {parts} parts' if parts > 1 else ''}; give a multiple of "
             f"{split * parts}, or a mesh with less data x fsdp"
         )
+    models = {group: getattr(config, group).for_devices(mesh.devices.flat) for group in ("llama", *ENCODERS)}
+    config = dataclasses.replace(config, **models)
     if name == "step":
         return _step(config, mesh, rows)
     if name in ENCODERS:
@@ -124,7 +122,8 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     }
     batch = {name: _rows(mesh, config, (rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=config.train.grad_accum_steps)
+    parts = config.train.grad_accum_steps
+    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=parts, mesh=mesh)
 
     def lower():
         with use_mesh(mesh, rules):

@@ -20,9 +20,10 @@ import jax
 from emollama_jax.config import Config, from_dict
 from emollama_jax.errors import UserError, first_line
 from emollama_jax.plan.hlo import work_of
-from emollama_jax.plan.programs import ENCODERS, program_of
+from emollama_jax.plan.programs import program_of
 from emollama_jax.plan.topology import GIB, Topology, parse_topology
 from emollama_jax.sharding import make_mesh
+from emollama_jax.weights.encoders import ENCODERS
 
 # Kernels are chosen by trying them on the GPU: without one the library's are taken.
 WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
@@ -37,9 +38,6 @@ def compile_program(config: Config, topology: Topology, name: str, rows: int) ->
         UserError: the experiment does not fit the topology, or a part of it cannot be compiled for it.
     """
     devices = topology.devices()
-    # Models choose their kernels by the devices that JAX has; here those are the ones that are compiled for.
-    jax.devices = lambda *_: devices
-    jax.default_backend = lambda: devices[0].platform
     try:
         mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
     except ValueError as error:

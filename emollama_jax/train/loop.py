@@ -92,12 +92,19 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
             run.sources,
             positions=config.data.batch_rows * config.data.sequence_length,
             cost=run.cost,
+            devices=list(mesh.devices.flat),
             rate=lambda step: float(learning_rate(settings, step - 1)),
             interval=settings.log_interval,
             skip=settings.non_finite == "skip",
             log=log,
         )
-        train_step = make_step(run.graphdef, optimizer, multimodal_loss, grad_accum_steps=settings.grad_accum_steps)
+        train_step = make_step(
+            run.graphdef,
+            optimizer,
+            multimodal_loss,
+            grad_accum_steps=settings.grad_accum_steps,
+            mesh=mesh,
+        )
         describe = make_describe(mesh)
         compiled = None
         rng = jax.device_put(jax.random.key(config.seed), NamedSharding(mesh, PartitionSpec()))

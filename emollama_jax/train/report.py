@@ -69,6 +69,7 @@ class Report:
         *,
         positions: int,
         cost: Cost,
+        devices: Sequence[jax.Device],
         rate: Callable[[int], float],
         interval: int,
         skip: bool,
@@ -77,6 +78,7 @@ class Report:
         """
         Args:
             positions: of a batch: rows by their length.
+            devices: of the mesh, whose peak the speed is compared with.
             rate: from a step's number to its learning rate.
             interval: steps between lines.
             skip: whether a step that is not finite is only told of.
@@ -88,8 +90,8 @@ class Report:
         self._skipped = 0
         self._since: dict[str, float] = {}  # sums since the last line
         self._marks = self._now()
-        peak = device_peak_flops(jax.devices()[0].device_kind)
-        self._peak = peak and peak.flops * jax.device_count()
+        peak = device_peak_flops(devices[0].device_kind)
+        self._peak = peak and peak.flops * len(devices)
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
         """Takes a step's arrays, and reports the step before.

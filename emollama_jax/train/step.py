@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from emollama_jax.models.emotion_llama import TRAINABLE, EmotionLlama, is_trainable
@@ -81,7 +82,12 @@ def _mean_nll(llama: Llama, hidden: Float[Array, "B T D"], batch: Batch) -> tupl
 
 
 def make_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss, *, grad_accum_steps: int = 1
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    grad_accum_steps: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """The compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
 
@@ -92,6 +98,7 @@ def make_step(
     Args:
         grad_accum_steps: parts A of a batch's rows that are worked through one after another, to save memory; the
             gradient is that of the whole batch, each target of the same weight.
+        mesh: where the step runs; for TPUs it is compiled with `TPU_OPTIONS`.
     """
 
     def gradients(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
@@ -121,7 +128,7 @@ def make_step(
         value, grads = jax.tree.map(lambda x: x / jnp.maximum(targets, 1), (value, grads))
         return value, targets, grads
 
-    options = TPU_OPTIONS if jax.default_backend() == "tpu" else None
+    options = TPU_OPTIONS if mesh is not None and mesh.devices.flat[0].platform == "tpu" else None
 
     @functools.partial(jax.jit, donate_argnames="state", compiler_options=options)
     def step(

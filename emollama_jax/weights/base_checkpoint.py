@@ -45,7 +45,8 @@ def save_base(folder: Path, model: Llama, *, source: str) -> str:
         checkpointer.save((folder / "params").resolve(), _packed(values))
     manifest = {
         "format": FORMAT,
-        "llama": dataclasses.asdict(model.config),
+        # Which kernel runs is a matter of the devices at hand, not of the file.
+        "llama": dataclasses.asdict(dataclasses.replace(model.config, attention="auto")),
         "fingerprint": fingerprint,
         "source": source,
     }

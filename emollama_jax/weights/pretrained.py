@@ -15,7 +15,7 @@ from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.text.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, tokenizer_from_gguf
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, load_base
-from emollama_jax.weights.engine import LoadReport, export, load
+from emollama_jax.weights.engine import LoadReport, export, first_device, load
 from emollama_jax.weights.llama import TABLES, architecture, hugging_face_config, hugging_face_table
 from emollama_jax.weights.sources import Source, open_source, write_safetensors_folder
 
@@ -42,7 +42,8 @@ def load_llama(
     Raises:
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
-    build = lambda config: lambda: Llama(config, lora, rngs=nnx.Rngs(seed))
+    mesh, rules = (mesh, rules) if mesh else (first_device(), ())
+    build = lambda config: lambda: Llama(config.for_devices(mesh.devices.flat), lora, rngs=nnx.Rngs(seed))
     if isinstance(where, Source):
         config = LlamaConfig(**architecture(where), **execution)
         return load(build(config), where, TABLES[where.format](config), mesh=mesh, rules=rules)

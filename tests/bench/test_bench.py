@@ -14,7 +14,7 @@ from emollama_jax.bench import peer as bench_peer
 from emollama_jax.bench import report as bench_report
 from emollama_jax.bench.data import DATALOADER
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
-from emollama_jax.bench.encode import ENCODERS, bench_encode, flops_per_clip, random_encoder
+from emollama_jax.bench.encode import bench_encode, flops_per_clip
 from emollama_jax.bench.report import OURS, Report, Result
 from emollama_jax.bench.step import bench_step, flops_per_step
 from emollama_jax.config import Config, load_config
@@ -22,6 +22,7 @@ from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import abstract
 from emollama_jax.train.speed import PEAKS, Peak, device_peak_flops
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 
 PEER = bench_peer.PEER
 TINY = load_config("tiny")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.bench.encode import ENCODERS, random_encoder, random_inputs
+from emollama_jax.bench.encode import random_inputs
 from emollama_jax.config import load_config
 from emollama_jax.models.videomae import sine_positions
 from emollama_jax.sharding import abstract
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.engine import param_values
 
 TINY = load_config("tiny")
@@ -38,7 +39,7 @@ ENCODER_CHANGES = {
     "kernel_dtype": "int8",
     "param_dtype": "bfloat16",
     "compute_dtype": "bfloat16",
-    "attention": "xla",
+    "attention": "chunked",
 }
 VIT_CHANGES = {**ENCODER_CHANGES, "image_size": 112, "patch_size": 4}
 CHANGES = {

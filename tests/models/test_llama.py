@@ -307,7 +307,7 @@ LLAMA_CHANGES = {
     "compute_dtype": "bfloat16",
     "scan_layers": False,
     "remat": "full",
-    "attention": "splash",
+    "attention": "splash_interpret",
     "loss_chunk": 6,
 }
 LORA_CHANGES = {"rank": 5, "alpha": 5.0, "dropout": 0.1, "targets": ("q_proj", "o_proj")}
@@ -374,7 +374,10 @@ def test_every_target_gets_an_adapter(target):
         ({"param_dtype": "int8"}, "llama.param_dtype='int8': choose one of float32, bfloat16, float16"),
         ({"compute_dtype": "nf4"}, "llama.compute_dtype='nf4': choose one of"),
         ({"remat": "some"}, "llama.remat='some': choose one of none, full, dots"),
-        ({"attention": "flash"}, "llama.attention='flash': choose one of auto, xla, cudnn, splash, chunked"),
+        (
+            {"attention": "flash"},
+            "llama.attention='flash': choose one of auto, xla, cudnn, splash, splash_interpret, chunked",
+        ),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.bench.encode import ENCODERS, load_peer
+from emollama_jax.bench.encode import load_peer
 from emollama_jax.bench.peer import source_of, torch_encoder
 from emollama_jax.config import Config, load_config
 from emollama_jax.sharding import abstract
+from emollama_jax.weights.encoders import ENCODERS
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.eva_vit import load_eva_vit
 from tests.models.tiny import close

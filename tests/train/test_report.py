@@ -69,6 +69,7 @@ def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
         [],
         positions=B * T,
         cost=cost,
+        devices=jax.devices(),
         rate=lambda step: step / 100,
         interval=2,
         skip=False,

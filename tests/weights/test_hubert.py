@@ -98,6 +98,7 @@ def test_every_form(form):
         layer_norm_eps=1e-6,
         position_kernel=6,
         position_groups=4,
+        attention="chunked",
     )
     norms = [hasattr(conv, "norm") for conv in model.convs]
     assert norms == ([True] * 3 if form == "large" else [True, False, False])

@@ -65,7 +65,7 @@ def test_every_model(kind, use_mean_pooling):
     model, report = eagerly(load_videomae, source, **FLOAT32)
     has_norm = not use_mean_pooling
     assert model.config == VideoMaeConfig(
-        **OUR_SIZES, **IMAGE, **CLIP, **FLOAT32, layer_norm_eps=1e-7, final_norm=has_norm
+        **OUR_SIZES, **IMAGE, **CLIP, **FLOAT32, layer_norm_eps=1e-7, final_norm=has_norm, attention="chunked"
     )
     assert (model.final_norm is not None) == has_norm
     assert_filled(model, report, encoder_weights(theirs), NAMES)
