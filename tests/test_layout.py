@@ -17,8 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A part may import from the lines above its own, and from itself.
 ORDER = [
-    {"errors"},
-    {"io"},
+    {"errors", "fields"},
+    {"io", "config_parsing"},
     {"sharding", "distributed"},
     {"models", "text", "media"},
     {"config"},

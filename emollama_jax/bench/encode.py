@@ -13,6 +13,7 @@ from flax import nnx
 from emollama_jax.bench.peer import PEER, obstacle, source_of, torch_encoder
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
+from emollama_jax.fields import fields_affecting
 from emollama_jax.media.audio import SAMPLE_RATE, standardize
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD, EvaVit
 from emollama_jax.models.hubert import Hubert
@@ -88,8 +89,7 @@ def bench_encode(
 
 def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
     """Our encoder with the parameters of torch's."""
-    names = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
-    execution = {name: getattr(config, name) for name in names}
+    execution = {name: getattr(config, name) for name in fields_affecting(EncoderConfig, "execution")}
     source = source_of(peer)
     match peer.config.model_type:
         case "hubert":

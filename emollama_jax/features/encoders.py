@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
 from emollama_jax.features.encode import encode_audio, encode_images
+from emollama_jax.fields import fields_affecting
 from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
 from emollama_jax.models.eva_vit import EvaVit
@@ -33,8 +34,6 @@ from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
 from emollama_jax.weights.mae import load_mae
 from emollama_jax.weights.videomae import load_videomae
-
-EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,8 @@ def load_encoders(
     """
 
     def settings(name: str, *further: str) -> dict[str, Any]:
-        return {field: getattr(getattr(config, name), field) for field in (*EXECUTION, *further)}
+        encoder = getattr(config, name)
+        return {field: getattr(encoder, field) for field in (*fields_affecting(type(encoder), "execution"), *further)}
 
     return Encoders(
         mae=mae and load_mae(mae, mesh=mesh, **settings("mae", "pool"))[0],

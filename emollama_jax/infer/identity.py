@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from emollama_jax.config import Config, to_dict
+from emollama_jax.config import Config, values_affecting
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
@@ -16,9 +16,6 @@ from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
-
-# What an answer depends on of the experiment; how the encoders and the data are made is in their fingerprints.
-GROUPS = ("llama", "lora", "eva_vit", "projectors", "clip", "prompt", "generate", "seed")
 
 
 def identity_of(
@@ -30,7 +27,6 @@ def identity_of(
         base: the file or folder that the language model came from.
         encoders: fingerprints of what made the features.
     """
-    experiment = to_dict(config)
     weights = {
         "base": read_manifest(base)["fingerprint"]
         if is_base_checkpoint(base)
@@ -42,7 +38,7 @@ def identity_of(
     return {
         "weights": weights,
         "encoders": dict(encoders),
-        "config": {name: experiment[name] for name in GROUPS} | {"sequence_length": config.data.sequence_length},
+        "config": values_affecting(config, "prediction"),
         **settings,
     }
 

@@ -3,8 +3,9 @@
 Axes: I x J pixels, F faces, t frames, S samples.
 """
 
+import dataclasses
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from emollama_jax.errors import UserError
+from emollama_jax.fields import check_fields, field
 from emollama_jax.media.audio import hubert_waveform, read_sound
 from emollama_jax.media.faces import face_crops
 from emollama_jax.media.images import eva_vit_frame, even_indices, mae_face, videomae_clip
@@ -27,16 +29,13 @@ MIN_SAMPLES = 400  # of one frame of HuBERT's
 class ClipConfig:
     """How videos are read."""
 
-    max_seconds: float = 120.0
+    max_seconds: float = field(120.0, gt=0, le=LONGEST)
     """The longest clip; a longer one is put aside, to be cut."""
-    max_faces: int = 256
+    max_faces: int = field(256, ge=1)
     """Frames in which the face is looked for, evenly over the clip where it has more. The peak is one of them."""
 
     def __post_init__(self):
-        if not 0 < self.max_seconds <= LONGEST:
-            raise ValueError(f"clip.max_seconds={self.max_seconds}: must be above 0 and at most {LONGEST}")
-        if self.max_faces < 1:
-            raise ValueError(f"clip.max_faces={self.max_faces}: must be at least 1")
+        check_fields(self)
 
 
 class ReadSpec(NamedTuple):
@@ -57,11 +56,11 @@ class ClipMedia:
     faces: UInt8[np.ndarray, "F J J 3"] | None
     motion: UInt8[np.ndarray, "t J J 3"] | None
     waveform: Float[np.ndarray, " S"] | None
-    clip_info: dict[str, Any] = field(default_factory=dict)
+    clip_info: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people, in JSON's types: `frames`, `seconds`, `sound_seconds`, `frame` (the one that was taken), and, of the
     face, in how many frames it was found (`faces_found`) and looked for (`faces_looked_for`) and what the `crops` show
     (see `FaceCrops.source`)."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Time taken by `decode`, `face` and `sound`."""
 
 

@@ -46,9 +46,7 @@ def image_tokens_of(eva_vit: EvaVitConfig, projectors: ProjectorsConfig) -> int:
     """
     patches = eva_vit.grid**2
     if patches % projectors.patches_per_token:
-        raise ValueError(
-            f"projectors.patches_per_token={projectors.patches_per_token}: must divide the image's {patches} patches"
-        )
+        raise ValueError(f"patches_per_token={projectors.patches_per_token}: must divide the image's {patches} patches")
     return patches // projectors.patches_per_token
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm, Linear, param
 from emollama_jax.models.vit import Block, EncoderConfig, gelu, run_blocks
 
@@ -25,16 +26,14 @@ CONV_NORM_EPS = 1e-5
 class HubertConfig(EncoderConfig):
     """The defaults are HuBERT-large's."""
 
-    group = "hubert"
-
-    layer_norm_eps: float = 1e-5
-    conv_dims: tuple[int, ...] = (512,) * 7
+    layer_norm_eps: float = field(1e-5, gt=0)
+    conv_dims: tuple[int, ...] = field((512,) * 7, gt=0)
     """Channels C of each convolution."""
-    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_kernels: tuple[int, ...] = field((10, 3, 3, 3, 3, 2, 2), gt=0)
     """Taps K of each convolution."""
-    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_strides: tuple[int, ...] = field((5, 2, 2, 2, 2, 2, 2), gt=0)
     """Stride of each convolution."""
-    conv_norm: str = "layer"
+    conv_norm: str = field("layer", choices=CONV_NORMS)
     """Norms of the convolutions: layer (over the channels, after each) or group (over time, after the first)."""
     conv_bias: bool = True
     """Whether the convolutions have biases."""
@@ -42,27 +41,22 @@ class HubertConfig(EncoderConfig):
     """Whether a norm stands before the projection of the convolutions' output."""
     norm_first: bool = True
     """Whether a block's norms come before attention and MLP, and one after all blocks (large), or after (base)."""
-    position_kernel: int = 128
+    position_kernel: int = field(128, gt=0)
     """Taps of the convolution that adds positions."""
-    position_groups: int = 16
+    position_groups: int = field(16, gt=0)
     """Its groups of channels."""
     layer: int = -1
-    """Whose hidden states are a clip's: those after so many blocks; or from the end, -1 after all and the last norm."""
+    """Block after which hidden states are taken as features, 0 before the first; -1 after the last one and its norm."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)
-        if self.conv_norm not in CONV_NORMS:
-            raise ValueError(f"hubert.conv_norm={self.conv_norm!r}: choose one of {', '.join(CONV_NORMS)}")
-        sizes = (self.conv_dims, self.conv_kernels, self.conv_strides)
-        if len(set(map(len, sizes))) > 1 or min(map(len, sizes)) == 0 or min(map(min, sizes)) < 1:
-            raise ValueError(
-                "hubert.conv_dims, conv_kernels and conv_strides must hold one number above 0 a convolution"
-            )
+        if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
+            raise ValueError("conv_dims, conv_kernels and conv_strides must hold one number for each convolution")
         if not -self.num_layers - 1 <= self.layer <= self.num_layers:
-            raise ValueError(f"hubert.layer={self.layer}: give 0 to num_layers={self.num_layers}, or -1 and down")
+            raise ValueError(f"layer={self.layer}: give 0 to num_layers={self.num_layers}, or -1 and down")
         if self.hidden_size % self.position_groups:
             raise ValueError(
-                f"hubert.hidden_size={self.hidden_size} must be a multiple of position_groups={self.position_groups}"
+                f"hidden_size={self.hidden_size} must be a multiple of position_groups={self.position_groups}"
             )
 
     def num_frames(self, samples: Any) -> Any:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models import attention
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
 from emollama_jax.models.lora import LoRAConfig, LoRALinear
@@ -36,60 +37,47 @@ REMAT_POLICIES = {
 class LlamaConfig:
     """Architecture and execution of the decoder; the defaults are LLaMA-2-7B."""
 
-    vocab_size: int = 32000
+    vocab_size: int = field(32000, gt=0)
     """Rows of the embedding and columns of the head."""
-    hidden_size: int = 4096
+    hidden_size: int = field(4096, gt=0)
     """Width D of the residual stream."""
-    intermediate_size: int = 11008
+    intermediate_size: int = field(11008, gt=0)
     """Width F of the SwiGLU MLP."""
-    num_layers: int = 32
+    num_layers: int = field(32, gt=0)
     """Decoder blocks L."""
-    num_heads: int = 32
+    num_heads: int = field(32, gt=0)
     """Attention heads N."""
-    num_kv_heads: int = 32
+    num_kv_heads: int = field(32, gt=0)
     """Key/value heads K; fewer than `num_heads` is grouped-query attention."""
-    head_dim: int = 128
+    head_dim: int = field(128, gt=0)
     """Size H of a head."""
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = field(1e-5, gt=0)
     """Epsilon of the RMS norms."""
-    rope_theta: float = 10000.0
+    rope_theta: float = field(10000.0, gt=0)
     """Base θ of the rotary embedding."""
     tie_embeddings: bool = False
     """Whether the head is the transposed embedding."""
-    kernel_dtype: str = "bfloat16"
+    kernel_dtype: str = field("bfloat16", choices=FLOAT_DTYPES + QUANTISED, affects=AFFECTS)
     """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
-    param_dtype: str = "bfloat16"
+    param_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Storage of embedding, head and norms: float32, bfloat16 or float16."""
-    compute_dtype: str = "bfloat16"
+    compute_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Dtype of activations; norms, softmax, logits and loss are float32 throughout."""
-    scan_layers: bool = True
+    scan_layers: bool = field(True, affects=("prediction", "execution"))
     """Compile one block and scan over it; false unrolls the layers."""
-    remat: str = "full"
+    remat: str = field("full", choices=tuple(REMAT_POLICIES), affects=("prediction", "execution"))
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
-    attention: str = "auto"
+    attention: str = field("auto", choices=attention.CAUSAL_KERNELS, affects=("prediction", "execution"))
     """Attention kernel: xla, cudnn, splash, splash_interpret or chunked; auto is chosen by the devices."""
-    loss_chunk: int = 256
+    loss_chunk: int = field(256, gt=0, affects=("prediction", "execution"))
     """Tokens of each row whose logits exist at once in the loss."""
 
     def __post_init__(self):
-        choices = {
-            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
-            "param_dtype": FLOAT_DTYPES,
-            "compute_dtype": FLOAT_DTYPES,
-            "remat": tuple(REMAT_POLICIES),
-            "attention": attention.CAUSAL_KERNELS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"llama.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and value <= 0:
-                raise ValueError(f"llama.{field.name}={value}: must be above 0")
+        check_fields(self)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"llama.num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"llama.head_dim={self.head_dim} must be even for the rotary embedding")
+            raise ValueError(f"head_dim={self.head_dim} must be even for the rotary embedding")
 
     def for_devices(self, devices: Iterable[Any]) -> "LlamaConfig":
         """The same with the attention kernel resolved for the devices that the model is made for."""

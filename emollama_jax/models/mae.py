@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, Block, ImageEmbed, VitConfig, normalize, run_blocks
 
@@ -18,16 +19,9 @@ POOLS = ("mean", "cls")
 class MaeConfig(VitConfig):
     """The defaults are ViT-L/16's."""
 
-    group = "mae"
-
-    layer_norm_eps: float = 1e-12
-    pool: str = "mean"
+    layer_norm_eps: float = field(1e-12, gt=0)
+    pool: str = field("mean", choices=POOLS)
     """What stands for a face: mean (of its patches' tokens) or cls (the class token)."""
-
-    def __post_init__(self):
-        VitConfig.__post_init__(self)
-        if self.pool not in POOLS:
-            raise ValueError(f"{self.group}.pool={self.pool!r}: choose one of {', '.join(POOLS)}")
 
 
 class Mae(nnx.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from emollama_jax.fields import check_fields, field
 from emollama_jax.models.layers import Linear
 from emollama_jax.sharding import constrain
 
@@ -20,15 +21,13 @@ PROJECTORS = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_pro
 class ProjectorsConfig:
     """What the soft tokens are made of; the defaults are those of the released Emotion-LLaMA."""
 
-    patches_per_token: int = 4
+    patches_per_token: int = field(4, ge=1)
     """Consecutive patches, row by row, that one image token is made of."""
-    feature_size: int = 1024
+    feature_size: int = field(1024, ge=1)
     """Width of the MAE, VideoMAE and HuBERT vectors."""
 
     def __post_init__(self):
-        for name in ("patches_per_token", "feature_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"projectors.{name}={getattr(self, name)}: must be at least 1")
+        check_fields(self)
 
 
 class Projectors(nnx.Module):

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models.attention import BIDIRECTIONAL_KERNELS, bidirectional_attention, resolve_for_devices
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, param
 from emollama_jax.sharding import constrain
@@ -27,45 +28,29 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class EncoderConfig:
     """Architecture and execution of a stack of encoder blocks; the defaults are ViT-L's."""
 
-    group = "encoder"  # the field's path in the experiment, for messages
-
-    hidden_size: int = 1024
+    hidden_size: int = field(1024, gt=0)
     """Width D of the residual stream."""
-    intermediate_size: int = 4096
+    intermediate_size: int = field(4096, gt=0)
     """Width F of the MLP."""
-    num_layers: int = 24
+    num_layers: int = field(24, gt=0)
     """Encoder blocks L."""
-    num_heads: int = 16
+    num_heads: int = field(16, gt=0)
     """Attention heads N."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = field(1e-6, gt=0)
     """Epsilon of the layer norms."""
-    kernel_dtype: str = "bfloat16"
+    kernel_dtype: str = field("bfloat16", choices=FLOAT_DTYPES + QUANTISED, affects=AFFECTS)
     """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
-    param_dtype: str = "float32"
+    param_dtype: str = field("float32", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Storage of all the rest: float32, bfloat16 or float16."""
-    compute_dtype: str = "bfloat16"
+    compute_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Dtype of activations; norms, softmax and the encoder's output are float32 throughout."""
-    attention: str = "auto"
+    attention: str = field("auto", choices=BIDIRECTIONAL_KERNELS, affects=AFFECTS)
     """Attention kernel: xla, cudnn or chunked; auto is chosen by the devices."""
 
     def __post_init__(self):
-        choices = {
-            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
-            "param_dtype": FLOAT_DTYPES,
-            "compute_dtype": FLOAT_DTYPES,
-            "attention": BIDIRECTIONAL_KERNELS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{self.group}.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and value <= 0 < field.default:
-                raise ValueError(f"{self.group}.{field.name}={value}: must be above 0")
+        check_fields(self)
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"{self.group}.hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
-            )
+            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}")
 
     def for_devices(self, devices: Iterable[Any]) -> "EncoderConfig":
         """The same with the attention kernel resolved for the devices that the encoder is made for."""
@@ -78,17 +63,15 @@ class EncoderConfig:
 class VitConfig(EncoderConfig):
     """An encoder of square images cut into square patches."""
 
-    image_size: int = 224
+    image_size: int = field(224, gt=0)
     """Pixels along each side."""
-    patch_size: int = 16
+    patch_size: int = field(16, gt=0)
     """Pixels along each side of a patch."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"{self.group}.image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
-            )
+            raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
 
     @property
     def grid(self) -> int:

@@ -1,37 +1,15 @@
 """What makes a run the run it is: the experiment, the data and the base model. A run goes on only as itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emollama_jax.config import Config, to_dict
+from emollama_jax.config import Config, from_dict, to_dict, values_affecting
 from emollama_jax.data.pipeline import IndexedRecords, encoders_of, frame_rules_of, image_of
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.paths import as_path
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.runs import checkpoint_of, is_run, read_meta
-
-# Fields that may be others when a run goes on: they change neither a batch nor a step, or nothing but how fast it is.
-# With `train.steps` the learning rate follows the new schedule from there on. What `weights` and
-# `data.train` name is compared by its fingerprint, wherever it lies.
-FREE = (
-    "data.train",
-    "data.eval",
-    "data.read_ahead",
-    "data.prefetch",
-    "clip",
-    "generate",
-    "mesh",
-    "sharding",
-    "mae",
-    "videomae",
-    "hubert",
-    *(f"llama.{name}" for name in ("scan_layers", "remat", "attention", "loss_chunk")),
-    "weights",
-    *(f"train.{name}" for name in ("workdir", "steps", "non_finite")),
-    *(f"train.{name}" for name in ("validation", "validation_interval", "best_metric", "patience")),
-    *(f"train.{name}" for name in ("log_interval", "checkpoint_interval", "keep", "compile_cache", "profile")),
-)
 
 
 def check_paths(config: Config) -> None:
@@ -95,15 +73,10 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
         f"set it back, or start another run from this one's weights: --config.train.workdir=NEW "
         f"--config.weights.trained={workdir}"
     )
-    known = dict(_flat(to_dict(Config())))  # for fields that are newer than the run
-    before, after = known | dict(_flat(saved["config"])), dict(_flat(now["config"]))
-    for name in sorted(before.keys() | after.keys()):
-        free = any(name == field or name.startswith(f"{field}.") for field in FREE)
-        if not free and before.get(name) != after.get(name):
-            raise UserError(
-                f"config.{name} was {before.get(name)!r} in this run and is {after.get(name)!r} now: {workdir}; "
-                f"{remedy}"
-            )
+    before = values_affecting(from_dict(saved["config"]), "resume")
+    for name, value in values_affecting(from_dict(now["config"]), "resume").items():
+        if before[name] != value:
+            raise UserError(f"config.{name} was {before[name]!r} in this run and is {value!r} now: {workdir}; {remedy}")
     for what, field in (("data", "data.train"), ("base", "weights.base"), ("encoder", "weights.eva_vit")):
         if saved[what] != now[what]:
             raise UserError(
@@ -115,11 +88,3 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
             f"{workdir}; start as many processes as before, or another run: --config.train.workdir=NEW "
             f"--config.weights.trained={workdir}"
         )
-
-
-def _flat(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, Mapping):
-        yield where, tree
-        return
-    for name, value in tree.items():
-        yield from _flat(value, f"{where}.{name}" if where else name)

@@ -28,6 +28,7 @@ from safetensors import safe_open
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
+from emollama_jax.fields import fields_affecting
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapters, is_adapter
@@ -56,7 +57,6 @@ CARRIED = r"attention\..*"
 LLAMA = "llama_model."  # before PEFT's names
 PROJECTORS_FILE = "projectors.safetensors"
 ADAPTER = re.compile(rf"(.*\.({'|'.join(PROJECTIONS)})\.lora_[AB])\.(?:([^.]+)\.)?weight")
-EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "scan_layers", "remat", "attention", "loss_chunk")
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def load_emotion_llama(
     _check_architecture(base, config.llama)
     rules = config.sharding if mesh else ()
     placed = {"mesh": mesh, "rules": rules}
-    execution = {name: getattr(config.llama, name) for name in EXECUTION}
+    execution = {name: getattr(config.llama, name) for name in fields_affecting(LlamaConfig, "execution")}
     reports: dict[str, LoadReport] = {}
     opened = open_trained(trained, alpha=config.lora.alpha) if trained else None  # small, and read before the large
     llama, reports["llama"] = load_llama(base, lora=config.lora, seed=config.seed, **placed, **execution)
@@ -304,7 +304,8 @@ def _check_architecture(base: str | Path, config: LlamaConfig) -> None:
     else:
         with open_source(base) as source:
             found = architecture(source)
-    wrong = [n for n, value in found.items() if n not in EXECUTION and value != getattr(config, n)]
+    execution = fields_affecting(LlamaConfig, "execution")
+    wrong = [n for n, value in found.items() if n not in execution and value != getattr(config, n)]
     if wrong:
         there = ", ".join(f"{name}={found[name]!r}" for name in wrong)
         asked = ", ".join(f"{name}={getattr(config, name)!r}" for name in wrong)

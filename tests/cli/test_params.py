@@ -124,7 +124,7 @@ def test_a_subset_is_trained(capsys):
     table = params(capsys, "--config=tiny", "--config.trainable=mae_proj,hubert_proj")
     assert table["trainable"].parameters == 2 * (1024 * 32 + 32)
     assert table["all"].parameters == table["trainable"].parameters + table["frozen"].parameters
-    assert "no part 'mae'; choose among lora, image_proj, mae_proj" in refused(
+    assert "no 'mae'; choose among lora, image_proj, mae_proj" in refused(
         capsys, "--config=tiny", "--config.trainable=mae,lora"
     )
 

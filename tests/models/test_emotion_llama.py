@@ -175,13 +175,13 @@ def test_full_size():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ProjectorsConfig(patches_per_token=0), "projectors.patches_per_token=0: must be at least 1"),
-        (lambda: ProjectorsConfig(feature_size=0), "projectors.feature_size=0: must be at least 1"),
+        (lambda: ProjectorsConfig(patches_per_token=0), "patches_per_token=0: must be at least 1"),
+        (lambda: ProjectorsConfig(feature_size=0), "feature_size=0: must be at least 1"),
         (
             lambda: Config(projectors=ProjectorsConfig(patches_per_token=3)),
             "projectors.patches_per_token=3: must divide the image's 1024 patches",
         ),
-        (lambda: Config(trainable=("llama",)), "trainable: no part 'llama'; choose among lora, image_proj"),
+        (lambda: Config(trainable=("llama",)), "trainable=('llama',): no 'llama'; choose among lora, image_proj"),
     ],
     ids=["group", "feature", "divide", "part"],
 )

@@ -358,25 +358,21 @@ def test_every_target_gets_an_adapter(target):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        *(
-            ({name: 0}, f"llama.{name}=0: must be above 0")
-            for name in LLAMA_CHANGES
-            if "_size" in name or "num" in name
-        ),
-        ({"head_dim": -2}, "llama.head_dim=-2: must be above 0"),
-        ({"rms_norm_eps": 0.0}, "llama.rms_norm_eps=0.0: must be above 0"),
-        ({"rope_theta": -1.0}, "llama.rope_theta=-1.0: must be above 0"),
-        ({"loss_chunk": 0}, "llama.loss_chunk=0: must be above 0"),
-        ({"num_kv_heads": 4}, "llama.num_heads=6 must be a multiple of num_kv_heads=4"),
-        ({"num_kv_heads": 12}, "llama.num_heads=6 must be a multiple of num_kv_heads=12"),
-        ({"head_dim": 7}, "llama.head_dim=7 must be even"),
-        ({"kernel_dtype": "int4"}, "llama.kernel_dtype='int4': choose one of float32, bfloat16, float16, int8, nf4"),
-        ({"param_dtype": "int8"}, "llama.param_dtype='int8': choose one of float32, bfloat16, float16"),
-        ({"compute_dtype": "nf4"}, "llama.compute_dtype='nf4': choose one of"),
-        ({"remat": "some"}, "llama.remat='some': choose one of none, full, dots"),
+        *(({name: 0}, f"{name}=0: must be above 0") for name in LLAMA_CHANGES if "_size" in name or "num" in name),
+        ({"head_dim": -2}, "head_dim=-2: must be above 0"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps=0.0: must be above 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: must be above 0"),
+        ({"loss_chunk": 0}, "loss_chunk=0: must be above 0"),
+        ({"num_kv_heads": 4}, "num_heads=6 must be a multiple of num_kv_heads=4"),
+        ({"num_kv_heads": 12}, "num_heads=6 must be a multiple of num_kv_heads=12"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"kernel_dtype": "int4"}, "kernel_dtype='int4': choose one of float32, bfloat16, float16, int8, nf4"),
+        ({"param_dtype": "int8"}, "param_dtype='int8': choose one of float32, bfloat16, float16"),
+        ({"compute_dtype": "nf4"}, "compute_dtype='nf4': choose one of"),
+        ({"remat": "some"}, "remat='some': choose one of none, full, dots"),
         (
             {"attention": "flash"},
-            "llama.attention='flash': choose one of auto, xla, cudnn, splash, splash_interpret, chunked",
+            "attention='flash': choose one of auto, xla, cudnn, splash, splash_interpret, chunked",
         ),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",

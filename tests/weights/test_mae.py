@@ -153,9 +153,9 @@ def config_json(**changes):
         ({"layer_norm_eps": [1e-6]}, ["unusable configuration", "again"]),
         ({"image_size": [32, 32]}, ["unusable configuration (image_size=[32, 32])"]),
         ({"hidden_size": "32", "num_hidden_layers": True}, ["(hidden_size='32', num_layers=True)"]),
-        ({"num_attention_heads": 5}, ["mae.hidden_size=32 must be a multiple of num_heads=5"]),
-        ({"patch_size": 7}, ["mae.image_size=32 must be a multiple of patch_size=7"]),
-        ({"num_hidden_layers": 0}, ["mae.num_layers=0: must be above 0"]),
+        ({"num_attention_heads": 5}, ["hidden_size=32 must be a multiple of num_heads=5"]),
+        ({"patch_size": 7}, ["image_size=32 must be a multiple of patch_size=7"]),
+        ({"num_hidden_layers": 0}, ["num_layers=0: must be above 0"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

@@ -135,7 +135,7 @@ def test_norm_that_is_missing(weights):
         ({"qkv_bias": False}, ["the model has no biases of queries and values"]),
         ({"num_channels": 4}, ["the model has frames of 4 channels"]),
         ({"num_frames": None}, ["the configuration lacks 'num_frames'"]),
-        ({"tubelet_size": 4}, ["videomae.num_frames=6 must be a multiple of tubelet_size=4"]),
+        ({"tubelet_size": 4}, ["num_frames=6 must be a multiple of tubelet_size=4"]),
         ({"num_frames": "16"}, ["unusable configuration (num_frames='16')"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
