@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from emollama_jax.errors import UserError
 from emollama_jax.media.clip import ClipConfig
-from emollama_jax.models.emotion_llama import TRAINABLE, image_tokens_of
+from emollama_jax.models.emotion_llama import TRAINABLE, num_image_tokens
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
@@ -137,6 +137,9 @@ class TrainConfig:
     """AdamW's, beside the root of that mean."""
     clip_norm: float = 0.0
     """Largest norm of a gradient, which is scaled down to it; 0 is no clipping."""
+    loss_average: str = "clip"
+    """What counts alike in the loss: clip (every clip, whose targets share one weight, as in the reference's recipe of
+    one clip a GPU) or token (every target token, so that a caption counts as much as many labels)."""
     grad_accum_steps: int = 1
     """Parts that a batch's rows are worked through in, one after another, to save memory."""
     non_finite: str = "stop"
@@ -177,6 +180,8 @@ class TrainConfig:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}")
         if self.non_finite not in ("stop", "skip"):
             raise ValueError(f"train.non_finite={self.non_finite!r}: choose one of stop, skip")
+        if self.loss_average not in ("clip", "token"):
+            raise ValueError(f"train.loss_average={self.loss_average!r}: choose one of clip, token")
         if tests := [path for path in self.validation if path.rpartition(":")[2].startswith("test")]:
             raise ValueError(
                 f"train.validation: {tests[0]} is a test split; hold clips of the train split out for this"
@@ -264,7 +269,7 @@ class Config:
     def __post_init__(self):
         if unknown := [part for part in self.trainable if part not in TRAINABLE]:
             raise ValueError(f"trainable: no part {unknown[0]!r}; choose among {', '.join(TRAINABLE)}")
-        image_tokens_of(self.eva_vit, self.projectors)
+        num_image_tokens(self.eva_vit, self.projectors)
         logical = [name for name, _ in DEFAULT_SHARDING]
         if sorted(name for name, _ in self.sharding) != sorted(logical):
             raise ValueError(f"sharding={self.sharding}: give one rule for each of {', '.join(logical)}")
