@@ -28,7 +28,7 @@ from emollama_jax.config_parsing import build, field_type, parse_value
 from emollama_jax.errors import UserError
 from emollama_jax.fields import check_fields, field, fields_affecting
 from emollama_jax.media.clip import ClipConfig
-from emollama_jax.models.emotion_llama import TRAINABLE, image_tokens_of
+from emollama_jax.models.emotion_llama import TRAINABLE, num_image_tokens
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
@@ -46,6 +46,7 @@ RENAMED = {  # field names of the release before, which still load
     "train.ln_vision": "weights.ln_vision",
     "train.init_from": "weights.trained",
 }
+BEFORE = {"train.loss_average": "token"}  # how runs behaved that do not have the field yet
 RESUME, PREDICTION, EXECUTION = ("resume",), ("prediction",), ("execution",)
 
 
@@ -147,6 +148,9 @@ class TrainConfig:
     """Added by AdamW to the root of the mean of squared gradients."""
     clip_norm: float = field(0.0, ge=0)
     """Largest norm of a gradient, which is scaled down to it; 0: no clipping."""
+    loss_average: str = field("clip", choices=("clip", "token"))
+    """What counts alike in the loss: clip (every clip, whose targets share one weight, as in the reference's recipe of
+    one clip a GPU) or token (every target token, so that a caption counts as much as many labels)."""
     grad_accum_steps: int = field(1, ge=1)
     """Parts into which a batch's rows are split, worked through one after another, to save memory."""
     non_finite: str = field("stop", choices=("stop", "skip"), affects=())
@@ -253,7 +257,7 @@ class Config:
     def __post_init__(self):
         check_fields(self)
         try:
-            image_tokens_of(self.eva_vit, self.projectors)
+            num_image_tokens(self.eva_vit, self.projectors)
         except ValueError as error:
             raise ValueError(f"projectors.{error}") from error
         logical = [name for name, _ in DEFAULT_SHARDING]
@@ -328,7 +332,7 @@ def _to_json(value: Any) -> Any:
 def from_dict(data: Mapping[str, Any]) -> Config:
     """Read an experiment written by `to_dict`, also after a round through JSON, and also by the release before.
 
-    Fields that are missing have their defaults; old names of fields are taken with a warning.
+    Fields that are missing have the values of `BEFORE`, else their defaults; old names of fields are taken with a warning.
 
     Raises:
         UserError: a field is unknown, of the wrong type or out of range; it is named by its path.
@@ -339,6 +343,10 @@ def from_dict(data: Mapping[str, Any]) -> Config:
         if isinstance(data.get(old_group), dict) and old_name in data[old_group]:
             logging.warning("config.%s is called config.%s now", old, new)
             data.setdefault(new_group, {}).setdefault(new_name, data[old_group].pop(old_name))
+    for path, value in BEFORE.items():
+        group, name = path.split(".")
+        if isinstance(data.get(group), dict):
+            data[group].setdefault(name, value)
     return build(Config, data, "config")
 
 

@@ -113,8 +113,9 @@ def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Mea
         with _Stopwatch() as watch:
             batches = list(iterator)
         iterator.close()
-        count = sum(int(batch["clip_mask"].sum()) for batch in batches)
-        one = [batches[0][name][0, 0].nbytes for name in ("frames", "image_tokens", "features") if name in batches[0]]
+        count = sum(int(batch.clip_mask.sum()) for batch in batches)
+        first = batches[0]
+        one = [x[0, 0].nbytes for x in (first.frames, first.image_tokens, first.features) if x is not None]
         return watch.figures(count, count * sum(one)), count
 
     return measure

@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, GenerateConfig, to_dict
+from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.infer.generate import Generator
 from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
 from emollama_jax.text.prompts import Sample, Turn
 from emollama_jax.text.tokenizers import Tokenizer
@@ -105,7 +106,7 @@ class _Work:
 
     def __init__(self, model: EmotionLlama, config: Config, batch: int, new_tokens: int):
         rng = np.random.default_rng(config.seed)
-        shape = (batch, image_tokens_of(config.eva_vit, config.projectors) + 4, config.llama.hidden_size)
+        shape = (batch, soft_tokens_per_clip(config), config.llama.hidden_size)
         self.soft: Float[Array, "N S D"] = jnp.asarray(0.02 * rng.normal(size=shape), config.llama.compute_dtype)
         self.generate = GenerateConfig(max_new_tokens=new_tokens)
         self.generator = Generator(model.llama, eos_ids=())

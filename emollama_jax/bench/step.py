@@ -12,6 +12,7 @@ from flax import nnx
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
+from emollama_jax.data.batch import Batch
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
@@ -79,12 +80,14 @@ def _ours(model: Llama, tokens: np.ndarray, seed: int) -> Measure:
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=0)
     graphdef, frozen, state = init_state(model, optimizer)
     step = make_step(graphdef, optimizer, text_loss, mesh=first_device())
-    batch = {
-        "tokens": tokens,
-        "segment_ids": np.ones_like(tokens),
-        "positions": np.tile(np.arange(tokens.shape[1], dtype=np.int32), (tokens.shape[0], 1)),
-        "loss_mask": np.tile(np.arange(tokens.shape[1]) < tokens.shape[1] - 1, (tokens.shape[0], 1)),
-    }
+    columns = np.arange(tokens.shape[1], dtype=np.int32)
+    batch = Batch(
+        tokens=tokens,
+        soft_index=np.full_like(tokens, -1),
+        segment_ids=np.ones_like(tokens),
+        positions=np.tile(columns, (tokens.shape[0], 1)),
+        loss_weights=np.tile((columns < tokens.shape[1] - 1).astype(np.float32), (tokens.shape[0], 1)),
+    )
     batch, rng, losses = jax.device_put(batch), jax.random.key(seed), []
 
     def measure():

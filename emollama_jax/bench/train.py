@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,9 @@ from emollama_jax.bench.report import OURS, Figures, Report, Result, alternate, 
 from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
+from emollama_jax.data.batch import Batch, soft_tokens_per_clip
 from emollama_jax.data.builders import Clips, prepare
-from emollama_jax.data.pipeline import soft_per_clip, train_dataset
+from emollama_jax.data.pipeline import train_dataset
 from emollama_jax.data.preparation import Recipe, record_of, write_part
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
@@ -50,8 +51,6 @@ COLUMNS = {"clips_per_s": "clips/s", "targets_per_s": "targets/s", "fill_percent
 # How far the first steps of both may be apart in float32: in the loss, and in the norm of the gradient relative to it.
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 1e-4
 ROUGH_TOLERANCE = 5e-2  # of both in half precision, and of the norm with dropout, which the two do not draw alike
-
-Batch = Mapping[str, np.ndarray]
 
 
 class Step(NamedTuple):
@@ -216,9 +215,9 @@ def amount_of(batches: Sequence[Batch]) -> Amount:
     total = lambda count: sum(int(count(batch)) for batch in batches)
     return Amount(
         steps=len(batches),
-        clips=total(lambda batch: batch["clip_mask"].sum()),
-        tokens=total(lambda batch: (batch["segment_ids"] > 0).sum()),
-        targets=total(lambda batch: batch["loss_mask"].sum()),
+        clips=total(lambda batch: batch.clip_mask.sum()),
+        tokens=total(lambda batch: (batch.segment_ids > 0).sum()),
+        targets=total(lambda batch: (batch.loss_weights > 0).sum()),
     )
 
 
@@ -230,7 +229,7 @@ def _ours(model: EmotionLlama, config: Config, batches: Sequence[Batch], amount:
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     on_device, rng = jax.device_put((list(batches), jax.random.key(config.seed)), NamedSharding(mesh, PartitionSpec()))
     step = make_step(graphdef, optimizer, multimodal_loss, mesh=mesh)
-    positions, steps, compiled = sum(batch["tokens"].size for batch in batches), [], None
+    positions, steps, compiled = sum(batch.tokens.size for batch in batches), [], None
 
     def measure():
         nonlocal state, compiled
@@ -252,7 +251,7 @@ def _theirs(model: EmotionLlama, config: Config, batches: Sequence[Batch], amoun
     import torch
 
     peer, steps = TorchTraining(model, config), []
-    padded = [one_clip_a_row(batch, soft_per_clip(config)) for batch in batches]
+    padded = [one_clip_a_row(batch, soft_tokens_per_clip(config)) for batch in batches]
     on_device = [{name: torch.tensor(x, device=peer.device) for name, x in batch.items()} for batch in padded]
     positions, on_cuda = sum(batch["tokens"].size for batch in padded), peer.device.type == "cuda"
 

@@ -14,7 +14,7 @@ from emollama_jax.cli._model import (
     read_experiment,
 )
 from emollama_jax.cli._progress import Progress
-from emollama_jax.data.pipeline import encoders_of, image_of, open_sources
+from emollama_jax.data.datasets import find_encoders, find_images, open_datasets
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.eval.answer_files import evaluate_answers, labels_of_records, read_answers, read_labels
@@ -93,12 +93,12 @@ def _of_model(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     if len(set(modalities)) < len(modalities):
         raise UserError(f"--modalities {arguments.modalities}: give each set once")
     paths = arguments.data or config.data.eval
-    sources = open_sources(paths, config, "--data")
-    splits = [source.records for source in sources]
+    datasets = open_datasets(paths, config, "--data")
+    splits = [source.records for source in datasets]
     benchmark = _benchmark(arguments, splits)
     if arguments.trained and not arguments.any_encoders:
-        check_encoders(arguments.trained, encoders_of(sources), all_known=False)
-    files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}
+        check_encoders(arguments.trained, find_encoders(datasets), all_known=False)
+    files = image_encoder_of(config, arguments) if find_images(datasets) == "frames" else {}
     mesh = mesh_of(config)
     with on_devices(config, mesh):
         model, tokenizer = load_model(config, arguments, mesh, files=files)

@@ -24,7 +24,7 @@ from emollama_jax.cli._model import (
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import IndexedRecords, encoders_of, image_of, open_sources
+from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images, open_datasets
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, random_encoders
 from emollama_jax.infer.batch_run import Asked, answer_all
@@ -65,10 +65,10 @@ def run(argv: list[str]) -> int:
     _check_arguments(arguments)
     is_data = ":" in arguments.input and not Path(arguments.input).exists()
     items = None if is_data else find_items(arguments.input, arguments.videos)
-    sources = open_sources([arguments.input], config, "input") if is_data else None
+    datasets = open_datasets([arguments.input], config, "input") if is_data else None
     mesh = mesh_of(config)
     with open_output(arguments.out, resume=arguments.resume) as output, on_devices(config, mesh):
-        given = _records(config, arguments, sources) if is_data else _videos(config, arguments, items, mesh)
+        given = _records(config, arguments, datasets) if is_data else _videos(config, arguments, items, mesh)
         if arguments.trained and not arguments.any_encoders:
             check_encoders(arguments.trained, given.encoders, all_known=not is_data)
         model, tokenizer = load_model(config, arguments, mesh, files=given.files, eva_vit=given.eva_vit)
@@ -147,12 +147,12 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError("--random-encoders: goes in place of --mae, --videomae and --hubert")
 
 
-def _records(config: Config, arguments: argparse.Namespace, sources: Sequence[IndexedRecords]) -> _Input:
-    (numbered,) = sources
+def _records(config: Config, arguments: argparse.Namespace, datasets: Sequence[IndexedRecords]) -> _Input:
+    (numbered,) = datasets
     source = Recorded(numbered.records)
-    files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}
+    files = image_encoder_of(config, arguments) if find_images(datasets) == "frames" else {}
     told = {"data": numbered.records.metadata.get("fingerprint")}
-    return _Input(source.items, source, encoders_of(sources), files, told)
+    return _Input(source.items, source, find_encoders(datasets), files, told)
 
 
 def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item], mesh: Mesh | None) -> _Input:

@@ -34,7 +34,7 @@ from emollama_jax.data.records import Records, decode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.infer.generate import Generator
 from emollama_jax.infer.score import LabelScorer, LabelScores
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.text.prompts import (
     QUESTION_SETS,
     PromptConfig,
@@ -107,22 +107,19 @@ class Predictor:
     ):
         self.modalities = check_modalities(modalities)
         self._model, self._tokenizer, self._config = model, tokenizer, config
-        self._image_tokens = image_tokens_of(config.eva_vit, config.projectors)
+        self._image_tokens = num_image_tokens(config.eva_vit, config.projectors)
         self._scorer = LabelScorer(model.llama, tokenizer, config.prompt, orders=orders)
         self._generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
 
     def soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
         """The clips' soft tokens, for the methods below."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
-        arrays = {"features": np.stack([clip.features for clip in clips])}
-        if clips[0].image_tokens is None:
-            arrays["frames"] = np.stack([clip.frame for clip in clips])
-        else:
-            arrays["image_tokens"] = np.stack([clip.image_tokens for clip in clips])
+        images = "frame" if clips[0].image_tokens is None else "image_tokens"
         rows = 1 << (len(clips) - 1).bit_length()  # few programs compile
         pad = lambda x: np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])[:, None]
-        batch = {name: pad(array) for name, array in arrays.items()}
-        return _soft_tokens(*nnx.split(self._model), batch)[: len(clips)]
+        features, image = (pad(np.stack([getattr(clip, name) for clip in clips])) for name in ("features", images))
+        arrays = {"frames" if images == "frame" else images: image}
+        return _soft_tokens(*nnx.split(self._model), features, arrays)[: len(clips)]
 
     def labels(self, clips: Sequence[ClipInput], soft: Float[Array, "N S D"]) -> LabelScores:
         """How likely each label of `prompt.labels` is for each clip."""
@@ -178,8 +175,8 @@ class Predictor:
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _soft_tokens(graphdef, state, batch):
-    return nnx.merge(graphdef, state).soft_tokens(batch)
+def _soft_tokens(graphdef, state, features, images):
+    return nnx.merge(graphdef, state).soft_tokens(features, **images)
 
 
 def check_modalities(text: str) -> str:

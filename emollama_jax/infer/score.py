@@ -29,6 +29,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.infer.generate import bucket
 from emollama_jax.models.emotion_llama import place
 from emollama_jax.models.llama import Llama
+from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
 from emollama_jax.text.prompts import PromptConfig, Sample, Turn, emotion_question, encode_turns, request
 from emollama_jax.text.tokenizers import Tokenizer
@@ -132,7 +133,8 @@ class LabelScorer:
         shape = (clips, len(self._orders), len(self._labels))
         log_likelihoods = np.zeros(shape, np.float64)
         if clips:
-            asked = [self._ask(*clip, soft.shape[1] - 4) for clip in zip(subtitles, has_feature, strict=True)]
+            image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
+            asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, strict=True)]
             batch = _batch(asked, self._answers, soft.shape[1])
             soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
             nll = np.asarray(_nll(*nnx.split(self._model), batch, soft), np.float64)[:clips]
@@ -180,7 +182,8 @@ def _batch(
     shared = [_shared(prompts) for prompts in asked]
     idle = [[]] * ((1 << (len(asked) - 1).bit_length()) - len(asked))
     prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
-    batch = pack_rows(prefixes + idle, length=bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
+    rows = pack_rows(prefixes + idle, length=bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
+    batch = {name: getattr(rows, name) for name in ("tokens", "soft_index", "segment_ids", "positions")}
     trees = [_tree(prompts, length, answers) for prompts, length in zip(asked, shared, strict=True)]
     slots = bucket(max(len(columns) for columns, _ in trees))
     padded = np.zeros((len(prefixes + idle), slots, 4), np.int32)

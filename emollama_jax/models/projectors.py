@@ -15,6 +15,7 @@ from emollama_jax.models.layers import Linear
 from emollama_jax.sharding import constrain
 
 PROJECTORS = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_proj")
+NUM_FEATURE_TOKENS = 4  # soft tokens of a clip beside the image's: MAE, VideoMAE, HuBERT, the image's class token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

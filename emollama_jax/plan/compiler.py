@@ -22,6 +22,7 @@ from emollama_jax.plan.topology import Topology
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "qwix", "libtpu", "jax-cuda12-plugin")
 SOURCES = (  # what the programs and their figures are made of
     *("models", "train", "infer", "features", "sharding.py", "config.py"),
+    *(f"data/{name}.py" for name in ("batch", "datasets")),
     *(f"plan/{name}.py" for name in ("programs", "worker", "hlo", "topology")),
 )
 QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU that may be there

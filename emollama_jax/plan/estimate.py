@@ -16,11 +16,12 @@ import jax
 from flax import nnx
 
 from emollama_jax.config import Config
-from emollama_jax.models.emotion_llama import image_tokens_of
+from emollama_jax.data.batch import soft_tokens_per_clip
+from emollama_jax.data.datasets import expected_images
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.vit import EncoderConfig
-from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS, takes_frames
+from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS
 from emollama_jax.plan.topology import Chip, Topology
 from emollama_jax.sharding import abstract
 from emollama_jax.train.speed import Cost, cost_of
@@ -97,7 +98,7 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
         return rows * _encoder(name, getattr(config, name)), 0.0, 0.0
     if name != "step":
         cost = _cost(config.llama, LoRAConfig(rank=0))
-        length = image_tokens_of(config.eva_vit, config.projectors) + 4 + PROMPT_TEXT
+        length = soft_tokens_per_clip(config) + PROMPT_TEXT
         tokens = rows * (length if name == "prefill" else 1)
         return tokens * (2 * cost.frozen + cost.attention / 3 * length), 0.0, 0.0
     cost, tokens = _cost(config.llama, config.lora), float(rows * config.data.sequence_length)
@@ -106,7 +107,7 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
     segments = config.data.sequence_length / config.data.clips_per_row
     again = RECOMPUTED[config.llama.remat]
     forward = 2 * tokens * (cost.frozen + cost.adapters)
-    frames = rows * config.data.clips_per_row * takes_frames(config)
+    frames = rows * config.data.clips_per_row if expected_images(config.data.train) == "frames" else 0
     encoded = frames * _encoder("eva_vit", config.eva_vit) if frames else 0.0
     kernels = attention * (1 + again / 3)
     matrices = tokens * (4 * cost.frozen + 6 * cost.adapters) + again * forward

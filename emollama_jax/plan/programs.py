@@ -20,13 +20,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import batch_sharding
+from emollama_jax.data.batch import batch_sharding, batch_spec, soft_tokens_per_clip
+from emollama_jax.data.datasets import expected_images
 from emollama_jax.errors import UserError
 from emollama_jax.features import encode
 from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
 from emollama_jax.media.audio import SAMPLE_RATE
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
@@ -78,11 +79,6 @@ def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
     return _answers(name, config, mesh, rows)
 
 
-def takes_frames(config: Config) -> bool:
-    """Whether the batches hold frames, as EVA-ViT sees them, rather than its tokens: by the data sets' folders."""
-    return not any("/image_tokens/" in path for path in config.data.train)
-
-
 def _batch_axes(config: Config) -> tuple[str, ...]:
     axes = dict(config.sharding)["batch"] or ()
     return (axes,) if isinstance(axes, str) else tuple(axes)
@@ -106,21 +102,8 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
         ),
         step=_at(state.step, everywhere),
     )
-    length, clips = config.data.sequence_length, config.data.clips_per_row
-    text = dict.fromkeys(("tokens", "soft_index", "segment_ids", "positions"), ((length,), jnp.int32))
-    side, eva_vit = config.eva_vit.image_size, config.eva_vit
-    image = (
-        {"frames": ((clips, side, side, 3), jnp.uint8)}
-        if takes_frames(config)
-        else {"image_tokens": ((clips, 1 + eva_vit.grid**2, eva_vit.hidden_size), jnp.float16)}
-    )
-    arrays = {
-        **text,
-        "loss_mask": ((length,), jnp.bool_),
-        **image,
-        "features": ((clips, 3, config.projectors.feature_size), jnp.float32),
-    }
-    batch = {name: _rows(mesh, config, (rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    spec = batch_spec(config, images=expected_images(config.data.train), rows=rows)
+    batch = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, rules, x.shape)), spec)
     key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
     parts = config.train.grad_accum_steps
     step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=parts, mesh=mesh)
@@ -139,7 +122,7 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     lora = config.lora if config.llama.kernel_dtype in QUANTISED else LoRAConfig(rank=0)
     graphdef, state = abstract(lambda: Llama(config.llama, lora, rngs=nnx.Rngs(0)))
     state = _placed(state, shardings(state, mesh, config.sharding))
-    soft = image_tokens_of(config.eva_vit, config.projectors) + 4
+    soft = soft_tokens_per_clip(config)
     prompt = generate.bucket(soft + PROMPT_TEXT)
     sizes = {"cache_size": prompt + generate.bucket(config.generate.max_new_tokens)}
     whole = lambda shape, dtype: _rows(mesh, config, (rows, *shape), dtype)
@@ -196,7 +179,8 @@ def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
 def multimodal_model(config: Config) -> EmotionLlama:
     """The model that is trained; with the encoder of the frame where the batches hold frames."""
     sizes = (config.llama, config.lora, config.projectors, config.eva_vit)
-    return EmotionLlama.init(*sizes, with_encoder=takes_frames(config), rngs=nnx.Rngs(0))
+    encodes = expected_images(config.data.train) == "frames"
+    return EmotionLlama.init(*sizes, with_encoder=encodes, rngs=nnx.Rngs(0))
 
 
 def _rows(mesh: Mesh, config: Config, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,7 @@
 """What the model is asked about a clip, as token ids and places for soft tokens.
 
 Axes: T tokens. A clip has S soft tokens, in this order: its image tokens, then MAE (face), VideoMAE (motion), HuBERT
-(voice) and the image's class token; S = image tokens + 4.
+(voice) and the image's class token (`models/projectors.py`).
 
 Two layouts, the second for comparison with published numbers:
 
@@ -167,8 +167,8 @@ def encode_turns(
     features = [
         image_tokens + i for i, has in enumerate((*has_feature, True)) if has or config.missing == "zeros"
     ]  # and the class token, which every clip has
-    said = f"The person in video says: {subtitle}.  " if subtitle.strip() else ""
-    first = f"</feature> {said}{turns[0].request}  [/INST]"
+    said = f"The person in video says: {subtitle}. " if subtitle.strip() else ""
+    first = f"</feature> {said} {turns[0].request}  [/INST]"  # two spaces before the request, with nothing said too
     writer.bos()
     if config.layout == "reference":
         writer.bos()

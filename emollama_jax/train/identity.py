@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emollama_jax.config import Config, from_dict, to_dict, values_affecting
-from emollama_jax.data.pipeline import IndexedRecords, encoders_of, frame_rules_of, image_of
+from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_frame_rules, find_images
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.paths import as_path
@@ -24,18 +24,18 @@ def check_paths(config: Config) -> None:
         )
 
 
-def identity_of(config: Config, sources: Sequence[IndexedRecords], shares: int) -> dict[str, Any]:
+def identity_of(config: Config, datasets: Sequence[IndexedRecords], num_shards: int) -> dict[str, Any]:
     """The experiment and the fingerprints of what it starts from, in JSON's types.
 
     Args:
-        sources: the opened `config.data.train`.
-        shares: parts that the processes read of every batch.
+        datasets: the opened `config.data.train`.
+        num_shards: parts that the processes read of every batch.
 
     Raises:
         UserError: the data is of frames and no encoder is given.
     """
     eva_vit = None
-    if image_of(sources) == "frames":
+    if find_images(datasets) == "frames":
         if not config.weights.eva_vit or not as_path(config.weights.eva_vit).is_file():
             raise UserError(
                 f"weights.eva_vit: no such file: {config.weights.eva_vit}; the data is of frames and needs it: "
@@ -45,12 +45,12 @@ def identity_of(config: Config, sources: Sequence[IndexedRecords], shares: int) 
         eva_vit = {name: file_digest(file) if file else "" for name, file in files.items()}
     return {
         "config": to_dict(config),
-        "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in sources],
+        "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in datasets],
         "base": read_manifest(config.weights.base)["fingerprint"],
         "encoder": eva_vit,
-        "encoders": encoders_of(sources),
-        "frames": frame_rules_of(sources),
-        "shares": shares,
+        "encoders": find_encoders(datasets),
+        "frames": find_frame_rules(datasets),
+        "shares": num_shards,
     }
 
 

@@ -89,7 +89,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
         report = Report(
             writer,
             watch,
-            run.sources,
+            run.datasets,
             positions=config.data.batch_rows * config.data.sequence_length,
             cost=run.cost,
             devices=list(mesh.devices.flat),

@@ -4,17 +4,16 @@ Axes: B rows, K clips a row.
 """
 
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int, UInt32
 
-from emollama_jax.data.pipeline import IndexedRecords, name_of
+from emollama_jax.data.batch import Batch
+from emollama_jax.data.datasets import IndexedRecords, find_clip_name
 from emollama_jax.train.metrics import Stopwatch, Writer
 from emollama_jax.train.speed import Cost, device_peak_flops
 
@@ -35,27 +34,34 @@ class NonFiniteError(Exception):
         self.step, self.clips = step, clips
 
 
-def with_row_hash(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch on the host with `row_hash` uint32 [B], of each row's tokens and clips."""
-    rows = zip(batch["tokens"], batch["clip"], strict=True)
-    hashes = [zlib.crc32(clips.tobytes(), zlib.crc32(tokens.tobytes())) for tokens, clips in rows]
-    return {**batch, "row_hash": np.array(hashes, np.uint32)}
+def make_describe(mesh: Mesh) -> Callable[[Batch], dict[str, Array]]:
+    """Make the compiled function from a batch to what is reported of it, on every process.
 
-
-def make_describe(mesh: Mesh) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """The compiled function from a batch to what is reported of it, on every process: how many `tokens` and `clips` it
-    has, which (`clip` int32 [B, K], -1 is none), and the `batch` hash of its rows in their order."""
+    It gives the numbers of `tokens` and `clips`; `clip` int32 [B, K], which clips (-1 for none); and `batch` uint32, a
+    hash of the tokens and clips in their places.
+    """
 
     def describe(batch):
-        rows = batch["row_hash"]
         return {
-            "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.int32),
-            "clips": batch["clip_mask"].sum(dtype=jnp.int32),
-            "clip": batch["clip"],
-            "batch": (rows * (2 * jnp.arange(len(rows), dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32),
+            "tokens": (batch.segment_ids > 0).sum(dtype=jnp.int32),
+            "clips": batch.clip_mask.sum(dtype=jnp.int32),
+            "clip": batch.clip,
+            "batch": _hash(batch.tokens) + 31 * _hash(batch.clip),
         }
 
     return jax.jit(describe, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _hash(values: Int[Array, "..."]) -> UInt32[Array, ""]:
+    """Hash the values in their places: integer sums, which no sharding changes."""
+
+    def mix(x):  # MurmurHash3's last step
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    places = jnp.arange(values.size, dtype=jnp.uint32).reshape(values.shape)
+    return mix(values.astype(jnp.uint32) + mix(places)).sum(dtype=jnp.uint32)
 
 
 class Report:
@@ -65,7 +71,7 @@ class Report:
         self,
         writer: Writer,
         watch: Stopwatch,
-        sources: Sequence[IndexedRecords],
+        datasets: Sequence[IndexedRecords],
         *,
         positions: int,
         cost: Cost,
@@ -83,7 +89,7 @@ class Report:
             interval: steps between lines.
             skip: whether a step that is not finite is only told of.
         """
-        self._writer, self._watch, self._sources = writer, watch, sources
+        self._writer, self._watch, self._datasets = writer, watch, datasets
         self._positions, self._cost, self._rate, self._interval, self._skip = positions, cost, rate, interval, skip
         self._log = log
         self._pending: tuple[int, Mapping[str, Array]] | None = None
@@ -118,7 +124,7 @@ class Report:
             self._writer.write_scalars(step, self._scalars(step, found) | ({} if finite else {"skipped": True}))
         self._skipped = 0 if finite else self._skipped + 1
         if not finite:
-            clips = [name_of(self._sources, int(number)) for number in found["clip"].ravel() if number >= 0]
+            clips = [find_clip_name(self._datasets, int(number)) for number in found["clip"].ravel() if number >= 0]
             error = NonFiniteError(step, clips)
             if not self._skip or self._skipped == SKIPS_IN_A_ROW:
                 self._writer.flush()

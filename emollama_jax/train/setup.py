@@ -15,21 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import (
-    IndexedRecords,
-    encoders_of,
-    image_of,
-    onto_devices,
-    open_sources,
-    process_share,
-    train_dataset,
-)
+from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images, open_datasets
+from emollama_jax.data.pipeline import onto_devices, process_shard, train_dataset
 from emollama_jax.distributed import barrier
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.train.checkpoints import Checkpoints
 from emollama_jax.train.identity import check_encoders, check_same, identity_of
-from emollama_jax.train.report import with_row_hash
 from emollama_jax.train.speed import Cost, cost_of
 from emollama_jax.train.step import TrainState, init_state
 from emollama_jax.train.validation import Best, MoreMetrics, Validation
@@ -56,7 +48,7 @@ class TrainSetup:
     state: TrainState
     iterator: grain.DatasetIterator
     validation: Validation | None
-    sources: Sequence[IndexedRecords]
+    datasets: Sequence[IndexedRecords]
     cost: Cost
     identity: Mapping[str, Any]
 
@@ -77,10 +69,10 @@ def setup_run(
         UserError: as `train`.
     """
     workdir, step = checkpoints.workdir, checkpoints.newest
-    sources = open_sources(config.data.train, config, "data.train")
+    datasets = open_datasets(config.data.train, config, "data.train")
     tokenizer = load_tokenizer_of(config.weights.base, config.llama.vocab_size)
-    share = process_share(config, mesh)
-    identity, best = identity_of(config, sources, share[1]), Best()
+    shard_index, num_shards = process_shard(config, mesh)
+    identity, best = identity_of(config, datasets, num_shards), Best()
     if step is not None:
         meta = checkpoints.meta(step)
         check_same(meta, identity, workdir)
@@ -98,13 +90,13 @@ def setup_run(
     cost = cost_of(model.llama)
     barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
-    dataset = train_dataset(config, tokenizer, share=share).map(with_row_hash)
+    dataset = train_dataset(config, tokenizer, shard_index=shard_index, num_shards=num_shards)
     iterator = iter(onto_devices(dataset, config, mesh))
     if step is not None:
         state = checkpoints.restore(step, state, iterator)
         log(f"resumed from step {step:,}: {workdir}")
-    validation = _validation(config, graphdef, mesh, tokenizer, sources, more_metrics)
-    return TrainSetup(step or 0, best, graphdef, frozen, state, iterator, validation, sources, cost, identity)
+    validation = _validation(config, graphdef, mesh, tokenizer, datasets, more_metrics)
+    return TrainSetup(step or 0, best, graphdef, frozen, state, iterator, validation, datasets, cost, identity)
 
 
 def _load_model(config: Config, mesh: Mesh, identity: Mapping[str, Any], trained: str | None) -> EmotionLlama:
@@ -136,13 +128,13 @@ def _validation(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
     tokenizer: Tokenizer,
-    sources: Sequence[IndexedRecords],
+    datasets: Sequence[IndexedRecords],
     more: MoreMetrics | None,
 ) -> Validation | None:
     if not config.train.validation:
         return None
-    encoders_of([*sources, *open_sources(config.train.validation, config, "train.validation")])
-    return Validation(config, graphdef, mesh, tokenizer, image=image_of(sources), more=more)
+    find_encoders([*datasets, *open_datasets(config.train.validation, config, "train.validation")])
+    return Validation(config, graphdef, mesh, tokenizer, images=find_images(datasets), more=more)
 
 
 # -- what a run keeps but does not train

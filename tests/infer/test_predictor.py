@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from emollama_jax.config import GenerateConfig
-from emollama_jax.data.pipeline import open_sources, to_sample_of
+from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.pipeline import make_sample_transform
 from emollama_jax.data.preparation import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
@@ -81,9 +82,9 @@ def test_prompts_are_those_of_training(paths, config, model, records, clips):
         asked = dataclasses.replace(config.prompt, tasks=(task,), questions=("Why?",), labels=MERR)
         of_task = dataclasses.replace(config, prompt=asked)
         predictor = Predictor(model, TOKENIZER, of_task)
-        (source,) = open_sources([f"{paths['image_tokens']}:test"], of_task, "data")
+        (dataset,) = open_datasets([f"{paths['image_tokens']}:test"], of_task, "data")
         for number, clip in enumerate(clips):
-            element = to_sample_of(of_task, TOKENIZER).random_map(source[number], np.random.default_rng(0))
+            element = make_sample_transform(of_task, TOKENIZER).random_map(dataset[number], np.random.default_rng(0))
             prompt = predictor.prompt(clip, [Turn(*requests_of(asked, task))])
             length = int((~element["is_answer"]).sum())
             np.testing.assert_array_equal(prompt.tokens, element["tokens"][:length])

@@ -51,9 +51,9 @@ def soft_of(clips, width=24, seed=3):
 @functools.partial(jax.jit, static_argnums=0)
 def token_nll(graphdef, state, batch, soft):
     model = nnx.merge(graphdef, state)
-    x = place(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
-    hidden = model(x, batch["positions"], batch["segment_ids"])
-    return model.token_nll(hidden, jnp.roll(batch["tokens"], -1, axis=1))
+    x = place(model.embed_tokens(batch.tokens), soft, batch.soft_index)
+    hidden = model(x, batch.positions, batch.segment_ids)
+    return model.token_nll(hidden, jnp.roll(batch.tokens, -1, axis=1))
 
 
 def one_at_a_time(model, tokenizer, prompt, orders, labels, subtitles, soft, has_feature=None):
@@ -74,7 +74,7 @@ def one_at_a_time(model, tokenizer, prompt, orders, labels, subtitles, soft, has
                 sample = Sample(np.concatenate([asked.tokens, answer]), soft_index, is_answer)
                 batch = pack_rows([[sample]], length=256, clips_per_row=1, soft_per_clip=SOFT)
                 nll = token_nll(*nnx.split(model), batch, soft[n : n + 1])
-                result[n, o, i] = -np.where(batch["loss_mask"], nll, 0).sum()
+                result[n, o, i] = -np.where(batch.loss_weights > 0, nll, 0).sum()
     return result
 
 

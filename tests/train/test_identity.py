@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emollama_jax.config import load_config, parse_flags
-from emollama_jax.data.pipeline import open_sources
+from emollama_jax.data.datasets import open_datasets
 from emollama_jax.errors import UserError
 from emollama_jax.train.identity import check_encoders, check_same, identity_of
 from tests.data.prepared import write_data
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def identity(folder: Path, *frames: str) -> dict:
     config, _ = parse_flags([f"--config.weights.base={folder}/base"], load_config("tiny"))
-    return identity_of(config, open_sources([f"{folder}/{frame}:train" for frame in frames], config, "data.train"), 1)
+    return identity_of(config, open_datasets([f"{folder}/{frame}:train" for frame in frames], config, "data.train"), 1)
 
 
 def test_it_holds_the_frame_rules_and_all_encoders(folder):

@@ -3,40 +3,48 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emollama_jax.data.batch import Batch
 from emollama_jax.sharding import make_mesh
 from emollama_jax.train.metrics import Stopwatch
-from emollama_jax.train.report import Report, make_describe, with_row_hash
+from emollama_jax.train.report import Report, make_describe
 from emollama_jax.train.speed import Cost, Peak
 
 pytestmark = pytest.mark.smoke
 B, T, K = 8, 6, 2
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch() -> Batch:
     rng = np.random.default_rng(0)
     segment_ids = np.ones((B, T), np.int32)
     segment_ids[1, 4:] = 0
     clip = np.arange(B * K, dtype=np.int32).reshape(B, K)
     clip[3, 1] = -1
     tokens = rng.integers(0, 99, (B, T)).astype(np.int32)
-    return {"tokens": tokens, "segment_ids": segment_ids, "clip": clip, "clip_mask": clip >= 0}
+    return Batch(
+        tokens=tokens,
+        soft_index=np.full_like(tokens, -1),
+        segment_ids=segment_ids,
+        positions=np.zeros_like(tokens),
+        loss_weights=np.ones((B, T), np.float32),
+        clip=clip,
+        clip_mask=clip >= 0,
+    )
 
 
-def described(batch, devices: int = 8) -> dict[str, np.ndarray]:
+def described(batch: Batch, devices: int = 8) -> dict[str, np.ndarray]:
     mesh = make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
-    return jax.device_get(make_describe(mesh)(jax.tree.map(jnp.asarray, with_row_hash(batch))))
+    return jax.device_get(make_describe(mesh)(jax.tree.map(jnp.asarray, batch)))
 
 
 def test_a_batch_is_counted_and_hashed():
     found = described(batch())
     assert (found["tokens"], found["clips"]) == (B * T - 2, B * K - 1)
-    np.testing.assert_array_equal(found["clip"], batch()["clip"])
+    np.testing.assert_array_equal(found["clip"], batch().clip)
     assert found["batch"] == described(batch(), devices=1)["batch"]
     other_token, other_clip, other_order = batch(), batch(), batch()
-    other_token["tokens"][5, 5] += 1
-    other_clip["clip"][2, 0] += 100
-    for name in other_order:
-        other_order[name] = other_order[name][::-1]
+    other_token.tokens[5, 5] += 1
+    other_clip.clip[2, 0] += 100
+    other_order = jax.tree.map(lambda x: x[::-1], other_order)
     hashes = {int(described(one)["batch"]) for one in (batch(), other_token, other_clip, other_order)}
     assert len(hashes) == 4
 
