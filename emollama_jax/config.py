@@ -332,7 +332,7 @@ def _to_json(value: Any) -> Any:
 def from_dict(data: Mapping[str, Any]) -> Config:
     """Read an experiment written by `to_dict`, also after a round through JSON, and also by the release before.
 
-    Fields that are missing have the values of `BEFORE`, else their defaults; old names of fields are taken with a warning.
+    Missing fields have the values of `BEFORE`, else their defaults; old names of fields are taken with a warning.
 
     Raises:
         UserError: a field is unknown, of the wrong type or out of range; it is named by its path.

@@ -21,8 +21,8 @@ from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, t
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.data.batch import soft_tokens_per_clip
-from emollama_jax.infer.generate import Generator
 from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
 from emollama_jax.text.prompts import Sample, Turn
@@ -109,7 +109,7 @@ class _Work:
         shape = (batch, soft_tokens_per_clip(config), config.llama.hidden_size)
         self.soft: Float[Array, "N S D"] = jnp.asarray(0.02 * rng.normal(size=shape), config.llama.compute_dtype)
         self.generate = GenerateConfig(max_new_tokens=new_tokens)
-        self.generator = Generator(model.llama, eos_ids=())
+        self.batcher = SlotBatcher(model.llama, (), slots=batch)
         self.predictor = Predictor(model, Pieces(config.llama.vocab_size), config)
         blank = np.zeros((3, config.projectors.feature_size), np.float32)
         self.clips = [ClipInput(f"clip {i}", SUBTITLE, blank, np.ones(3, bool)) for i in range(batch)]
@@ -131,7 +131,8 @@ class _Work:
         """Answers that never end before their last token."""
         start = time.perf_counter()
         prompts = [self.predictor.prompt(clip, [Turn(*self.asked["reasons"])]) for clip in self.clips]
-        answers = self.generator.generate(prompts, self.generate, soft=self.soft)
+        requests = zip(prompts, self.soft, strict=True)
+        answers = self.batcher.run(GenerationRequest(prompt, self.generate, soft=soft) for prompt, soft in requests)
         elapsed_s = time.perf_counter() - start
         return _figures(len(self.clips), elapsed_s), [list(answer.tokens) for answer in answers]
 

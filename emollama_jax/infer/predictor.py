@@ -32,8 +32,8 @@ from jaxtyping import Array, Bool, Float, UInt8
 from emollama_jax.config import Config
 from emollama_jax.data.records import Records, decode_frame
 from emollama_jax.errors import UserError
-from emollama_jax.infer.generate import Generator
 from emollama_jax.infer.score import LabelScorer, LabelScores
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.text.prompts import (
     QUESTION_SETS,
@@ -109,7 +109,7 @@ class Predictor:
         self._model, self._tokenizer, self._config = model, tokenizer, config
         self._image_tokens = num_image_tokens(config.eva_vit, config.projectors)
         self._scorer = LabelScorer(model.llama, tokenizer, config.prompt, orders=orders)
-        self._generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
+        self._batcher = SlotBatcher(model.llama, [tokenizer.eos_id])
 
     def soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
         """The clips' soft tokens, for the methods below."""
@@ -140,9 +140,9 @@ class Predictor:
             asked = [i for i, of_clip in enumerate(requests) if number < len(of_clip)]
             prompts = [self.prompt(clips[i], [*turns[i], Turn(requests[i][number])]) for i in asked]
             seeds = [self._seed(clips[i].name, number) for i in asked]
-            completions = self._generator.generate(
-                prompts, self._config.generate, seeds, soft=soft[np.array(asked, np.int32)]
-            )
+            of_clips = (soft[i] for i in asked)
+            rows = zip(prompts, [self._config.generate] * len(asked), seeds, of_clips, strict=True)
+            completions = self._batcher.run(GenerationRequest(*row) for row in rows)
             for i, completion in zip(asked, completions, strict=True):
                 turns[i].append(Turn(requests[i][number], self._tokenizer.decode(completion.tokens).strip()))
         return [[turn.answer or "" for turn in of_clip] for of_clip in turns]

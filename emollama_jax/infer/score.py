@@ -156,15 +156,14 @@ def _nll(graphdef, state, batch, soft):
     """Negative log-likelihoods [B, G] of the answers' tokens, 0 where an answer has none."""
     model: Llama = nnx.merge(graphdef, state)
     prefix_slots, tree_slots = batch["tokens"].shape[1], batch["tree_tokens"].shape[1]
+    prefix_lengths = (batch["segment_ids"] > 0).sum(axis=1)
     x = place(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
-    _, cache = model.prefill(x, batch["positions"], batch["segment_ids"], prefix_slots + tree_slots)
+    _, cache = model.prefill(x, prefix_lengths, prefix_slots + tree_slots)
     order, label = batch["tree_order"], batch["tree_label"]
     in_tree = (order[:, :, None] == order[:, None, :]) & (jnp.arange(tree_slots) <= jnp.arange(tree_slots)[:, None])
     in_tree &= (label[:, None, :] == 0) | (label[:, :, None] == label[:, None, :])
-    in_prefix = jnp.broadcast_to(batch["segment_ids"][:, None, :] > 0, (*order.shape, prefix_slots))
-    visible = jnp.concatenate([in_prefix, in_tree], axis=-1)
     x = model.embed_tokens(batch["tree_tokens"])
-    hidden, _ = model.extend(x, batch["tree_positions"], jnp.ones_like(order), cache, visible)
+    hidden, _ = model.extend(x, cache, batch["tree_positions"], in_tree)
     before = jnp.take_along_axis(hidden, batch["before"][..., None], axis=1)
     return jnp.where(batch["target"] >= 0, model.token_nll(before, jnp.maximum(batch["target"], 0)), 0)
 

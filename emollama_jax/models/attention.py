@@ -1,6 +1,6 @@
-"""Attention kernels: causal over packed rows (the decoder), and bidirectional (the encoders).
+"""Attention kernels: causal over packed rows and on a cache (the decoder), and bidirectional (the encoders).
 
-Axes: B batch, T queries, S keys, N heads, K key/value heads (N a multiple of K), H head size.
+Axes: B batch, T tokens, S cache slots, N heads, K key/value heads (N a multiple of K), H head size.
 
 In packed rows a query sees a key when both lie in the same segment and the key does not come later in the row. Segment
 0 is padding. Positions within a segment rise along the row, so the order in the row is the order in the segment: no
@@ -82,23 +82,18 @@ def resolve_for_devices(kernel: str, devices: Iterable[Any], *, causal: bool, he
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    q_segment_ids: Int[Array, "B T"],
-    kv_segment_ids: Int[Array, "B S"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
     *,
-    q_offset: int | Int[Array, ""] = 0,
-    visible: Bool[Array, "B T S"] | None = None,
     kernel: str = "xla",
 ) -> Float[Array, "B T N H"]:
-    """Attention with scale 1/sqrt(H) and the softmax in float32.
+    """Causal attention of packed rows on themselves, with scale 1/sqrt(H) and the softmax in float32.
 
-    The kernels serve rows on themselves. Queries against a cache, `visible`, rows of a single token, and for splash
-    attention rows of a length that is no multiple of 128, go through "xla" whatever the kernel.
+    Rows of a single token, and for splash attention rows of a length that is no multiple of 128, go through "xla"
+    whatever the kernel.
 
     Args:
-        q_offset: the index of the first query among the keys: 0 for a row on itself, else the number of cached keys.
-        visible: the keys that each query sees, in place of segments and order.
         kernel: "xla" runs everywhere, and is what "auto" means where nobody resolved it; "cudnn" is cuDNN's flash
             attention (GPU, half precision); "splash" is the Pallas kernel for TPUs and "splash_interpret" the same by
             Pallas's interpreter, on any device; "chunked" computes a few heads at a time, whose scores stay in a CPU's
@@ -110,18 +105,42 @@ def attention(
     if kernel not in CAUSAL_KERNELS:
         raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(CAUSAL_KERNELS)}")
     length, is_splash = q.shape[1], kernel.startswith("splash")
-    if length != k.shape[1] or visible is not None or length == 1 or (is_splash and length % SPLASH_LANES):
+    if length == 1 or (is_splash and length % SPLASH_LANES):
         kernel = "xla"
     elif is_splash:
-        return _splash(q, k, v, q_segment_ids, interpret=kernel == "splash_interpret")
+        return _splash(q, k, v, segment_ids, interpret=kernel == "splash_interpret")
+    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
     if kernel == "chunked":
         groups = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
-        return _chunked(q, k, v, q_segment_ids[:, :, None] == kv_segment_ids[:, None, :], causal=True)
-    if visible is None:
-        same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
-        visible = same_segment & (jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset)
+        return _chunked(q, k, v, same_segment, causal=True)
+    visible = same_segment & jnp.tri(length, dtype=bool)
     return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation=_of_jax(kernel))
+
+
+def cached_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cached_k: Float[Array, "B S K H"],
+    cached_v: Float[Array, "B S K H"],
+    lengths: Int[Array, " B"],
+    visible: Bool[Array, "B T T"],
+) -> Float[Array, "B T N H"]:
+    """Attention of T new tokens on the first `lengths[b]` cached tokens of their row and on those of the new ones that
+    `visible` names (each names one or more), with scale 1/sqrt(H) and the softmax in float32. The cache is only read."""
+    batch, length, heads, head_dim = q.shape
+    slots, kv_heads = cached_k.shape[1:3]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    cached_k, cached_v = (x.astype(q.dtype) for x in (cached_k, cached_v))
+    score = lambda keys: jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)
+    in_cache = jnp.broadcast_to(jnp.arange(slots) < lengths[:, None, None], (batch, length, slots))
+    scores = head_dim**-0.5 * jnp.concatenate([score(cached_k), score(k)], axis=-1)
+    seen = jnp.concatenate([in_cache, visible], axis=-1)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    mix = lambda weights, values: jnp.einsum("bkgts,bskh->btkgh", weights, values, preferred_element_type=jnp.float32)
+    y = mix(weights[..., :slots], cached_v) + mix(weights[..., slots:], v)
+    return y.astype(q.dtype).reshape(batch, length, heads, head_dim)
 
 
 def bidirectional_attention(

@@ -124,14 +124,14 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     state = _placed(state, shardings(state, mesh, config.sharding))
     soft = soft_tokens_per_clip(config)
     prompt = generate.bucket(soft + PROMPT_TEXT)
-    sizes = {"cache_size": prompt + generate.bucket(config.generate.max_new_tokens)}
+    sizes = {"cache_size": generate.bucket(soft + PROMPT_TEXT + config.generate.max_new_tokens - 1)}
     whole = lambda shape, dtype: _rows(mesh, config, (rows, *shape), dtype)
     sampling = jax.eval_shape(lambda: Sampling.of([config.generate] * rows, [0] * rows))
     sampling = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, config.sharding, x.shape)), sampling)
     eos = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     tokens = whole((prompt,), jnp.int32)
     embedded = whole((soft, config.llama.hidden_size), config.llama.compute_dtype)
-    inputs = (tokens, tokens, embedded, tokens, sampling, eos)
+    inputs = (tokens, whole((), jnp.int32), tokens, embedded, sampling, eos)
 
     def prefill():
         with use_mesh(mesh, config.sharding):
@@ -143,17 +143,12 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     heads = dict(config.sharding)["kv_heads"]
     cache = NamedSharding(mesh, PartitionSpec(None, _batch_axes(config), None, heads, None))
     before = jax.tree.map(
-        lambda x: (
-            _at(x, cache if x.ndim == 5 else batch_sharding(mesh, config.sharding, x.shape))
-            if x.ndim
-            else _at(x, NamedSharding(mesh, PartitionSpec()))
-        ),
-        like,
+        lambda x: _at(x, cache if x.ndim == 5 else batch_sharding(mesh, config.sharding, x.shape)), like
     )
 
     def decode():
         with use_mesh(mesh, config.sharding):
-            return generate.decode_chunk.lower(graphdef, state, before, sampling, eos, length=1)
+            return generate.decode_chunk.lower(graphdef, state, before, eos, length=1)
 
     return Program(decode, {"parameters": _bytes(state), "cache": _bytes(before)})
 

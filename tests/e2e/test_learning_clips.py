@@ -12,7 +12,7 @@ from flax import nnx
 from emollama_jax import cli
 from emollama_jax.config import GenerateConfig, load_config
 from emollama_jax.data.packing import pack_rows
-from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.media.images import eva_vit_frame
 from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.models.eva_vit import EvaVit
@@ -59,10 +59,10 @@ def test_learning_clips(base, real_media, tmp_path):
     def answers(model: EmotionLlama) -> list[str]:
         encode = nnx.jit(lambda model, frames: model.soft_tokens(jnp.zeros((2, 1, 3, 1024)), frames=frames))
         prompt = encode_turns(tokenizer, [Turn(ASK)], image_tokens=images)  # the same for both
-        generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
-        found = generator.generate(
-            [prompt, prompt], GenerateConfig(max_new_tokens=8), soft=encode(model, jnp.asarray(frames[:, None]))
-        )
+        limit = GenerateConfig(max_new_tokens=8)
+        soft = encode(model, jnp.asarray(frames[:, None]))
+        batcher = SlotBatcher(model.llama, [tokenizer.eos_id])
+        found = batcher.run(GenerationRequest(prompt, limit, soft=of_clip) for of_clip in soft)
         return [tokenizer.decode(answer.tokens).strip() for answer in found]
 
     assert answers(trained) == list(LABELS)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from emollama_jax import cli
 from emollama_jax.config import GenerateConfig
-from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of
 
 PARAGRAPH = (
@@ -72,9 +72,9 @@ def float_nll(model, tokens):
 def test_it_knows_the_capital_of_france(model, tokenizer):
     assert model.config.tie_embeddings
     assert (model.config.num_layers, model.config.num_kv_heads) == (30, 3)
-    generator = Generator(model, eos_ids=[tokenizer.eos_id])
+    batcher = SlotBatcher(model, [tokenizer.eos_id])
     prompt = tokenizer.encode("The capital of France is")
-    (answer,) = generator.generate([prompt], GenerateConfig(max_new_tokens=4))
+    (answer,) = batcher.run([GenerationRequest(prompt, GenerateConfig(max_new_tokens=4))])
     text = tokenizer.decode(answer.tokens)
     print(repr(text))
     assert text.startswith(" Paris")

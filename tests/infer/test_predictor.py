@@ -13,8 +13,8 @@ from emollama_jax.data.pipeline import make_sample_transform
 from emollama_jax.data.preparation import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
-from emollama_jax.infer.generate import Generator
 from emollama_jax.infer.predictor import ALL, ClipInput, Predictor, batches_of, predict_labels, requests_of
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.projectors import PROJECTORS
 from emollama_jax.sharding import init_sharded
@@ -120,9 +120,9 @@ def test_later_questions_see_the_answers_before(model, config, clips):
     predictor = Predictor(model, TOKENIZER, config)
     soft = predictor.soft_tokens(clips[:1])
     ((first, second),) = predictor.answers(clips[:1], soft, [("[reason] Why?", "Are you sure?")])
-    generator = Generator(model.llama, eos_ids=[TOKENIZER.eos_id])
     turns = [Turn("[reason] Why?", first), Turn("Are you sure?")]
-    (expected,) = generator.generate([predictor.prompt(clips[0], turns)], config.generate, soft=soft)
+    request = GenerationRequest(predictor.prompt(clips[0], turns), config.generate, soft=soft[0])
+    (expected,) = SlotBatcher(model.llama, [TOKENIZER.eos_id]).run([request])
     assert second == TOKENIZER.decode(expected.tokens).strip()
     assert first != second
 

@@ -9,9 +9,13 @@ import pytest
 
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models import attention as attention_module
+<<<<<<< HEAD
 from emollama_jax.models.attention import attention, bidirectional_attention, resolve_attention, resolve_for_devices
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.mae import MaeConfig
+=======
+from emollama_jax.models.attention import attention, bidirectional_attention, cached_attention
+>>>>>>> e596593 (Continuous batching: rows of a batch have their own lengths, and requests join as others finish)
 from emollama_jax.sharding import make_mesh, use_mesh
 from tests.models.tiny import close
 
@@ -26,14 +30,14 @@ def inputs(batch: int, length: int, heads: int, kv_heads: int, head_dim: int = 1
     return *(jnp.asarray(x, jnp.float32) for x in arrays), jnp.asarray(segment_ids)
 
 
-def naive(q, k, v, q_segment_ids, kv_segment_ids, q_offset: int = 0) -> np.ndarray:
+def naive(q, k, v, segment_ids) -> np.ndarray:
     """One query at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, length, heads, head_dim = q.shape
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(batch, length, heads):
         kv_head = n // (heads // k.shape[2])
-        seen = [s for s in range(q_offset + t + 1) if kv_segment_ids[b, s] == q_segment_ids[b, t]]
+        seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t]]
         scores = k[b, seen, kv_head] @ q[b, t, n] / np.sqrt(head_dim)
         weights = np.exp(scores - np.max(scores))
         out[b, t, n] = weights @ v[b, seen, kv_head] / np.sum(weights)
@@ -45,7 +49,7 @@ def with_gradients(kernel: str, q, k, v, cotangent, segment_ids):
 
     @jax.jit
     def run(q, k, v, segment_ids):
-        f = lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, kernel=kernel)
+        f = lambda q, k, v: attention(q, k, v, segment_ids, kernel=kernel)
         y, pull = jax.vjp(f, q, k, v)
         return y, *pull(cotangent)
 
@@ -64,31 +68,32 @@ compiled = jax.jit(attention, static_argnames="kernel")
 @pytest.mark.parametrize("kv_heads", [6, pytest.param(2, marks=pytest.mark.smoke), 1])
 def test_attention_is_the_textbook_one(kernel, kv_heads):
     q, k, v, _, segment_ids = inputs(2, 17, 6, kv_heads, head_dim=10)
-    segments = (segment_ids, segment_ids)
-    close(compiled(q, k, v, *segments, kernel=kernel), naive(q, k, v, *segments), 1e-5, "output")
+    close(compiled(q, k, v, segment_ids, kernel=kernel), naive(q, k, v, segment_ids), 1e-5, "output")
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("length", [1, 3])
-def test_queries_against_a_cache(length):
-    """The last tokens alone see what they see among all: T = 1 is one step of decoding."""
-    q, k, v, _, segment_ids = inputs(2, 17, 6, 2)
-    whole = compiled(q, k, v, segment_ids, segment_ids, kernel="xla")
-    for offset in (17 - length, 9):
-        part = slice(offset, offset + length)
-        ours = compiled(q[:, part], k, v, segment_ids[:, part], segment_ids, q_offset=jnp.int32(offset))
-        close(ours, whole[:, part], 1e-6, f"queries from {offset} on")
-        expected = naive(q[:, part], k, v, segment_ids[:, part], segment_ids, offset)
-        close(ours, expected, 1e-5, f"queries from {offset} on, against NumPy")
+@pytest.mark.parametrize("kv_heads", [6, 2])
+def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kv_heads):
+    """As the last tokens of each row among all of its own; what lies behind a row's length is not seen."""
+    q, k, v, *_ = inputs(3, 17, 6, kv_heads)
+    lengths, new = np.array([0, 5, 14]), 3
+    visible = jnp.broadcast_to(jnp.tri(new, dtype=bool), (3, new, new))
+    places = lengths[:, None] + np.arange(new)
+    part = [jnp.take_along_axis(x, places[..., None, None], axis=1) for x in (q, k, v)]
+    behind = (np.arange(17) >= lengths[:, None])[..., None, None]
+    ours = cached_attention(*part, jnp.where(behind, 9, k), jnp.where(behind, 99, v), jnp.asarray(lengths), visible)
+    segment_ids = jnp.ones((3, 17), int)
+    expected = naive(q, k, v, segment_ids)
+    close(ours, np.take_along_axis(expected, places[..., None, None], axis=1), 1e-5, "output")
 
 
 def test_half_precision_has_its_softmax_in_float32():
     """Scores of 64 more or less: rounded to bfloat16 they would be wrong by up to 1/8, and the weights with them."""
     q, k, v, _, segment_ids = inputs(2, 17, 4, 2)
     halves = [x.astype(jnp.bfloat16) for x in (q.at[..., 0].set(16), k.at[..., 0].add(16), v)]
-    ours = compiled(*halves, segment_ids, segment_ids)
+    ours = compiled(*halves, segment_ids)
     assert ours.dtype == jnp.bfloat16
-    expected = naive(*halves, segment_ids, segment_ids)
+    expected = naive(*halves, segment_ids)
     error = np.linalg.norm(np.asarray(ours, np.float64) - expected) / np.linalg.norm(expected)
     print(f"relative error in bfloat16: {error:.1e}")
     assert error < 2**-8
@@ -151,18 +156,15 @@ def test_the_config_of_a_model_names_the_kernel_of_its_devices():
 
 
 @pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])
-def test_single_tokens_and_caches_go_through_xla(kernel, monkeypatch):
+def test_single_tokens_go_through_xla(kernel, monkeypatch):
     """So do the rows that splash attention does not take; no kernel here is one that runs on CPUs only by luck."""
     monkeypatch.setattr(attention_module, "_chunked", None)
     monkeypatch.setattr(attention_module, "_splash", None)
     q, k, v, _, segment_ids = inputs(2, 16, 4, 2)
-    one = slice(0, 1)
-    cached = attention(q[:, one], k, v, segment_ids[:, one], segment_ids, q_offset=3, kernel=kernel)
-    close(cached, attention(q[:, one], k, v, segment_ids[:, one], segment_ids, q_offset=3), 0, "against a cache")
-    alone = [x[:, one] for x in (q, k, v, segment_ids, segment_ids)]
+    alone = [x[:, :1] for x in (q, k, v, segment_ids)]
     close(attention(*alone, kernel=kernel), attention(*alone), 0, "one token")
     if kernel.startswith("splash"):
-        rows = (q, k, v, segment_ids, segment_ids)
+        rows = (q, k, v, segment_ids)
         close(attention(*rows, kernel=kernel), attention(*rows), 0, "rows of 16 tokens")
 
 
@@ -182,7 +184,7 @@ def test_splash_refuses_heads_that_do_not_split_alike():
     q, k, v, _, segment_ids = inputs(2, 128, 4, 2)
     with use_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 4}), DEFAULT_SHARDING):
         with pytest.raises(ValueError, match="cannot split 4 heads and 2 key/value heads alike"):
-            jax.eval_shape(lambda: attention(q, k, v, segment_ids, segment_ids, kernel="splash"))
+            jax.eval_shape(lambda: attention(q, k, v, segment_ids, kernel="splash"))
 
 
 @pytest.mark.smoke
@@ -222,4 +224,4 @@ def test_unknown_kernel():
     with pytest.raises(
         ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash, splash_interpret"
     ):
-        attention(q, k, v, segment_ids, segment_ids, kernel="flash")
+        attention(q, k, v, segment_ids, kernel="flash")

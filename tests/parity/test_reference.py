@@ -17,7 +17,7 @@ from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, GenerateConfig, load_config
 from emollama_jax.data.packing import pack_rows
-from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable, place
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh, use_mesh
@@ -188,13 +188,10 @@ def test_greedy_generation_in_the_references_layout(model, tokenizer, expected, 
         tokens, soft_index = jnp.asarray(p.tokens[None]), jnp.asarray(p.soft[None])
         x = place(model.llama.embed_tokens(tokens), soft[row : row + 1], soft_index)
         close(x[0], expected["gen_embs"][row, -len(p.tokens) :], 1e-5, "prompt embeddings")
-    generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
-    config = GenerateConfig(max_new_tokens=24)
-    if together:
-        answers, theirs = generator.generate(prompts, config, soft=soft), expected["gen_tokens"]
-    else:
-        answers = [generator.generate([p], config, soft=soft[i : i + 1])[0] for i, p in enumerate(prompts)]
-        theirs = expected["gen_tokens_single"]
+    batcher, config = SlotBatcher(model.llama, [tokenizer.eos_id]), GenerateConfig(max_new_tokens=24)
+    requests = [GenerationRequest(p, config, soft=soft[i]) for i, p in enumerate(prompts)]
+    answers = batcher.run(requests) if together else [batcher.run([request])[0] for request in requests]
+    theirs = expected["gen_tokens" if together else "gen_tokens_single"]
     assert [list(answer.tokens) for answer in answers] == theirs[:, 1:].tolist()
     assert [tokenizer.decode(a.tokens) for a in answers] == IO["generated" if together else "generated_single"]
 
