@@ -102,7 +102,7 @@ def _check_recipe(records: Records, config: Config) -> None:
     """That the records are of the sizes that the model has."""
     recipe, eva_vit = records.metadata["recipe"], config.eva_vit
     expected = {"feature_size": config.projectors.feature_size}
-    if recipe["image"] == "frame":
+    if recipe["image_storage"] == "frame":
         expected["size"] = eva_vit.image_size
     else:
         expected["image_tokens_shape"] = [1 + eva_vit.grid**2, eva_vit.hidden_size]
@@ -122,8 +122,7 @@ def encoders_of(sources: Sequence[IndexedRecords]) -> dict[str, str]:
     known: dict[str, tuple[str, Path]] = {}
     for records in (source.records for source in sources):
         recipe = records.metadata["recipe"]
-        image = {"eva_vit": recipe["encoder"]} if recipe["encoder"] else {}
-        for name, fingerprint in {**recipe.get("encoders", {}), **image}.items():
+        for name, fingerprint in recipe["encoders"].items():
             before, path = known.setdefault(name, (fingerprint, records.path))
             if before != fingerprint:
                 raise UserError(
@@ -135,7 +134,7 @@ def encoders_of(sources: Sequence[IndexedRecords]) -> dict[str, str]:
 
 def frame_rules_of(sources: Sequence[IndexedRecords]) -> list[str] | None:
     """The rules by which the data sets' frames were taken, each once, in order; None where one does not say."""
-    rules = {source.records.metadata["recipe"].get("frame") for source in sources}
+    rules = {source.records.metadata["recipe"].get("frame_rule") for source in sources}
     return None if None in rules else sorted(rules)
 
 
@@ -256,9 +255,11 @@ def image_of(sources: Sequence[IndexedRecords]) -> str:
     Raises:
         UserError: they differ in it, or in the encoder.
     """
-    kinds = {tuple(source.records.metadata["recipe"][key] for key in ("image", "encoder")) for source in sources}
+    recipes = [source.records.metadata["recipe"] for source in sources]
+    kinds = {(recipe["image_storage"], recipe["encoders"].get("eva_vit")) for recipe in recipes}
     if len(kinds) > 1:
-        found = "; ".join(f"{source.records.path}: {source.records.metadata['recipe']['image']}" for source in sources)
+        kept = zip(sources, recipes, strict=True)
+        found = "; ".join(f"{source.records.path}: {recipe['image_storage']}" for source, recipe in kept)
         raise UserError(f"data sets of different images or encoders cannot be mixed: {found}; prepare them alike")
     return "frames" if kinds.pop()[0] == "frame" else "image_tokens"
 

@@ -21,7 +21,7 @@ from emollama_jax.data.pipeline import (
     soft_per_clip,
     train_dataset,
 )
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.sharding import make_mesh
@@ -303,7 +303,7 @@ def test_rows_are_well_filled(tmp_path):
     so that the fill follows from the lengths; these fit well."""
     rng = np.random.default_rng(0)
     shape = (1025, 4)  # as many tokens as at full size, and narrow
-    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=shape)
+    recipe = Recipe(labels=MERR, image_storage="image_tokens", size=SIZE, image_tokens_shape=shape)
     each = len(TOKENIZER.encode("she she she")) / 3
     text = lambda tokens: " ".join(["she"] * int(rng.gamma(8, tokens / 8 / each)))
     records = [random_record(i, rng, recipe, caption_fine=text(200), subtitle=text(12)) for i in range(600)]
@@ -399,15 +399,19 @@ def test_features_of_different_encoders_are_not_mixed(tmp_path):
 
 def test_what_data_sets_say_of_their_images(tmp_path):
     """By which rules the frames were taken, and which encoder made image tokens of them."""
-    recipes = [{"frame": "peak", "encoder": "a"}, {"frame": "first", "encoder": ""}, {"frame": "peak", "encoder": "b"}]
+    recipes = [
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "a"}},
+        {"frame_rule": "first", "encoders": {"mae": "m"}},
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "b"}},
+    ]
     paths = [
-        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', encoders={'mae': 'm'}, **of)}:train"
+        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', **of)}:train"
         for i, of in enumerate(recipes)
     ]
     sources = open_sources(paths[:2], tiny_config({}), "data.train")
     assert encoders_of(sources) == {"mae": "m", "eva_vit": "a"} and encoders_of(sources[1:]) == {"mae": "m"}
     assert frame_rules_of(sources) == ["first", "peak"] and frame_rules_of([sources[0], sources[0]]) == ["peak"]
-    del sources[1].records.metadata["recipe"]["frame"]
+    del sources[1].records.metadata["recipe"]["frame_rule"]
     assert frame_rules_of(sources) is None
     with pytest.raises(UserError, match=r"eva_vit features of different encoders .* \(a\) and .* \(b\); extract"):
         open_sources(paths, tiny_config({}), "data.train")
