@@ -59,7 +59,7 @@ def _extract(
         encoders,
         labels=files.labels,
         frame_rule=arguments.frame_rule,
-        subtitles=arguments.subtitles_from,
+        subtitle_sources=arguments.subtitles_from,
     )
     maker = extraction_part_maker(
         config,

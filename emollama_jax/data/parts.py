@@ -71,7 +71,7 @@ class PartMaker:
     num_shards: int = 1
     """This process makes every `num_shards`-th part, from `shard_index` on."""
     transcribe: Transcribe | None = None
-    """Listens, where the recipe's subtitles are looked for in the speech."""
+    """Listens, where `speech` is one of the recipe's subtitle sources."""
     on_part: Callable[[int, int], None] | None = None
     """Is told how many clips are done, and how many of them were put aside."""
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -89,7 +89,7 @@ class PartMaker:
             self.clip_config,
             self.read_spec._replace(frame=recipe.size),
             frame_rule=recipe.frame_rule,
-            subtitle_sources=recipe.subtitles,
+            subtitle_sources=recipe.subtitle_sources,
             transcribe=self.transcribe,
             workers=self.workers,
             ahead=max(CLIPS_PER_PART, 2 * self.workers),  # the next part is read while this one is encoded

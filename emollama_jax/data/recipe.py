@@ -34,7 +34,7 @@ class Recipe:
     encoders: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the encoders, by name: of the features, without those that are read from files, and of the image
     tokens (`eva_vit`)."""
-    subtitles: tuple[str, ...] = ()
+    subtitle_sources: tuple[str, ...] = ()
     """Where the subtitle of a clip is looked for whose list has none (see `media.subtitles.SOURCES`)."""
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ class Recipe:
             "image_tokens_shape": self.image_tokens_shape,
             "feature_size": self.feature_size,
             "encoders": encoders,
-            "subtitles": self.subtitles,
+            "subtitles": self.subtitle_sources,
         }
         digest = hashlib.sha256(json.dumps(first).encode())
         for clip in clips:

@@ -124,7 +124,7 @@ def _current_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a data set's recipe under today's names; the first version called some fields otherwise."""
     if "image_storage" in recipe:
         return dict(recipe)
-    names = {"frame": "frame_rule", "image": "image_storage"}
+    names = {"frame": "frame_rule", "image": "image_storage", "subtitles": "subtitle_sources"}
     found = {names.get(name, name): value for name, value in recipe.items()}
     image_encoder = found.pop("encoder", "")
     encoders = {**(found.get("encoders") or {}), **({"eva_vit": image_encoder} if image_encoder else {})}

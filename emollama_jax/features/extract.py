@@ -26,7 +26,7 @@ from emollama_jax.media.clip_reader import ClipRead
 
 
 def extraction_recipe(
-    config: Config, encoders: Encoders, *, labels: Sequence[str], frame_rule: str, subtitles: Sequence[str] = ()
+    config: Config, encoders: Encoders, *, labels: Sequence[str], frame_rule: str, subtitle_sources: Sequence[str] = ()
 ) -> Recipe:
     """Return how records are made with these encoders; EVA-ViT among them means image tokens."""
     return Recipe(
@@ -37,7 +37,7 @@ def extraction_recipe(
         image_tokens_shape=(1 + config.eva_vit.grid**2, config.eva_vit.hidden_size),
         feature_size=config.projectors.feature_size,
         encoders=encoders.fingerprints(config),
-        subtitles=tuple(subtitles),
+        subtitle_sources=tuple(subtitle_sources),
     )
 
 

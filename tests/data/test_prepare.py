@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.prepare import prepare
 from emollama_jax.data.recipe import Recipe
-from emollama_jax.data.records import Records, decode_frame
+from emollama_jax.data.records import Records, decode_frame, read_clip_info
 from emollama_jax.errors import UserError
 from emollama_jax.media.images import eva_vit_frame
 from emollama_jax.media.video import read_frame
@@ -137,6 +138,44 @@ def test_a_stopped_preparation_goes_on(clips, tmp_path, monkeypatch):
     assert [Records(result.path, "train")[i]["frame"] for i in range(6)] == [
         Records(whole.path, "train")[i]["frame"] for i in range(6)
     ]
+
+
+def test_records_are_split_into_files_of_equal_numbers(clips, tmp_path, monkeypatch):
+    whole = Records(prepared(clips, tmp_path / "whole").path, "train")
+    monkeypatch.setattr("emollama_jax.data.prepare.SHARD_BYTES", 1)
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 4)
+    path = prepared(clips, tmp_path / "split").path
+    assert sorted(file.name for file in path.glob("*train*")) == [
+        f"clips-train.array_record-0000{i}-of-00006" for i in range(6)
+    ]
+    records = Records(path, "train")
+    assert [records[i]["name"] for i in range(6)] == [f"clip_{i}" for i in range(6)]
+    assert all(records[i]["frame"] == whole[i]["frame"] for i in range(6))
+    assert [(info["name"], info["frame"]) for info in read_clip_info(path)] == [(f"clip_{i}", 0) for i in range(8)]
+
+
+def test_records_of_the_first_version_are_read_and_found_again(clips, tmp_path):
+    made = prepared(clips, tmp_path)
+    file = made.path / "metadata.json"
+    metadata = json.loads(file.read_text())
+    today = metadata["recipe"]
+    metadata["recipe"] = {
+        "labels": today["labels"],
+        "frame": "first",
+        "image": "frame",
+        "size": 32,
+        "encoder": "sha256:1",
+        "image_tokens_shape": today["image_tokens_shape"],
+        "feature_size": 1024,
+        "encoders": {"mae": "sha256:2"},
+        "subtitles": [],
+    }
+    file.write_text(json.dumps(metadata))
+    encoders = {"mae": "sha256:2", "eva_vit": "sha256:1"}
+    assert Records(made.path, "train").metadata["recipe"] == today | {"encoders": encoders}
+    assert prepared(clips, tmp_path).was_there
+    first = hashlib.sha256(json.dumps({**metadata["recipe"], "encoder": "", "encoders": {}}).encode())
+    assert RECIPE.fingerprint(()) == first.hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", [".1.0.0.01234567.partial", "incomplete.XXXXXX_1.0.0"])

@@ -64,8 +64,8 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(parts, "CLIPS_PER_PART", 3)
 
 
-def extracted(clips, out, encoders, *, frame_rule="peak", subtitles=(), **options):
-    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame_rule=frame_rule, subtitles=subtitles)
+def extracted(clips, out, encoders, *, frame_rule="peak", subtitle_sources=(), **options):
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame_rule=frame_rule, subtitle_sources=subtitle_sources)
     options = {"workers": 0} | options
     return prepare(
         "clips",
@@ -204,12 +204,12 @@ def test_image_tokens_and_subtitles(clips, tmp_path):
     beside.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nWho <i>said</i> that?\n")
     quiet = dataclasses.replace(clips[1], subtitle="")
     clips = (dataclasses.replace(clips[0], video=beside, subtitle=""), clips[1], dataclasses.replace(quiet, name="c"))
-    records = records_of(extracted(clips, tmp_path / "out", encoders, subtitles=("file", "track")))
+    records = records_of(extracted(clips, tmp_path / "out", encoders, subtitle_sources=("file", "track")))
     assert [record["subtitle"] for record in records.values()] == ["Who said that?", "Well.", ""]
     assert all(record["image_tokens"].shape == (17, 48) for record in records.values())
     heard = lambda waveform: f"{len(waveform)} samples"
     (record,) = records_of(
-        extracted([quiet], tmp_path / "heard", encoders, subtitles=("file", "speech"), transcribe=heard)
+        extracted([quiet], tmp_path / "heard", encoders, subtitle_sources=("file", "speech"), transcribe=heard)
     ).values()
     assert record["subtitle"].endswith(" samples")
 
