@@ -63,7 +63,6 @@ setup(
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
         "serve": ["gradio>=6,<7"],
-        "beam": ["apache-beam>=2.77"],
         "bench": [TORCH, PEFT, AV, CV, FACE],
         "test": [
             *(TORCH, PEFT, AV, CV, FACE, PLOT, TPU_HERE),

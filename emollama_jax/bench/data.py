@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tokenizers.pre_tokenizers import ByteLevel
 
 from emollama_jax.bench.peer import obstacle
 from emollama_jax.bench.report import OURS, Figures, Report, alternate
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import Clips, prepare
+from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.pipeline import train_dataset
-from emollama_jax.data.preparation import Preparation, Recipe
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
@@ -58,7 +58,6 @@ def bench_data(
     if workers:
         notes += ["the processor time of worker processes is not counted: clips/s a core means nothing here"]
     tokenizer, results = _bytes_tokenizer(), []
-    tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         annotations = _annotations(Path(folder), clips, video)
         peer = None if why_no_peer else _peers(annotations.clips, config, workers)
@@ -98,10 +97,12 @@ def _annotations(folder: Path, count: int, video: Path | None) -> Annotations:
 
 def _prepared(folder: Path, annotations: Annotations, config: Config, image: str) -> Path:
     tokens = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
-    recipe = Recipe(labels=MERR, image=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
+    recipe = Recipe(labels=MERR, image_storage=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
     rng = np.random.default_rng(0)
-    encode = lambda frames: rng.normal(size=(len(frames), *tokens)).astype(np.float32)
-    return prepare(Clips, annotations, folder / "data", recipe, Preparation(default_workers(), encode)).path
+    noise = lambda count: rng.normal(size=(count, *tokens)).astype(np.float32)
+    encode = lambda reads: EncodedClips(image_tokens=noise(len(reads)) if image == "image_tokens" else None)
+    make_parts = PartMaker(encode=encode, workers=default_workers())
+    return prepare("clips", annotations, folder / "data", recipe, make_parts).path
 
 
 def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Measure:

@@ -17,10 +17,10 @@ from emollama_jax.bench.peer import PEER, obstacle
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Clip
-from emollama_jax.data.preparation import records_of
+from emollama_jax.data.parts import read_records
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import Encoders
-from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
@@ -99,17 +99,18 @@ def _synthetic_videos(folder: Path, clips: int) -> list[Path]:
 def _ours(
     config: Config, encoders: Encoders, paths: Sequence[Path], folder: Path, workers: int, batch_size: int
 ) -> Measure:
-    recipe = extraction_recipe(config, encoders, labels=MERR, frame="middle")
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame_rule="middle")
     clips = [Clip(name=f"clip_{i}", split="train", video=path) for i, path in enumerate(paths)]
 
     def measure() -> tuple[Figures, np.ndarray]:
-        extraction = Extraction(config, encoders, workers=workers, batch_size=batch_size)
+        make_parts = extraction_part_maker(config, encoders, workers=workers, batch_size=batch_size)
         start = time.perf_counter()
-        parts = extraction(clips, recipe, folder / "parts")
+        parts = make_parts(clips, recipe, folder / "parts")
         elapsed_s = time.perf_counter() - start
-        features = np.stack([record["features"] for record in records_of(parts, recipe)])
+        parse = recipe.features().deserialize_example_np
+        features = np.stack([parse(record)["features"] for path in parts for record in read_records(path)])
         shutil.rmtree(folder / "parts")
-        return _figures(len(clips), elapsed_s, extraction.seconds), features
+        return _figures(len(clips), elapsed_s, make_parts.clock.seconds), features
 
     return measure
 

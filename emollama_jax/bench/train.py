@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -34,9 +33,10 @@ from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.batch import Batch, soft_tokens_per_clip
-from emollama_jax.data.builders import Clips, prepare
+from emollama_jax.data.parts import ClipFeatures, make_record, write_part
 from emollama_jax.data.pipeline import train_dataset
-from emollama_jax.data.preparation import Recipe, record_of, write_part
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
@@ -167,7 +167,6 @@ def _check(config: Config) -> None:
 
 def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
     """The first `count` batches that the training pipeline makes of so many synthetic clips."""
-    tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = _prepared(Path(folder), config, clips)
         data = dataclasses.replace(config.data, train=(f"{path}:train",), weights=(), workers=0)
@@ -181,7 +180,7 @@ def _prepared(folder: Path, config: Config, count: int) -> Path:
     labels = config.prompt.labels
     shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
     size = config.projectors.feature_size
-    recipe = Recipe(labels=labels, image="image_tokens", image_tokens_shape=shape, feature_size=size)
+    recipe = Recipe(labels=labels, image_storage="image_tokens", image_tokens_shape=shape, feature_size=size)
 
     def clip_of(index: int) -> Clip:
         spec = clip_spec("train", index, config.seed)
@@ -201,14 +200,15 @@ def _prepared(folder: Path, config: Config, count: int) -> Path:
 
         def record(clip: Clip) -> bytes:
             image = {"image_tokens": noise(*shape).astype(np.float16)}
-            return serialize(record_of(clip, recipe, noise(3, size), np.ones(3, bool)) | image)
+            features = ClipFeatures(noise(3, size), np.ones(3, bool))
+            return serialize(make_record(clip, recipe, clip.subtitle, features) | image)
 
         folder.mkdir(parents=True)
         write_part(folder / "part", [record(clip) for clip in clips])
         return [folder / "part"]
 
     annotations = Annotations(tuple(map(clip_of, range(count))), ())
-    return prepare(Clips, annotations, folder, recipe, make_parts).path
+    return prepare("clips", annotations, folder, recipe, make_parts).path
 
 
 def amount_of(batches: Sequence[Batch]) -> Amount:

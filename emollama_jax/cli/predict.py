@@ -29,7 +29,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, random_encoders
 from emollama_jax.infer.batch_run import Asked, answer_all
 from emollama_jax.infer.identity import check_encoders, identity_of, learnt_frame_rules
-from emollama_jax.infer.inputs import Item, Recorded, Videos, find_items
+from emollama_jax.infer.inputs import ClipSource, Item, RecordClips, VideoClips, find_items
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import ALL, Predictor, check_modalities, requests_of
 from emollama_jax.io.worker_pool import default_workers
@@ -51,7 +51,7 @@ class _Input:
     """What is asked about: the clips, what reads them, how the model sees their frames, and what is told of them."""
 
     items: Sequence[Item]
-    source: Videos | Recorded
+    source: ClipSource
     encoders: Mapping[str, str]
     """Fingerprints."""
     files: Mapping[str, str]
@@ -149,7 +149,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 def _records(config: Config, arguments: argparse.Namespace, datasets: Sequence[IndexedRecords]) -> _Input:
     (numbered,) = datasets
-    source = Recorded(numbered.records)
+    source = RecordClips(numbered.records)
     files = image_encoder_of(config, arguments) if find_images(datasets) == "frames" else {}
     told = {"data": numbered.records.metadata.get("fingerprint")}
     return _Input(source.items, source, find_encoders(datasets), files, told)
@@ -159,20 +159,18 @@ def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item]
     is_random = arguments.random_encoders
     files = {} if is_random and not arguments.eva_vit else image_encoder_of(config, arguments)
     if is_random:
-        _check_sizes(config, {name: getattr(config, name).hidden_size for name in FEATURES})
         encoders = random_encoders(config, eva_vit=not files, mesh=mesh)
     else:
         with starting():
             encoders = load_encoders(config, **{name: getattr(arguments, name) for name in FEATURES}, mesh=mesh)
-        found = {name: getattr(encoders, name) for name in FEATURES}
-        _check_sizes(config, {name: model.config.hidden_size for name, model in found.items() if model is not None})
+    encoders.check_sizes(config)
     frame = frame_rule_of(arguments)
-    source = Videos(
+    source = VideoClips(
         config,
         functools.partial(encoders.features, size=config.projectors.feature_size),
-        encoders.wanted(config.eva_vit.image_size),
-        frame=frame,
-        subtitles=arguments.subtitles_from,
+        encoders.read_spec(config.eva_vit.image_size),
+        frame_rule=frame,
+        subtitle_sources=arguments.subtitles_from,
         transcribe=transcribe_of(arguments),
         workers=default_workers() if arguments.workers is None else arguments.workers,
     )
@@ -193,14 +191,3 @@ def frame_rule_of(arguments: argparse.Namespace) -> str:
     rule = learnt[0] if len(learnt) == 1 else "first"
     print(f"frame rule: {rule} ({why}); --frame takes another", file=sys.stderr)
     return rule
-
-
-def _check_sizes(config: Config, sizes: Mapping[str, int]) -> None:
-    """Raises UserError for features that are not of the size that the model takes."""
-    wanted = config.projectors.feature_size
-    for name, size in sizes.items():
-        if size != wanted:
-            raise UserError(
-                f"--{name}: its features have {size} numbers, the model takes {wanted} "
-                "(config.projectors.feature_size); give the encoder that it was trained with"
-            )

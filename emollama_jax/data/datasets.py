@@ -34,19 +34,17 @@ class IndexedRecords:
     @property
     def images(self) -> Images:
         """How the records keep their images."""
-        storage = self.recipe.get("image_storage") or self.recipe["image"]
-        return "frames" if storage == "frame" else "image_tokens"
+        return "frames" if self.recipe["image_storage"] == "frame" else "image_tokens"
 
     @property
     def frame_rule(self) -> str | None:
         """Rule by which frames were chosen; None where the data set does not say."""
-        return self.recipe.get("frame_rule") or self.recipe.get("frame")
+        return self.recipe.get("frame_rule")
 
     @property
     def encoders(self) -> dict[str, str]:
         """Fingerprints by name of the encoders of features and, as `eva_vit`, of image tokens, as far as known."""
-        image = self.recipe.get("encoder")  # older data sets keep it apart
-        return {**self.recipe.get("encoders", {}), **({"eva_vit": image} if image else {})}
+        return dict(self.recipe["encoders"])
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def sweep(
     Raises:
         UserError: two splits have the same frame rule, or as `evaluate_records`.
     """
-    frames = [str(records.metadata["recipe"]["frame"]) for records in splits]
+    frames = [str(records.metadata["recipe"]["frame_rule"]) for records in splits]
     if len(set(frames)) < len(frames):
         raise UserError(f"data of the frame rules {', '.join(frames)}: give each rule once, or evaluate one by one")
     return [

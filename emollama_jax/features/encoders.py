@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
+from emollama_jax.errors import UserError
 from emollama_jax.features.encode import encode_audio, encode_images
 from emollama_jax.fields import fields_affecting
 from emollama_jax.media.clip import ClipMedia, ReadSpec
@@ -45,8 +46,8 @@ class Encoders:
     hubert: Hubert | None = None
     eva_vit: EvaVit | None = None
 
-    def wanted(self, frame_size: int) -> ReadSpec:
-        """What is to be read of a clip for them, and a frame of this size."""
+    def read_spec(self, frame_size: int) -> ReadSpec:
+        """Return what is to be read of a clip for them, and a frame of this size."""
         mae, videomae = (model and model.config for model in (self.mae, self.videomae))
         return ReadSpec(
             frame=frame_size,
@@ -54,6 +55,17 @@ class Encoders:
             motion=videomae and (videomae.num_frames, videomae.image_size),
             sound=self.hubert is not None,
         )
+
+    def check_sizes(self, config: Config) -> None:
+        """Raises UserError where an encoder's features are not of the size that the model takes."""
+        expected = config.projectors.feature_size
+        for name in FEATURES:
+            model = getattr(self, name)
+            if model is not None and (size := model.config.hidden_size) != expected:
+                raise UserError(
+                    f"--{name}: its features have {size} numbers, the model takes {expected} "
+                    "(config.projectors.feature_size); give the encoder that it was trained with"
+                )
 
     def fingerprints(self, config: Config) -> dict[str, str]:
         """What the numbers of each encoder that is there depend on: its parameters, and how clips are read for it."""
@@ -100,6 +112,11 @@ class Encoders:
                 compute(clips, batch_size, features[:, column], has[:, column])
             clock(name, time.perf_counter() - start)
         return features, has
+
+    def image_tokens(self, clips: Sequence[ClipMedia], batch_size: int = 32) -> Float[np.ndarray, "N T D"]:
+        """EVA-ViT's tokens of the clips' frames, `batch_size` divided by four of these on the devices at once."""
+        frames = np.stack([clip.frame for clip in clips])
+        return encode_images(self.eva_vit, frames, batch_size=max(1, batch_size // 4))
 
     def _faces(self, clips, batch_size, features, has):
         counts = [len(clip.faces) for clip in clips]

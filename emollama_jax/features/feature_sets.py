@@ -75,7 +75,7 @@ def _prepared(where: str, path: Path, split: str | None) -> FeatureSet:
     encoders = {}
     for name in splits_of(path) if split is None else [split]:
         records = Records(path, name)
-        encoders = records.metadata["recipe"].get("encoders") or {}
+        encoders = records.metadata["recipe"]["encoders"]
         for record in (records[i] for i in range(len(records))):
             for modality, row, there in zip(FEATURES, record["features"], record["has_feature"], strict=True):
                 if there:  # of a clip that two splits share, the first is taken

@@ -20,7 +20,6 @@ was stopped anywhere gives the very numbers of one that was not.
 
 import contextlib
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +28,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emollama_jax.errors import UserError
-from emollama_jax.infer.inputs import Item, Read, Recorded, Videos
+from emollama_jax.infer.inputs import ClipSource, Item, ItemRead
 from emollama_jax.infer.output import Output, Record
 from emollama_jax.infer.predictor import ClipInput, Predictor
+from emollama_jax.io.stopwatch import Stopwatch
 
 THREADS = 8  # that read files for their fingerprints
 DIGITS = 6  # of a probability
@@ -71,7 +71,7 @@ class Summary:
 
 def answer_all(
     items: Sequence[Item],
-    source: Videos | Recorded,
+    source: ClipSource,
     predictor: Predictor,
     asked: Asked,
     output: Output,
@@ -100,7 +100,7 @@ def answer_all(
     return Summary(len(items), len(kept), Counter(record["stage"] for record in failed))
 
 
-def _answered(items: Sequence[Item], source: Videos | Recorded, output: Output) -> set[str | int]:
+def _answered(items: Sequence[Item], source: ClipSource, output: Output) -> set[str | int]:
     """The clips whose answers in the output are of what would be read now."""
     known = output.known
     possible = [i for i in items if not i.fault and i.key in known and known[i.key]["status"] == "success"]
@@ -122,24 +122,24 @@ def _batches(items: Sequence[Item], output: Output, kept: set[str | int], batch_
 
 def _records(
     batch: Sequence[Item],
-    reads: dict[str | int, Read | UserError],
-    source: Videos | Recorded,
+    reads: dict[str | int, ItemRead | UserError],
+    source: ClipSource,
     predictor: Predictor,
     asked: Asked,
 ) -> list[Record]:
     """The records of a batch."""
     records: dict[str | int, Record] = {}
-    good: list[tuple[Item, Read]] = []
+    good: list[tuple[Item, ItemRead]] = []
     for item in batch:
         read = reads.get(item.key)
-        if isinstance(read, Read):
+        if isinstance(read, ItemRead):
             good.append((item, read))
         else:
             records[item.key] = _error(item, "manifest" if item.fault else "read", item.fault or str(read))
-    clock = _Clock()
+    clock = Stopwatch()
     with clock("encode"):
-        clips = source.encoded([item for item, _ in good], [read for _, read in good]) if good else []
-    fitting: list[tuple[Item, Read, ClipInput]] = []
+        clips = source.encode([item for item, _ in good], [read for _, read in good]) if good else []
+    fitting: list[tuple[Item, ItemRead, ClipInput]] = []
     for (item, read), clip in zip(good, clips, strict=True):
         try:
             predictor.check(clip, asked.of(item))
@@ -153,7 +153,7 @@ def _records(
 
 
 def _ask(
-    batch: Sequence[tuple[Item, Read, ClipInput]], predictor: Predictor, asked: Asked, clock: "_Clock"
+    batch: Sequence[tuple[Item, ItemRead, ClipInput]], predictor: Predictor, asked: Asked, clock: Stopwatch
 ) -> list[Record]:
     """The records of clips that can be asked about."""
     clips, requests = [clip for _, _, clip in batch], [asked.of(item) for item, _, _ in batch]
@@ -200,16 +200,3 @@ def _head(item: Item, name: str) -> Record:
 
 def _error(item: Item, stage: str, message: str, name: str | None = None) -> Record:
     return {**_head(item, name or item.name), "status": "error", "stage": stage, "error": message}
-
-
-class _Clock:
-    """The seconds that named blocks take."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[kind] = time.perf_counter() - start

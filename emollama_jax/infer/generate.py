@@ -4,7 +4,8 @@ A `DecodeState` is a batch of requests between two tokens. Its rows are independ
 seed and number of tokens so far, so a row's tokens do not depend on the other rows. `SlotBatcher` (infer/slots.py)
 decides which request sits in which row.
 
-Axes: B rows, P prompt tokens (padded at the end to a bucket), C cache slots, T decoded tokens, V vocabulary, S soft tokens, D width.
+Axes: B rows, P prompt tokens (padded at the end to a bucket), C cache slots, T decoded tokens, V vocabulary, S soft
+tokens, D width.
 """
 
 import dataclasses

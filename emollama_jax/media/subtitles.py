@@ -77,16 +77,22 @@ def subtitle_of(path: str | Path, sources: Sequence[str], transcribe: Transcribe
     Raises:
         UserError: a source that is none, `speech` without what listens, or a file or track that cannot be read.
     """
-    for source in sources:
-        if source not in SOURCES:
-            raise UserError(f"no source of subtitles: {source!r}; give any of {', '.join(SOURCES)}")
-        if source == "speech" and transcribe is None:
-            raise UserError("subtitles from speech need a model of Whisper; name one, or leave out the source 'speech'")
+    check_subtitle_sources(sources, transcribe)
     readers = {"file": _beside, "track": read_subtitle_track, "speech": lambda path: _heard(path, transcribe)}
     for source in sources:
         if text := readers[source](path):
             return Subtitle(text, source)
     return Subtitle("", "")
+
+
+def check_subtitle_sources(sources: Sequence[str], transcribe: Transcribe | None = None) -> tuple[str, ...]:
+    """Return the sources. Raises UserError for an unknown one, or `speech` without what listens."""
+    for source in sources:
+        if source not in SOURCES:
+            raise UserError(f"no source of subtitles: {source!r}; give any of {', '.join(SOURCES)}")
+        if source == "speech" and transcribe is None:
+            raise UserError("subtitles from speech need a model of Whisper; name one, or leave out the source 'speech'")
+    return tuple(sources)
 
 
 def find_subtitle_file(video: str | Path) -> Path | None:

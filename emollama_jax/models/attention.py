@@ -128,7 +128,7 @@ def cached_attention(
     visible: Bool[Array, "B T T"],
 ) -> Float[Array, "B T N H"]:
     """Attention of T new tokens on the first `lengths[b]` cached tokens of their row and on those of the new ones that
-    `visible` names (each names one or more), with scale 1/sqrt(H) and the softmax in float32. The cache is only read."""
+    `visible` names (each names one or more), with scale 1/sqrt(H) and softmax in float32. The cache is only read."""
     batch, length, heads, head_dim = q.shape
     slots, kv_heads = cached_k.shape[1:3]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)

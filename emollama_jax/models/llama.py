@@ -13,6 +13,7 @@ Logits are computed only where asked for, with `model.logits(hidden)` or inside 
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp

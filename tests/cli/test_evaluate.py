@@ -9,7 +9,7 @@ import pytest
 
 from emollama_jax import cli
 from emollama_jax.config import load_config
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.eval.benchmarks import BENCHMARKS, evaluate
 from emollama_jax.eval.sweep import evaluate_records
@@ -40,14 +40,17 @@ def inputs(tmp_path_factory):
     """A base checkpoint, and the same clips, the last of them without a label, prepared by two frame rules."""
     folder = tmp_path_factory.mktemp("inputs")
     assert cli.main(["convert", str(LLAMA), str(folder / "base"), "--dtype", "float32"]) == 0
-    rng, recipe = np.random.default_rng(3), Recipe(labels=MERR, image="image_tokens", image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(3),
+        Recipe(labels=MERR, image_storage="image_tokens", image_tokens_shape=(17, 48)),
+    )
     records = []
     for i in range(CLIPS):
         record = random_record(i, rng, recipe, emotion=MERR.index(MER2023[i % 6]) if i < CLIPS - 1 else -1)
         record["features"] = rng.normal(size=(3, 1024)).astype(np.float32)
         records.append(record)
     for frame in ("first", "peak"):
-        path = write_data(folder / frame, {"test": CLIPS}, image="image_tokens", records=records, frame=frame)
+        path = write_data(folder / frame, {"test": CLIPS}, image="image_tokens", records=records, frame_rule=frame)
         path.rename(folder / f"{frame}-clips")
     return folder
 

@@ -21,7 +21,7 @@ from emollama_jax.features.encoders import Encoders
 from emollama_jax.infer import batch_run
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import predict_labels
-from emollama_jax.media.clip import ClipConfig, ReadSpec, read_clip
+from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec, read_clip
 from emollama_jax.models.emotion_llama import is_trainable
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
@@ -316,7 +316,9 @@ def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, caps
     assert predict(*argv) == 0
     assert capsys.readouterr().err.count("frame rule") == 1
     (line,) = lines(out)
-    seen = read_clip(video, ClipConfig(max_faces=6), ReadSpec(56, None, None, False), frame="peak").clip_info["frame"]
+    spec = ReadSpec(56, None, None, False)
+    request = ClipRequest("clip", video)
+    seen = read_clip(request, ClipConfig(max_faces=6), spec, frame_rule="peak").clip_info["frame"]
     assert line["clip"]["frame"] == seen > 0
     assert json.loads((tmp_path / "answers.jsonl.run.json").read_text())["frame"] == "peak"
 

@@ -18,7 +18,7 @@ from emollama_jax.data.datasets import (
     open_datasets,
 )
 from emollama_jax.data.pipeline import eval_dataset, onto_devices, process_shard, train_dataset
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import num_image_tokens
@@ -313,7 +313,7 @@ def test_rows_are_well_filled(tmp_path):
     so that the fill follows from the lengths; these fit well."""
     rng = np.random.default_rng(0)
     shape = (1025, 4)  # as many tokens as at full size, and narrow
-    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=shape)
+    recipe = Recipe(labels=MERR, image_storage="image_tokens", size=SIZE, image_tokens_shape=shape)
     each = len(TOKENIZER.encode("she she she")) / 3
     text = lambda tokens: " ".join(["she"] * int(rng.gamma(8, tokens / 8 / each)))
     records = [random_record(i, rng, recipe, caption_fine=text(200), subtitle=text(12)) for i in range(600)]
@@ -408,15 +408,19 @@ def test_features_of_different_encoders_are_not_mixed(tmp_path):
 
 def test_what_data_sets_say_of_their_images(tmp_path):
     """By which rules the frames were taken, and which encoder made image tokens of them."""
-    recipes = [{"frame": "peak", "encoder": "a"}, {"frame": "first", "encoder": ""}, {"frame": "peak", "encoder": "b"}]
+    recipes = [
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "a"}},
+        {"frame_rule": "first", "encoders": {"mae": "m"}},
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "b"}},
+    ]
     paths = [
-        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', encoders={'mae': 'm'}, **of)}:train"
+        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', **of)}:train"
         for i, of in enumerate(recipes)
     ]
     datasets = open_datasets(paths[:2], tiny_config({}), "data.train")
     assert find_encoders(datasets) == {"mae": "m", "eva_vit": "a"} and find_encoders(datasets[1:]) == {"mae": "m"}
     assert find_frame_rules(datasets) == ["first", "peak"] and find_frame_rules([datasets[0], datasets[0]]) == ["peak"]
-    del datasets[1].records.metadata["recipe"]["frame"]
+    del datasets[1].records.metadata["recipe"]["frame_rule"]
     assert find_frame_rules(datasets) is None
     with pytest.raises(UserError, match=r"eva_vit features of different encoders .* \(a\) and .* \(b\); extract"):
         open_datasets(paths, tiny_config({}), "data.train")

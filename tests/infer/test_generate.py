@@ -46,7 +46,8 @@ class Generator:
 
 def requests_of(prompts, config=GREEDY, seeds=None, soft=None):
     configs = [config] * len(prompts) if isinstance(config, GenerateConfig) else config
-    rows = zip(prompts, configs, seeds or [0] * len(prompts), soft if soft is not None else [None] * len(prompts))
+    soft = [None] * len(prompts) if soft is None else soft
+    rows = zip(prompts, configs, seeds or [0] * len(prompts), soft, strict=True)
     return [GenerationRequest(*row) for row in rows]
 
 

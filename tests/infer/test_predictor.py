@@ -10,7 +10,7 @@ from flax import nnx
 from emollama_jax.config import GenerateConfig
 from emollama_jax.data.datasets import open_datasets
 from emollama_jax.data.pipeline import make_sample_transform
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.infer.predictor import ALL, ClipInput, Predictor, batches_of, predict_labels, requests_of
@@ -28,7 +28,10 @@ CLIPS = 6
 
 def records_of(kind: str) -> list[dict]:
     """Clips whose parts all differ from one another."""
-    rng, recipe = np.random.default_rng(5), Recipe(labels=MERR, image=kind, size=SIZE, image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(5),
+        Recipe(labels=MERR, image_storage=kind, size=SIZE, image_tokens_shape=(17, 48)),
+    )
     made = []
     for number in range(CLIPS):
         has = np.array([True, number != 1, number != 2])
@@ -45,7 +48,9 @@ def records_of(kind: str) -> list[dict]:
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     kinds = ("image_tokens", "frame")
-    return {kind: write_data(folder / kind, {"test": CLIPS}, image=kind, records=records_of(kind)) for kind in kinds}
+    return {
+        kind: write_data(folder / kind, {"test": CLIPS}, image_storage=kind, records=records_of(kind)) for kind in kinds
+    }
 
 
 @pytest.fixture(scope="module")

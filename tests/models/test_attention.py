@@ -9,13 +9,15 @@ import pytest
 
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models import attention as attention_module
-<<<<<<< HEAD
-from emollama_jax.models.attention import attention, bidirectional_attention, resolve_attention, resolve_for_devices
+from emollama_jax.models.attention import (
+    attention,
+    bidirectional_attention,
+    cached_attention,
+    resolve_attention,
+    resolve_for_devices,
+)
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.mae import MaeConfig
-=======
-from emollama_jax.models.attention import attention, bidirectional_attention, cached_attention
->>>>>>> e596593 (Continuous batching: rows of a batch have their own lengths, and requests join as others finish)
 from emollama_jax.sharding import make_mesh, use_mesh
 from tests.models.tiny import close
 

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     (folder / "base").mkdir()
     (folder / "base/model.json").write_text(json.dumps(BASE))
     for frame in ("peak", "first"):
-        recipe = {"image": "image_tokens", "frame": frame, "encoder": "one", "encoders": {"mae": "m"}}
+        recipe = {"image": "image_tokens", "frame_rule": frame, "encoders": {"mae": "m", "eva_vit": "one"}}
         write_data(folder / f"{frame}-data", {"train": 2}, **recipe).rename(folder / frame)
     return folder
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from emollama_jax import cli
 from emollama_jax.config import Config, TrainConfig
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.text.labels import MERR
@@ -255,7 +255,10 @@ def test_a_metric_that_is_not_there_is_named(inputs, tmp_path):
 
 
 def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
-    rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, image="image_tokens", image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(0),
+        Recipe(labels=MERR, image_storage="image_tokens", image_tokens_shape=(17, 48)),
+    )
     records = [random_record(i, rng, recipe) for i in range(60)]
     records[3]["features"] = np.full((3, 1024), np.nan, np.float32)
     records[3]["has_feature"] = np.ones(3, bool)
