@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emollama_jax.data.annotations import FEATURE_FOLDERS, THREADS, feature_folders
+from emollama_jax.data.annotation_files import FEATURE_FOLDERS, feature_folders
+from emollama_jax.data.annotations import THREADS
 from emollama_jax.data.clip_files import FeatureError, read_feature
 from emollama_jax.data.records import Records, splits_of
 from emollama_jax.data.tables import key_of
