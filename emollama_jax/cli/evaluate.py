@@ -20,12 +20,13 @@ from emollama_jax.errors import UserError
 from emollama_jax.eval.answer_files import evaluate_answers, labels_of_records, read_answers, read_labels
 from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark
 from emollama_jax.eval.emer_report import evaluate_emer, save_emer, to_markdown
-from emollama_jax.eval.judge import Judge, JudgeConfig
+from emollama_jax.eval.judge import Judge
 from emollama_jax.eval.metrics import INVALID
 from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
 from emollama_jax.infer.identity import check_encoders
 from emollama_jax.infer.predictor import ALL, check_modalities
+from emollama_jax.io.chat import ChatConfig
 
 OWN, EMER = "labels", "emer"
 
@@ -199,7 +200,7 @@ def _emer(arguments: argparse.Namespace) -> int:
     if arguments.list:
         labels = read_labels(arguments.list)
     cache = arguments.judge_cache or arguments.out / "judge"
-    judge = Judge(JudgeConfig.from_environment(), cache) if arguments.judge else None
+    judge = Judge(ChatConfig.from_environment("judge"), cache) if arguments.judge else None
     report = evaluate_emer(read_answers(arguments.predictions).answers, references, labels, judge)
     save_emer(report, arguments.out)
     print(to_markdown(report), end="")
