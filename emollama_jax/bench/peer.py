@@ -20,7 +20,7 @@ from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.weights.engine import Table, export
 from emollama_jax.weights.llama import hugging_face_config, hugging_face_table
 from emollama_jax.weights.peft import adapter_table
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules
 
 PEER = "torch"
@@ -142,11 +142,11 @@ def _torch_encoder(config: EncoderConfig) -> Any:
     raise TypeError(f"no peer of {type(config).__name__}")
 
 
-def source_of(model: Any) -> Source:
+def source_of(model: Any) -> WeightSource:
     """The parameters and the configuration of one of Hugging Face's models, as if read from its files."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     stored = {name: StoredTensor(tuple(t.shape), lambda t=t: t.cpu().float().numpy()) for name, t in tensors.items()}
-    return Source(Path(type(model).__name__), "torch", stored, model.config.to_dict())
+    return WeightSource(Path(type(model).__name__), "torch", stored, model.config.to_dict())
 
 
 def _fill(parameters: Iterable[tuple[str, Any]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.features.encode import encode_audio, encode_images
 from emollama_jax.fields import fields_affecting
+from emollama_jax.io.paths import PathLike
 from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
 from emollama_jax.models.eva_vit import EvaVit
@@ -145,10 +145,10 @@ def local_mesh() -> Mesh:
 def load_encoders(
     config: Config,
     *,
-    mae: str | Path | None = None,
-    videomae: str | Path | None = None,
-    hubert: str | Path | None = None,
-    eva_vit: str | Path | None = None,
+    mae: PathLike | None = None,
+    videomae: PathLike | None = None,
+    hubert: PathLike | None = None,
+    eva_vit: PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> Encoders:
     """The encoders in these files, run as the experiment says; architectures are the files' own.

@@ -7,7 +7,7 @@ import time
 
 from etils import epath
 
-from emollama_jax.io.paths import as_path, is_remote
+from emollama_jax.io.paths import PathLike, as_path, is_remote
 
 CHUNK = 1 << 22  # bytes read at once
 TICK_S = 0.02  # two writes within it may leave the same time on a file
@@ -17,7 +17,7 @@ _digests: dict[tuple, str] = {}
 _bytes_read = 0
 
 
-def file_digest(path: epath.PathLike) -> str:
+def file_digest(path: PathLike) -> str:
     """Returns the SHA-256 of a file in hexadecimal.
 
     It is kept for as long as the file's size and time of change stay what they are. Raises OSError where the file

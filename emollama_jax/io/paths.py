@@ -1,4 +1,8 @@
-"""Paths on this machine and in object stores (gs://BUCKET/FOLDER), used alike through epath."""
+"""Paths on this machine and in object stores (gs://BUCKET/FOLDER), used alike through epath.
+
+Arguments are `PathLike`; inside, `as_path` makes them `epath.Path`, which has the methods of `pathlib.Path`. Never give
+an address to `pathlib.Path`: it makes gs:/BUCKET of gs://BUCKET.
+"""
 
 import contextlib
 import importlib.util
@@ -8,16 +12,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from etils import epath
+from etils.epath import PathLike
 
 from emollama_jax.errors import UserError
 
 
-def is_remote(path: epath.PathLike) -> bool:
+def is_remote(path: PathLike) -> bool:
     """Returns whether a path is in an object store."""
     return "://" in os.fspath(path)
 
 
-def as_path(path: epath.PathLike) -> epath.Path:
+def as_path(path: PathLike) -> epath.Path:
     """Returns an absolute path with `~` expanded; an address such as gs://BUCKET/FOLDER stays as it is.
 
     Raises:
@@ -31,7 +36,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def local_copy(path: epath.PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
+def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
     """Gives a local path to a file or folder, for readers that need one, e.g. to map it into memory.
 
     A local path is given as it is. What is in an object store is downloaded below the folder for temporary files

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emollama_jax.errors import UserError, first_line
+from emollama_jax.io.atomic import write_json
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import is_adapter
@@ -30,19 +31,20 @@ MANIFEST = "model.json"
 FORMAT = 1
 
 
-def is_base_checkpoint(path: str | Path) -> bool:
-    return (Path(path) / MANIFEST).is_file()
+def is_base_checkpoint(path: PathLike) -> bool:
+    """Returns whether this is the folder of a base checkpoint."""
+    return (as_path(path) / MANIFEST).is_file()
 
 
-def save_base(folder: Path, model: Llama, *, source: str) -> str:
+def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
     """Writes the frozen parameters into an existing folder and returns their fingerprint.
 
     `source` says in words where the weights came from.
     """
-    values = param_values(nnx.state(model, nnx.Not(is_adapter)))
+    folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
     fingerprint = fingerprint_of(values)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save((folder / "params").resolve(), _packed(values))
+        checkpointer.save(folder / "params", _packed(values))
     manifest = {
         "format": FORMAT,
         # Which kernel runs is a matter of the devices at hand, not of the file.
@@ -50,19 +52,19 @@ def save_base(folder: Path, model: Llama, *, source: str) -> str:
         "fingerprint": fingerprint,
         "source": source,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
     return fingerprint
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest(path: PathLike) -> dict[str, Any]:
     """What `model.json` says.
 
     Raises:
         UserError: it is damaged or of a format that this version does not know.
     """
-    file = Path(path) / MANIFEST
+    file = as_path(path) / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text())
         if manifest["format"] != FORMAT:
             raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
         if missing := {"llama", "fingerprint", "source"} - set(manifest):
@@ -73,7 +75,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def load_base(
-    path: str | Path,
+    path: PathLike,
     build: Callable[[LlamaConfig], Callable[[], Llama]],
     execution: Mapping[str, Any],
     *,
@@ -105,14 +107,14 @@ def load_base(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             packed = checkpointer.restore(
-                (Path(path) / "params").resolve(),
+                as_path(path) / "params",
                 args=ocp.args.PyTreeRestore(
                     item=items, restore_args=ocp.checkpoint_utils.construct_restore_args(items)
                 ),
             )
     except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
         raise UserError(
-            f"damaged base checkpoint: {Path(path) / 'params'} ({first_line(error)}); convert it again"
+            f"damaged base checkpoint: {as_path(path) / 'params'} ({first_line(error)}); convert it again"
         ) from error
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}

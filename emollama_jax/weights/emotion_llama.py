@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.fields import fields_affecting
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapters, is_adapter
@@ -41,7 +42,9 @@ from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, adapter_table, check_adapters, load_into, write_adapter
 from emollama_jax.weights.pretrained import load_llama
 from emollama_jax.weights.runs import is_run, read_run
-from emollama_jax.weights.sources import Source, StoredTensor, open_source, save_safetensors
+from emollama_jax.weights.safetensors_files import save_safetensors
+from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.torch_files import save_torch
 from emollama_jax.weights.vit import linear_rules
 
@@ -70,13 +73,13 @@ class TrainedWeights:
         dropped: names in the file that are no weights of the model: the optimiser's.
     """
 
-    source: Source
+    source: WeightSource
     lora: LoRAConfig
     adapter_name: str = ""
     dropped: tuple[str, ...] = ()
 
     @property
-    def path(self) -> Path:
+    def path(self) -> epath.Path:
         """The file or folder that was opened."""
         return self.source.path
 
@@ -85,7 +88,7 @@ class TrainedWeights:
         return ((name, self.source.read(name)) for name in self.source.names())
 
 
-def open_trained(path: str | Path, *, alpha: float | None = None) -> TrainedWeights:
+def open_trained(path: PathLike, *, alpha: float | None = None) -> TrainedWeights:
     """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), a folder that `write_folder` wrote, or a training
     run's folder, whose newest checkpoint is read, or one of its checkpoints.
 
@@ -98,7 +101,7 @@ def open_trained(path: str | Path, *, alpha: float | None = None) -> TrainedWeig
     """
     if is_run(path):
         return _open_run(path)
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         return _open_folder(path)
     source = open_source(path)
@@ -119,7 +122,7 @@ def open_trained(path: str | Path, *, alpha: float | None = None) -> TrainedWeig
     return TrainedWeights(source, lora, adapter_name, dropped)
 
 
-def _open_folder(folder: Path) -> TrainedWeights:
+def _open_folder(folder: epath.Path) -> TrainedWeights:
     file = folder / PROJECTORS_FILE
     lora, source = adapter_config(folder), open_source(folder)
     if not file.is_file():
@@ -129,12 +132,10 @@ def _open_folder(folder: Path) -> TrainedWeights:
     tensors |= {name: projectors.stored(name) for name in projectors.names()}
     source, _ = _unnamed(source.with_tensors(tensors))
     _check_names(source)
-    with safe_open(file, framework="numpy") as header:
-        name = (header.metadata() or {}).get("adapter_name", "")
-    return TrainedWeights(source, lora, name)
+    return TrainedWeights(source, lora, projectors.extra.get("adapter_name", ""))
 
 
-def _open_run(path: str | Path) -> TrainedWeights:
+def _open_run(path: PathLike) -> TrainedWeights:
     run = read_run(path)
     settings = run.meta["config"]["lora"]
     lora = LoRAConfig(**settings | {"targets": tuple(sorted(settings["targets"]))})
@@ -144,10 +145,10 @@ def _open_run(path: str | Path) -> TrainedWeights:
         layers = {rule.tensor.format(layer=i): x for i, x in enumerate(value)} if "{layer}" in rule.tensor else None
         tensors |= {name: rule.transform.out(x) for name, x in (layers or {rule.tensor: value}).items()}
     stored = {name: StoredTensor(x.shape, lambda x=x: x) for name, x in tensors.items()}
-    return TrainedWeights(Source(Path(path), "orbax", stored), lora, run.meta["adapter_name"])
+    return TrainedWeights(WeightSource(path, "orbax", stored), lora, run.meta["adapter_name"])
 
 
-def _check_names(source: Source) -> None:
+def _check_names(source: WeightSource) -> None:
     """Raises UserError for tensors that are neither adapters nor projectors nor carried."""
     projectors = {f"{name}.{kind}" for name in PROJECTORS for kind in ("weight", "bias")}
     known = lambda name: name in projectors or is_carried(name) or (name.startswith(LLAMA) and ADAPTER.fullmatch(name))
@@ -158,7 +159,7 @@ def _check_names(source: Source) -> None:
         )
 
 
-def _unnamed(source: Source) -> tuple[Source, str]:
+def _unnamed(source: WeightSource) -> tuple[WeightSource, str]:
     """The source without the adapter's name in the names of its tensors, and that name."""
     matches = {name: ADAPTER.fullmatch(name) for name in source.names()}
     adapter_names = {match[3] or "" for match in matches.values() if match}
@@ -250,12 +251,12 @@ def _named(name: str, adapter_name: str) -> str:
 
 
 def load_emotion_llama(
-    base: str | Path,
+    base: PathLike,
     config: Config,
     *,
-    trained: str | Path | None = None,
-    eva_vit: str | Path | None = None,
-    ln_vision: str | Path | None = None,
+    trained: PathLike | None = None,
+    eva_vit: PathLike | None = None,
+    ln_vision: PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[EmotionLlama, dict[str, LoadReport]]:
     """The whole model, and what became of each file's tensors: "llama", "trained", "eva_vit".
@@ -297,7 +298,7 @@ def load_emotion_llama(
     return model, reports
 
 
-def _check_architecture(base: str | Path, config: LlamaConfig) -> None:
+def _check_architecture(base: PathLike, config: LlamaConfig) -> None:
     """Raises UserError when the language model is not the one that the experiment describes."""
     if is_base_checkpoint(base):
         found = {name: getattr(read_manifest(base)["llama"], name) for name in LlamaConfig.__dataclass_fields__}

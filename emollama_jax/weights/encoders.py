@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
@@ -15,7 +15,8 @@ from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.sharding import AxisRules, init_sharded
 from emollama_jax.weights.engine import LoadReport, Table, first_device, load
-from emollama_jax.weights.sources import Source, open_source
+from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.tensors import WeightSource
 
 ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}  # by the group of the experiment
 
@@ -29,8 +30,8 @@ def random_encoder(name: str, config: EncoderConfig, seed: int, *, mesh: Mesh | 
 
 def load_encoder(
     encoder: Callable[..., nnx.Module],
-    where: str | Path | Source,
-    arrange: Callable[[Source], tuple[EncoderConfig, Source, Table]],
+    where: PathLike | WeightSource,
+    arrange: Callable[[WeightSource], tuple[EncoderConfig, WeightSource, Table]],
     *,
     mesh: Mesh | None,
     rules: AxisRules,
@@ -47,7 +48,7 @@ def load_encoder(
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
     mesh, rules = (mesh, rules) if mesh else (first_device(), ())
-    with contextlib.nullcontext(where) if isinstance(where, Source) else open_source(where) as opened:
+    with contextlib.nullcontext(where) if isinstance(where, WeightSource) else open_source(where) as opened:
         config, source, table = arrange(opened)
         config = config.for_devices(mesh.devices.flat)
         return load(lambda: encoder(config, rngs=nnx.Rngs(0)), source, table, mesh=mesh, rules=rules)

@@ -22,7 +22,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear, as_array, as_kernel
 from emollama_jax.models.lora import merged_kernel
 from emollama_jax.sharding import AxisRules, abstract, make_mesh, shardings
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LoadReport:
 
 def load(
     make_model: Callable[[], nnx.Module],
-    source: Source,
+    source: WeightSource,
     table: Table,
     *,
     mesh: jax.sharding.Mesh | None = None,
@@ -99,7 +99,7 @@ def load(
 
 
 def read_params(
-    source: Source, table: Table, params: Mapping[str, Any], places: Mapping[str, Any]
+    source: WeightSource, table: Table, params: Mapping[str, Any], places: Mapping[str, Any]
 ) -> tuple[dict[str, Any], LoadReport]:
     """The values of `params` that are in `source`, by path.
 
@@ -149,7 +149,9 @@ def export(
             yield name, np.ascontiguousarray(rule.transform.out(np.asarray(array.astype(out))))
 
 
-def _plan(source: Source, table: Table, params: Mapping[str, Any]) -> tuple[dict[str, list[PlannedTensor]], LoadReport]:
+def _plan(
+    source: WeightSource, table: Table, params: Mapping[str, Any]
+) -> tuple[dict[str, list[PlannedTensor]], LoadReport]:
     """For each parameter the tensors that fill it.
 
     Every name and shape is checked before any data is read.
@@ -179,7 +181,7 @@ def _matches(patterns: Iterable[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _check(source: Source, expected: Mapping[str, tuple[int, ...]], dropped: Sequence[str]) -> None:
+def _check(source: WeightSource, expected: Mapping[str, tuple[int, ...]], dropped: Sequence[str]) -> None:
     """That the source has the expected tensors in their shapes, and otherwise only those that are dropped."""
     present = set(source.names())
     missing = sorted(set(expected) - present)
@@ -194,7 +196,7 @@ def _check(source: Source, expected: Mapping[str, tuple[int, ...]], dropped: Seq
         raise UserError(f"the tensors do not fit the model: {source.path}; {problems}; check that it is the right file")
 
 
-def _fill(source: Source, tensors: list[PlannedTensor], like, place):
+def _fill(source: WeightSource, tensors: list[PlannedTensor], like, place):
     """One parameter, assembled from its tensors on its devices.
 
     `like` is its abstract value (an array, or a quantised array) and `place` the sharding of each of its arrays.

@@ -3,18 +3,18 @@
 model, report = load_hubert("chinese-hubert-large")
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.hubert import Hubert, HubertConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.encoders import load_encoder
 from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules, norm_rules, without_prefix
 
 POSITIONS = "encoder.pos_conv_embed.conv"
@@ -23,7 +23,7 @@ WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", 
 
 
 def load_hubert(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[Hubert, LoadReport]:
     """The encoder in a Hugging Face folder.
 
@@ -35,7 +35,7 @@ def load_hubert(
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
 
-    def arrange(source: Source) -> tuple[HubertConfig, Source, Table]:
+    def arrange(source: WeightSource) -> tuple[HubertConfig, WeightSource, Table]:
         config = HubertConfig(**read_architecture(source, _architecture, HubertConfig, "HuBERT"), **settings)
         return config, join_weight_norm(without_prefix(source, "hubert.")), hugging_face_table(config)
 
@@ -82,7 +82,7 @@ def hugging_face_table(config: HubertConfig) -> Table:
     return Table(tuple(rules), drop)
 
 
-def join_weight_norm(source: Source) -> Source:
+def join_weight_norm(source: WeightSource) -> WeightSource:
     """The source with the position convolution's kernel [D, D / groups, K] instead of its magnitude [1, 1, K] and
     direction, in either spelling (weight norm, arXiv:1602.07868, of each tap)."""
     names = set(source.names())

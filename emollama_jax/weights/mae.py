@@ -3,17 +3,17 @@
 model, report = load_mae("vit-mae-large")
 """
 
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.mae import Mae, MaeConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.encoders import load_encoder
 from emollama_jax.weights.engine import LoadReport, Rule, Table
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import (
     CLS_TOKEN,
     LEADING_ONE,
@@ -30,7 +30,7 @@ ORIGINAL_EPS = 1e-6  # of the original code's norms, which its files do not say
 
 
 def load_mae(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[Mae, LoadReport]:
     """The encoder in a Hugging Face folder, or in a `.pth` file of the original code or of one trained with it.
 
@@ -43,7 +43,7 @@ def load_mae(
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
 
-    def arrange(source: Source) -> tuple[MaeConfig, Source, Table]:
+    def arrange(source: WeightSource) -> tuple[MaeConfig, WeightSource, Table]:
         patches, prefix = "patch_embed.proj.weight", "model/"
         if not {patches, prefix + patches}.isdisjoint(source.names()):
             config = MaeConfig(**{"layer_norm_eps": ORIGINAL_EPS, **settings})

@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
@@ -21,7 +23,9 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
-from emollama_jax.weights.sources import Source, open_source, save_safetensors
+from emollama_jax.weights.safetensors_files import save_safetensors
+from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.tensors import WeightSource
 
 CONFIG = "adapter_config.json"
 # Settings that change what an adapter computes and that ours do not have, with the values that switch them off.
@@ -57,15 +61,15 @@ def adapter_table(targets: tuple[str, ...], *, adapter: str = "") -> Table:
     )
 
 
-def adapter_config(folder: str | Path) -> LoRAConfig:
+def adapter_config(folder: PathLike) -> LoRAConfig:
     """The adapters a PEFT folder holds.
 
     Raises:
         UserError: there is no configuration, or it asks for a kind of adapter that the model does not have.
     """
-    file = Path(folder) / CONFIG
+    file = as_path(folder) / CONFIG
     try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(file.read_text())
         if not isinstance(settings, dict):
             raise ValueError("not a JSON object")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -91,7 +95,7 @@ def adapter_config(folder: str | Path) -> LoRAConfig:
         raise UserError(f"unusable adapter settings: {file} ({error}); save the adapter again") from error
 
 
-def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
+def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
     """Reads the adapters in `folder` into the model's own, in place.
 
     Raises:
@@ -104,7 +108,7 @@ def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
         return load_into(model, is_adapter, source, adapter_table(found.targets, adapter="default" if named else ""))
 
 
-def check_adapters(model: nnx.Module, found: LoRAConfig, where: str | Path) -> None:
+def check_adapters(model: nnx.Module, found: LoRAConfig, where: PathLike) -> None:
     """Raises UserError when the adapters found are not on the model's layers, or have another scale."""
     layers = dict(adapters(model))
     targets = tuple(sorted({path[-1] for path in layers}))
@@ -117,7 +121,7 @@ def check_adapters(model: nnx.Module, found: LoRAConfig, where: str | Path) -> N
         )
 
 
-def load_into(model: nnx.Module, which: nnx.filterlib.Filter, source: Source, table: Table) -> LoadReport:
+def load_into(model: nnx.Module, which: nnx.filterlib.Filter, source: WeightSource, table: Table) -> LoadReport:
     """Reads the parameters that the filter `which` chooses into the model, in place."""
     state = nnx.state(model, which)
     params = param_values(state)
@@ -157,4 +161,4 @@ def write_adapter(folder: Path, tensors: dict[str, np.ndarray], lora: LoRAConfig
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, settings)

@@ -3,23 +3,23 @@
 model, report = load_videomae("videomae-large")
 """
 
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.videomae import VideoMae, VideoMaeConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.encoders import load_encoder
 from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table
 from emollama_jax.weights.mae import hugging_face_block_rules, hugging_face_sizes
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import norm_rules, patch_rules, without_prefix
 
 
 def load_videomae(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[VideoMae, LoadReport]:
     """The encoder in a Hugging Face folder.
 
@@ -31,7 +31,7 @@ def load_videomae(
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
 
-    def arrange(source: Source) -> tuple[VideoMaeConfig, Source, Table]:
+    def arrange(source: WeightSource) -> tuple[VideoMaeConfig, WeightSource, Table]:
         config = VideoMaeConfig(**read_architecture(source, _architecture, VideoMaeConfig, "VideoMAE"), **settings)
         return config, without_prefix(source, "videomae."), hugging_face_table(config)
 
