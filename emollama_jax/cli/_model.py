@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,17 +10,15 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from emollama_jax.config import Config, MeshConfig, from_dict, parse_flags
+from emollama_jax.config import Config, parse_flags
 from emollama_jax.errors import UserError, first_line
-from emollama_jax.infer.identity import check_image_encoder, check_image_tokens
-from emollama_jax.io.paths import as_path
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.runs.run import Run
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run
 
 IMAGE_ENCODER = ("eva_vit", "ln_vision")
 
@@ -53,47 +50,41 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The experiment and the other arguments, with the experiment's base where none is given.
+def read_experiment(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[Config, argparse.Namespace, Run | None]:
+    """Reads the experiment, the other arguments, with the experiment's base where none is given, and the trained run.
 
-    A run's own experiment is used where no `--config` names another; its mesh was for training and is left out.
+    A run's own experiment is used where no `--config` names another. The run is None where `--trained` is none.
     """
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--trained")
     trained = early.parse_known_args(argv)[0].trained
-    config, rest = parse_flags(argv, _config_of(trained) if trained and is_run(trained) else None)
+    run = Run.find(trained)
+    config, rest = parse_flags(argv, run.config_for_inference() if run else None)
     arguments = parser.parse_args(rest)
     arguments.base = arguments.base or config.weights.base
     if not arguments.base:
         raise UserError("--base: no language model; give a base checkpoint, made by emollama convert")
-    return config, arguments
+    return config, arguments, run
 
 
-def _config_of(run: str) -> Config:
-    path = as_path(run)
-    folder = path if (path / CHECKPOINTS).is_dir() or not (path / STATE).is_dir() else path.parent.parent
-    try:
-        config = from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no experiment in {folder / CONFIG} ({error}); give it with --config") from error
-    return dataclasses.replace(config, mesh=MeshConfig())
-
-
-def image_encoder_of(config: Config, arguments: argparse.Namespace) -> dict[str, str]:
+def image_encoder_of(config: Config, arguments: argparse.Namespace, run: Run | None) -> dict[str, str]:
     """The files of the encoder of frames. Raises UserError for none, or for another than the run was trained with."""
     named = {name: getattr(arguments, name) or getattr(config.weights, name) for name in IMAGE_ENCODER}
     if not Path(named["eva_vit"]).is_file():
         raise UserError(f"--eva-vit: no such file: {named['eva_vit']}; clips come as frames, which need the encoder")
-    if arguments.trained and not arguments.any_encoders:
-        check_image_encoder(arguments.trained, named["eva_vit"])
+    if run and not arguments.any_encoders:
+        run.check_image_encoder(named["eva_vit"])
     return {name: file for name, file in named.items() if file}
 
 
 def load_model(
     config: Config,
     arguments: argparse.Namespace,
+    run: Run | None,
     mesh: Mesh | None,
     *,
     files: Mapping[str, str],
@@ -110,12 +101,13 @@ def load_model(
         UserError: the encoder of frames is another than made the image tokens that the run was trained on.
     """
     with starting():
-        model, _ = load_emotion_llama(arguments.base, config, trained=arguments.trained, mesh=mesh, **files)
+        trained = run.trained_weights() if run else arguments.trained
+        model, _ = load_emotion_llama(arguments.base, config, trained=trained, mesh=mesh, **files)
         tokenizer = load_tokenizer_of(arguments.base, config.llama.vocab_size)
     if eva_vit is not None:
         model = EmotionLlama(model.llama, model.projectors, eva_vit)
-    if model.eva_vit is not None and arguments.trained and not arguments.any_encoders:
-        check_image_tokens(arguments.trained, model.eva_vit)
+    if model.eva_vit is not None and run and not arguments.any_encoders:
+        run.check_image_tokens(model.eva_vit)
     return model, tokenizer
 
 

@@ -24,7 +24,6 @@ from emollama_jax.eval.judge import Judge
 from emollama_jax.eval.metrics import INVALID
 from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
-from emollama_jax.infer.identity import check_encoders
 from emollama_jax.infer.predictor import ALL, check_modalities
 from emollama_jax.io.chat import ChatConfig
 
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _of_model(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     if EMER in argv[:1]:
         raise UserError("emer: judges answers in a file; give --predictions, made by emollama predict --task reason")
-    config, arguments = read_experiment(parser, argv)
+    config, arguments, trained = read_experiment(parser, argv)
     modalities = [check_modalities(some) for some in arguments.modalities.split(",")]
     if len(set(modalities)) < len(modalities):
         raise UserError(f"--modalities {arguments.modalities}: give each set once")
@@ -97,12 +96,12 @@ def _of_model(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     datasets = open_datasets(paths, config, "--data")
     splits = [source.records for source in datasets]
     benchmark = _benchmark(arguments, splits)
-    if arguments.trained and not arguments.any_encoders:
-        check_encoders(arguments.trained, find_encoders(datasets), all_known=False)
-    files = image_encoder_of(config, arguments) if find_images(datasets) == "frames" else {}
+    if trained and not arguments.any_encoders:
+        trained.check_encoders(find_encoders(datasets))
+    files = image_encoder_of(config, arguments, trained) if find_images(datasets) == "frames" else {}
     mesh = mesh_of(config)
     with on_devices(config, mesh):
-        model, tokenizer = load_model(config, arguments, mesh, files=files)
+        model, tokenizer = load_model(config, arguments, trained, mesh, files=files)
         progress = Progress(sum(map(len, splits)) * len(modalities), "clip")
         cells = sweep(
             model,

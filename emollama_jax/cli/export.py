@@ -4,22 +4,17 @@ import argparse
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
-from emollama_jax.weights.emotion_llama import (
-    TrainedWeights,
-    is_carried,
-    load_adapters,
-    open_trained,
-    write_folder,
-    write_projectors,
-    write_pth,
-)
 from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of, save_hugging_face
+from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
+from emollama_jax.weights.trained_export import write_folder, write_projectors, write_pth
 
 
 def run(argv: list[str]) -> None:
@@ -58,30 +53,30 @@ def run(argv: list[str]) -> None:
     if arguments.alpha is not None and (arguments.alpha <= 0 or arguments.input.is_dir()):
         raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
-    trained = open_trained(arguments.input, alpha=arguments.alpha)
-    names = trained.source.names()
-    lora = trained.lora
+    run = Run.find(arguments.input)
+    trained = run.trained_weights() if run else open_trained(arguments.input, alpha=arguments.alpha)
+    tensors, lora = trained.reference_tensors(), trained.lora
     print(
-        f"read    {len(names)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
+        f"read    {len(tensors)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
         f"on {', '.join(lora.targets)}"
     )
     print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
-    print(f"carried {', '.join(filter(is_carried, names)) or 'nothing'}")
-    for line in _write(arguments, trained):
+    print(f"carried {', '.join(trained.carried()) or 'nothing'}")
+    for line in _write(arguments, trained, tensors):
         print(f"wrote   {line}")
 
 
-def _write(arguments: argparse.Namespace, trained: TrainedWeights) -> list[str]:
+def _write(arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> list[str]:
     output = arguments.output
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
-        written = write_pth(output, trained.tensors(), adapter_name=name)
+        written = write_pth(output, tensors, adapter_name=name)
         alpha = trained.lora.alpha
         unusual = f", to be read with alpha {alpha:g}, which it does not record" if alpha != LoRAConfig().alpha else ""
         return [f"{output}: {len(written)} tensors{unusual}"]
     with atomic_folder(output) as folder:
         if arguments.to == "peft":
-            written = write_folder(folder, trained.tensors(), trained.lora, adapter_name=trained.adapter_name)
+            written = write_folder(folder, tensors, trained.lora, adapter_name=trained.adapter_name)
             return [f"{output}: a PEFT adapter and the projectors, {len(written)} tensors"]
         is_base = is_base_checkpoint(arguments.base)
         kernel_dtype = read_manifest(arguments.base)["llama"].kernel_dtype if is_base else arguments.dtype
@@ -89,7 +84,7 @@ def _write(arguments: argparse.Namespace, trained: TrainedWeights) -> list[str]:
         tokenizer = load_tokenizer_of(arguments.base, model.config.vocab_size)
         load_adapters(model, trained)
         save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=True)
-        written = write_projectors(folder, trained.tensors())
+        written = write_projectors(folder, tensors)
     return [
         f"{output}: {arguments.base} with the adapters added, a Hugging Face folder in {arguments.dtype}",
         f"{output / 'projectors.safetensors'}: the projectors, {len(written)} tensors",

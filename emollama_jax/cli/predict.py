@@ -28,13 +28,14 @@ from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_image
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, random_encoders
 from emollama_jax.infer.batch_run import Asked, answer_all
-from emollama_jax.infer.identity import check_encoders, identity_of, learnt_frame_rules
+from emollama_jax.infer.identity import identity_of
 from emollama_jax.infer.inputs import ClipSource, Item, RecordClips, VideoClips, find_items
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import ALL, Predictor, check_modalities, requests_of
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.runs.run import Run
 from emollama_jax.text.prompts import FEATURES, TASKS
 
 EXIT_CODES = """exit codes:
@@ -61,17 +62,20 @@ class _Input:
 
 
 def run(argv: list[str]) -> int:
-    config, arguments = read_experiment(_parser(), argv)
+    config, arguments, trained = read_experiment(_parser(), argv)
     _check_arguments(arguments)
     is_data = ":" in arguments.input and not Path(arguments.input).exists()
     items = None if is_data else find_items(arguments.input, arguments.videos)
     datasets = open_datasets([arguments.input], config, "input") if is_data else None
     mesh = mesh_of(config)
     with open_output(arguments.out, resume=arguments.resume) as output, on_devices(config, mesh):
-        given = _records(config, arguments, datasets) if is_data else _videos(config, arguments, items, mesh)
-        if arguments.trained and not arguments.any_encoders:
-            check_encoders(arguments.trained, given.encoders, all_known=not is_data)
-        model, tokenizer = load_model(config, arguments, mesh, files=given.files, eva_vit=given.eva_vit)
+        if is_data:
+            given = _records(config, arguments, trained, datasets)
+        else:
+            given = _videos(config, arguments, trained, items, mesh)
+        if trained and not arguments.any_encoders:
+            trained.check_encoders(given.encoders, all_known=not is_data)
+        model, tokenizer = load_model(config, arguments, trained, mesh, files=given.files, eva_vit=given.eva_vit)
         predictor = Predictor(model, tokenizer, config, modalities=arguments.modalities, orders=arguments.orders)
         by_score = arguments.task == "emotion" and not arguments.question
         asked = Asked(() if by_score else requests_of(config.prompt, arguments.task, arguments.question))
@@ -147,24 +151,28 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError("--random-encoders: goes in place of --mae, --videomae and --hubert")
 
 
-def _records(config: Config, arguments: argparse.Namespace, datasets: Sequence[IndexedRecords]) -> _Input:
+def _records(
+    config: Config, arguments: argparse.Namespace, trained: Run | None, datasets: Sequence[IndexedRecords]
+) -> _Input:
     (numbered,) = datasets
     source = RecordClips(numbered.records)
-    files = image_encoder_of(config, arguments) if find_images(datasets) == "frames" else {}
+    files = image_encoder_of(config, arguments, trained) if find_images(datasets) == "frames" else {}
     told = {"data": numbered.records.metadata.get("fingerprint")}
     return _Input(source.items, source, find_encoders(datasets), files, told)
 
 
-def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item], mesh: Mesh | None) -> _Input:
+def _videos(
+    config: Config, arguments: argparse.Namespace, trained: Run | None, items: Sequence[Item], mesh: Mesh | None
+) -> _Input:
     is_random = arguments.random_encoders
-    files = {} if is_random and not arguments.eva_vit else image_encoder_of(config, arguments)
+    files = {} if is_random and not arguments.eva_vit else image_encoder_of(config, arguments, trained)
     if is_random:
         encoders = random_encoders(config, eva_vit=not files, mesh=mesh)
     else:
         with starting():
             encoders = load_encoders(config, **{name: getattr(arguments, name) for name in FEATURES}, mesh=mesh)
     encoders.check_sizes(config)
-    frame = frame_rule_of(arguments)
+    frame = choose_frame_rule(arguments.frame, trained)
     source = VideoClips(
         config,
         functools.partial(encoders.features, size=config.projectors.feature_size),
@@ -178,12 +186,13 @@ def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item]
     return _Input(items, source, encoders.fingerprints(config), files, told, encoders.eva_vit)
 
 
-def frame_rule_of(arguments: argparse.Namespace) -> str:
-    """The rule asked for, else the one of the data that the run was trained on, else first. People are told of one that
-    they did not ask for, and of one that the run was not trained on."""
-    asked, trained = arguments.frame, arguments.trained
-    learnt = learnt_frame_rules(trained) if trained else []
-    why = f"{trained} was trained on frames by {', '.join(learnt)}" if learnt else "the default"
+def choose_frame_rule(asked: str | None, trained: Run | None) -> str:
+    """Returns the rule asked for, else the one of the data that the run was trained on, else first.
+
+    Says on stderr which one was not asked for, and which one the run was not trained on.
+    """
+    learnt = trained.provenance.frame_rules if trained else ()
+    why = f"{trained.path} was trained on frames by {', '.join(learnt)}" if learnt else "the default"
     if asked is not None:
         if learnt and asked not in learnt:
             print(f"warning: --frame {asked}, and {why}", file=sys.stderr)

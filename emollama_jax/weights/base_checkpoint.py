@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from emollama_jax.errors import UserError, first_line
+from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
+from emollama_jax.io.orbax_arrays import restore_arrays, save_arrays
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
@@ -43,8 +43,7 @@ def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
     """
     folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
     fingerprint = fingerprint_of(values)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder / "params", _packed(values))
+    save_arrays(folder / "params", _packed(values))
     manifest = {
         "format": FORMAT,
         # Which kernel runs is a matter of the devices at hand, not of the file.
@@ -104,18 +103,7 @@ def load_base(
         jax.eval_shape(_packed, frozen),
         where,
     )
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            packed = checkpointer.restore(
-                as_path(path) / "params",
-                args=ocp.args.PyTreeRestore(
-                    item=items, restore_args=ocp.checkpoint_utils.construct_restore_args(items)
-                ),
-            )
-    except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
-        raise UserError(
-            f"damaged base checkpoint: {as_path(path) / 'params'} ({first_line(error)}); convert it again"
-        ) from error
+    packed = restore_arrays(as_path(path) / "params", items, remedy="convert it again")
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)

@@ -28,7 +28,7 @@ class WeightSource:
 
     Attributes:
         path: The folder or file that was opened, as it was given.
-        format: "safetensors", "torch", "flax", "gguf" or, of a training run, "orbax".
+        format: "safetensors", "torch", "flax", "gguf", or "arrays" for arrays in memory.
         config: The `config.json` beside the tensors, or None; for GGUF the file's metadata.
         extra: What the files hold beside tensors, by name: a torch checkpoint's epoch or config, safetensors metadata.
     """

@@ -1,6 +1,5 @@
 """`emollama predict`: every clip is answered or named, whatever becomes of the run, which goes on only as itself."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -9,27 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
 from emollama_jax import cli
-from emollama_jax.cli.predict import frame_rule_of
+from emollama_jax.cli.predict import choose_frame_rule
 from emollama_jax.config import load_config, to_dict
 from emollama_jax.data.records import Records
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.infer import batch_run
 from emollama_jax.infer.output import open_output
 from emollama_jax.infer.predictor import predict_labels
+from emollama_jax.io.checksums import bytes_read
+from emollama_jax.io.orbax_arrays import save_arrays
 from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec, read_clip
 from emollama_jax.models.emotion_llama import is_trainable
+from emollama_jax.runs.checkpoint_files import CHECKPOINTS, META, PARAMS, TRAINABLE, read_meta
+from emollama_jax.runs.run import Run
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, TRAINABLE, read_meta
 from tests.data.prepared import write_data
 from tests.train.runs import ROOT, config_of, make_inputs, write_meta
 
@@ -62,11 +63,9 @@ def run(inputs):
     model, _ = load_emotion_llama(inputs / "base", config)
     values = {f"{TRAINABLE}{path}": value for path, value in param_values(nnx.state(model, is_trainable)).items()}
     checkpoint = folder / CHECKPOINTS / "4"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(checkpoint / STATE, values)
-    said = {"config": to_dict(config), "carried": [], "adapter_name": "", "encoders": {"mae": "one"}, "encoder": None}
+    save_arrays(checkpoint / PARAMS, values)
+    said = {"config": to_dict(config), "carried": [], "adapter_name": "", "encoders": {"mae": "one"}}
     write_meta(checkpoint, **said)
-    (folder / CONFIG).write_text(json.dumps(to_dict(config)))
     return folder
 
 
@@ -138,12 +137,12 @@ def test_a_runs_own_experiment_is_asked_about_the_features_it_knows(run, inputs,
 
 def test_the_encoder_of_frames_is_that_of_the_run(run, inputs, tmp_path, capsys):
     known = hashlib.sha256(b"the encoder").hexdigest()
-    trained = saying(run, tmp_path / "run", encoder={"eva_vit": known, "ln_vision": ""})
+    trained = saying(run, tmp_path / "run", encoders={"mae": "one", "eva_vit": f"file:{known}"})
     video, file = tmp_path / "clip.mp4", tmp_path / "eva_vit_g.pth"
     video.touch()
     argv = [video, "--out", tmp_path / "a.jsonl", "--trained", trained, "--eva-vit", file]
     for content, code, message in (
-        (b"another", 2, f"{file} is not the encoder that {trained} was trained with"),
+        (b"another", 2, f"{trained} was trained on eva_vit features of file:{known}, and here they are of file:"),
         (b"the encoder", 2, f"{trained} was trained on mae features of one, and here they are of no encoder"),
     ):
         file.write_bytes(content)
@@ -185,11 +184,11 @@ def test_the_encoder_of_frames_is_that_of_the_image_tokens_learnt(run, tmp_path,
     ],
 )
 def test_the_frame_rule(tmp_path, capsys, learnt, asked, taken, said):
-    run = write_meta(tmp_path / "run", **({"frames": learnt} if learnt else {}))  # an older run does not say
-    assert frame_rule_of(argparse.Namespace(frame=asked, trained=str(run))) == taken
+    run = write_meta(tmp_path / "run", **({"frame_rules": learnt} if learnt else {}))  # an older run does not say
+    assert choose_frame_rule(asked, Run.open(run)) == taken
     error = capsys.readouterr().err
     assert error.startswith(said.format(run=run)) and len(error.splitlines()) == bool(said)
-    assert frame_rule_of(argparse.Namespace(frame=asked, trained=None)) == (asked or "first")
+    assert choose_frame_rule(asked, None) == (asked or "first")
 
 
 @pytest.mark.parametrize(
@@ -310,10 +309,13 @@ def test_ten_bad_clips_among_thirty(inputs, videos, tmp_path, capsys, monkeypatc
 
 def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, capsys):
     pytest.importorskip("torch")
-    trained = saying(run, tmp_path / "run", encoders={}, frames=["peak"])
-    video, out = videos / "00.mp4", tmp_path / "answers.jsonl"
+    trained = shutil.copytree(saying(run, tmp_path / "said", encoders={}, frame_rules=["peak"]), tmp_path / "run")
+    video, out, hashed = videos / "00.mp4", tmp_path / "answers.jsonl", bytes_read()
     argv = [video, "--out", out, "--trained", trained, "--eva-vit", EVA_VIT, "--workers=0", "--config.clip.max_faces=6"]
     assert predict(*argv) == 0
+    checkpoint = trained / CHECKPOINTS / "4"
+    files = [path for part in (PARAMS, META) for path in (checkpoint / part).rglob("*") if path.is_file()]
+    assert bytes_read() - hashed == sum(path.stat().st_size for path in files)  # each once
     assert capsys.readouterr().err.count("frame rule") == 1
     (line,) = lines(out)
     spec = ReadSpec(56, None, None, False)

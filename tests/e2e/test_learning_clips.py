@@ -20,8 +20,10 @@ from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.labels import MER2023
 from emollama_jax.text.prompts import Turn, emotion_question, encode_turns, request
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
-from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained, trained_tensors, write_folder
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_tokenizer_of
+from emollama_jax.weights.trained import open_trained
+from emollama_jax.weights.trained_export import trained_tensors, write_folder
 
 LABELS = ("angry", "happy")
 CONFIG = dataclasses.replace(load_config("smollm2_135m"), eva_vit=load_config("tiny").eva_vit)

@@ -23,8 +23,8 @@ from emollama_jax.models.emotion_llama import (
 from emollama_jax.models.projectors import PROJECTORS, ProjectorsConfig
 from emollama_jax.sharding import abstract
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
-from emollama_jax.weights.emotion_llama import trained_tensors
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.trained_export import trained_tensors
 from tests.models.tiny import initialised
 
 pytestmark = pytest.mark.smoke
@@ -97,7 +97,7 @@ def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
     assert paths(grads) == names
     at_start = {path: np.abs(value).max() for path, value in param_values(grads).items()}
     assert {path for path, largest in at_start.items() if largest == 0} == {p for p in names if p.endswith("lora_a")}
-    assert {name for name, _ in trained_tensors(model)} == set().union(*map(expanded, GOLDEN.split("\n")))
+    assert set(trained_tensors(model)) == set().union(*map(expanded, GOLDEN.split("\n")))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 

@@ -13,8 +13,8 @@ from flax import nnx
 from emollama_jax.config import load_config
 from emollama_jax.data.batch import Batch
 from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.runs.checkpoints import Checkpoints, named_arrays
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
-from emollama_jax.train.checkpoints import Checkpoints, named_arrays
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.setup import placed_state
 from emollama_jax.train.step import make_step, multimodal_loss

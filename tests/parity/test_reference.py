@@ -24,7 +24,8 @@ from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.prompts import PromptConfig, Turn, encode_turns
 from emollama_jax.text.tokenizers import load_tokenizer
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
-from emollama_jax.weights.emotion_llama import load_emotion_llama, trained_tensors
+from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.trained_export import trained_tensors
 
 pytest.importorskip("torch")  # the reference's files are torch's
 
@@ -169,7 +170,7 @@ def test_every_gradient(model, batch, expected):
     graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
     grads = jax.grad(lambda t: multimodal_loss(nnx.merge(graphdef, t, frozen), batch, None)[0])(trainable)
     like = nnx.merge(graphdef, grads, frozen)
-    found = dict(trained_tensors(like))
+    found = trained_tensors(like)
     theirs = {name.removeprefix("grad:"): value for name, value in expected.items() if name.startswith("grad:")}
     assert set(found) == set(theirs)
     for name, value in theirs.items():

@@ -13,13 +13,15 @@ from emollama_jax.config import Config, TrainConfig
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.runs.checkpoint_files import find_damage, find_steps
+from emollama_jax.runs.run import Run
 from emollama_jax.text.labels import MERR
 from emollama_jax.train import loop, setup
 from emollama_jax.train.loop import End, train
-from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.pretrained import load_llama
-from emollama_jax.weights.runs import damage, read_run, steps_of
+from emollama_jax.weights.trained import open_trained
 from tests.data.prepared import random_record, write_data
 from tests.train.runs import ROOT, arguments, config_of, final_state, lines, make_inputs, seal, trace
 
@@ -74,8 +76,8 @@ def test_a_run_is_logged_validated_and_kept(done):
         assert line["targets_per_s"] > line["clips_per_s"] > 0
         assert len(line["batch"]) == 8 and line["clips"] == 16
     assert two["learning_rate"] == pytest.approx(5.5e-3) and two["batch"] != four["batch"]
-    assert steps_of(workdir) == [1, 2, 3, 4]
-    assert not any(damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
+    assert find_steps(workdir) == [1, 2, 3, 4]
+    assert not any(find_damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
     assert list(workdir.glob("events.out*")) and (workdir / "config.json").is_file()
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
@@ -84,13 +86,13 @@ def test_only_what_is_trained_is_kept_and_changes(inputs, done):
     workdir, _ = done
     config = config_of(inputs, workdir)
     before, _ = load_emotion_llama(inputs / "base", config)
-    ours = read_run(workdir)
+    ours = Run.open(workdir).values()
     trained = {f"llama.layers.attn.{p}.lora_{letter}" for p in ("q_proj", "v_proj") for letter in "ab"}
     names = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_proj")
     trained |= {f"projectors.{name}.{kind}" for name in names for kind in ("kernel", "bias")}
-    assert set(ours.values) == trained
+    assert set(ours) == trained
     initial = param_values(nnx.state(before))
-    for name, value in ours.values.items():
+    for name, value in ours.items():
         assert (np.asarray(initial[name]) != value).any(), name
     # The optimiser: two numbers for each of these, and the number of its steps.
     state = final_state(workdir)
@@ -135,7 +137,7 @@ def test_new_adapters_change_nothing(inputs, tmp_path):
 
 def test_resume_comes_before_trained_weights_and_that_before_new_weights(inputs, done, tmp_path, monkeypatch):
     workdir, _ = done
-    trained, fields = read_run(workdir).values, {**MESH, "weights__trained": workdir}
+    trained, fields = Run.open(workdir).values(), {**MESH, "weights__trained": workdir}
 
     def differing(run):
         found = param_values(run.state.trainable)
@@ -188,7 +190,9 @@ def test_features_of_other_encoders_are_refused(inputs, done, tmp_path):
     """From a run that learnt others, and where the training's and the validation's differ."""
     data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "other"})
     fields = {**MESH, "data__train": f"{data}:train", "weights__trained": done[0]}
-    with pytest.raises(UserError, match=r"data.train: mae features of other, and .* was trained on those of one; extr"):
+    with pytest.raises(
+        UserError, match=r"trained on mae features of one, and here they are of other; .* begin without weights.trained"
+    ):
         train(config_of(inputs, tmp_path / "from", **fields))
     with pytest.raises(UserError, match=r"mae features of different encoders .*one.*other"):
         train(config_of(inputs, tmp_path / "mixed", **MESH, train__validation=f"{data}:held"))
@@ -243,7 +247,7 @@ def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
     scores = iter([0.3, 0.2, 0.3, 0.9])
     outcome = train(config, more_metrics=lambda model: {"f1": next(scores)})
     assert (outcome.end, outcome.step, outcome.best) == (End.EARLY, 3, 1)
-    assert steps_of(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
+    assert find_steps(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
     assert train(config, more_metrics=lambda model: {"f1": next(scores)}).step == 3  # and it stays ended
     assert next(scores) == 0.9
 
@@ -278,7 +282,7 @@ def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
     assert (outcome.end, outcome.step) == (End.DONE, 4)
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(workdir) if "skipped" in line] == [bad]
-    for name, value in read_run(workdir).values.items():
+    for name, value in Run.open(workdir).values().items():
         assert np.isfinite(value).all(), name
 
 
@@ -294,7 +298,7 @@ def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     assert cli.main(["export", str(workdir / "checkpoints/4"), str(tmp_path / "peft"), "--to", "peft"]) == 0
     given, pth, peft = open_trained(PTH), open_trained(tmp_path / "out.pth"), open_trained(tmp_path / "peft")
     assert pth.adapter_name == given.adapter_name
-    before, after, folder = (dict(trained.tensors()) for trained in (given, pth, peft))
+    before, after, folder = (trained.reference_tensors() for trained in (given, pth, peft))
     assert before.keys() == after.keys() == folder.keys()
     assert any(name.startswith("attention.") for name in before)
     for name in before:
@@ -323,7 +327,7 @@ def test_frames_go_through_the_frozen_encoder(inputs, tmp_path):
         train(config_of(inputs, tmp_path / "run", **fields))
     fields |= {"weights__eva_vit": reference / "eva_vit_tiny.pth", "weights__ln_vision": reference / "ln_vision.pth"}
     assert train(config_of(inputs, tmp_path / "run", **fields)).end is End.DONE
-    assert not [name for name in read_run(tmp_path / "run").values if name.startswith("eva_vit")]
+    assert not [name for name in Run.open(tmp_path / "run").values() if name.startswith("eva_vit")]
     other = tmp_path / "other.pth"
     other.write_bytes((reference / "eva_vit_tiny.pth").read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"config\.weights\.eva_vit: not what this run was begun with"):

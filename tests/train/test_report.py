@@ -1,12 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emollama_jax.config import load_config
 from emollama_jax.data.batch import Batch
 from emollama_jax.sharding import make_mesh
 from emollama_jax.train.metrics import Stopwatch
-from emollama_jax.train.report import Report, make_describe
+from emollama_jax.train.optimizer import learning_rate
+from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, StepReport, make_describe
 from emollama_jax.train.speed import Cost, Peak
 
 pytestmark = pytest.mark.smoke
@@ -71,35 +75,42 @@ def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
     watch, kept, cost = Stopwatch(), Kept(), Cost(frozen=100, adapters=10, attention=6)
     with watch.on("start"):
         now[0] += 10
-    report = Report(
-        kept,
-        watch,
-        [],
-        positions=B * T,
-        cost=cost,
-        devices=jax.devices(),
-        rate=lambda step: step / 100,
-        interval=2,
-        skip=False,
-        log=print,
-    )
+    config, mesh = load_config("tiny"), make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_interval=2))
+    report = Report(config, mesh, kept, watch, [], cost)
     values = {"loss": 2.5, "grad_norm": 0.5, "targets": 12, **described(batch())}
     values = jax.tree.map(jnp.asarray, values)
     for step in (1, 2):
         with watch.on("data"):
             now[0] += 0.5
         now[0] += 1.5
-        report.add(step, values)
+        done = report.add(step, values)
+        assert done == (StepReport(1, is_finite=True) if step == 2 else None)
         assert kept.lines == []  # the last step is still with the devices
-    report.flush()
+    assert report.flush() == StepReport(2, is_finite=True)
+    assert report.flush() is None
     ((step, line),) = kept.lines
     tokens_per_s = 2 * (B * T - 2) / 4
     assert step == 2
     assert (line["targets_per_s"], line["clips_per_s"]) == (2 * 12 / 4, 2 * (B * K - 1) / 4)
-    assert (line["fill"], line["learning_rate"]) == ((B * T - 2) / (B * T), 0.02)
+    assert line["fill"] == (B * T - 2) / (config.data.batch_rows * config.data.sequence_length)
+    assert line["learning_rate"] == float(learning_rate(config.train, 1))
     assert line["data_wait"] == pytest.approx(1 / 4)
     assert line["goodput"] == pytest.approx(3 / 14)
     peak = 1000 * jax.device_count()
     assert line["mfu_4n"] == pytest.approx(4 * 110 * tokens_per_s / peak)
     length = (B * T - 2) / (B * K - 1)  # of a clip's sequence
     assert line["mfu"] == pytest.approx((4 * 100 + 6 * 10 + 6 * length) * tokens_per_s / peak)
+
+
+def test_steps_that_are_not_finite_end_the_run_or_ten_in_a_row_do():
+    good, bad = StepReport(1, is_finite=True), StepReport(7, is_finite=False, clips=("a", "b"))
+    with pytest.raises(NonFiniteError, match="step 7: the loss or its gradient is not finite; clips .*: a, b"):
+        NonFinitePolicy(skip=False, log=print).check(bad)
+    said = []
+    policy = NonFinitePolicy(skip=True, log=said.append)
+    for report in [*[bad] * 9, None, good, *[bad] * 9]:
+        policy.check(report)
+    assert len(said) == 18 and said[0].endswith("clips of the batch: a, b; skipped")
+    with pytest.raises(NonFiniteError):
+        policy.check(bad)

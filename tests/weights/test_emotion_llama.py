@@ -18,16 +18,10 @@ from emollama_jax.models.emotion_llama import PROJECTORS as PARTS
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh
-from emollama_jax.weights.emotion_llama import (
-    PROJECTORS,
-    load_emotion_llama,
-    load_trained,
-    open_trained,
-    trained_tensors,
-    write_folder,
-    write_pth,
-)
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.trained import PROJECTORS, load_trained, open_trained
+from emollama_jax.weights.trained_export import trained_tensors, write_folder, write_pth
 from tests.weights.tiny import assert_bit_equal, assert_close, user_error
 
 torch = pytest.importorskip("torch")
@@ -96,10 +90,10 @@ def test_import_export_import_keeps_names_and_bits(capsys, tmp_path, theirs):
 
 def test_through_the_model_too(tmp_path, model, theirs):
     carried = {name: theirs[name] for name in CARRIED}
-    write_pth(tmp_path / "out.pth", trained_tensors(model, carried))
+    write_pth(tmp_path / "out.pth", trained_tensors(model) | carried)
     assert_bit_equal(contents(tmp_path / "out.pth"), theirs)
     (tmp_path / "folder").mkdir()
-    write_folder(tmp_path / "folder", trained_tensors(model, carried), CONFIG.lora)
+    write_folder(tmp_path / "folder", trained_tensors(model) | carried, CONFIG.lora)
     again, _ = load_emotion_llama(DATA / "llama", CONFIG, trained=tmp_path / "folder")
     assert_bit_equal(param_values(nnx.state(again)), param_values(nnx.state(model)))
 
@@ -152,7 +146,7 @@ def test_what_training_saves_beside_the_model_is_dropped_by_name(tmp_path, their
     torch.save(file, tmp_path / "in.pth")
     trained = open_trained(tmp_path / "in.pth")
     assert trained.dropped == ("optimizer/state/0/exp_avg",)
-    assert_bit_equal(dict(trained.tensors()), theirs)
+    assert_bit_equal(trained.reference_tensors(), theirs)
 
 
 def test_onto_a_mesh(model):
@@ -332,7 +326,7 @@ def test_existing_outputs_are_left_alone(capsys, tmp_path):
 def test_a_folder_of_peft_records_the_settings(tmp_path, theirs):
     trained = open_trained(CHECKPOINT, alpha=32.0)
     (tmp_path / "a").mkdir()
-    write_folder(tmp_path / "a", trained.tensors(), trained.lora, base="weights/llama2")
+    write_folder(tmp_path / "a", trained.reference_tensors(), trained.lora, base="weights/llama2")
     settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (8, 32.0, "weights/llama2")
     assert open_trained(tmp_path / "a").lora == trained.lora
@@ -343,4 +337,4 @@ def test_trained_weights_go_into_any_model_that_has_their_adapters(theirs):
     report = load_trained(model, open_trained(CHECKPOINT))
     assert len(report.read) == len(theirs) - len(CARRIED)
     assert report.dropped == CARRIED
-    assert_bit_equal(dict(trained_tensors(model)), {n: v for n, v in theirs.items() if n not in CARRIED})
+    assert_bit_equal(trained_tensors(model), {n: v for n, v in theirs.items() if n not in CARRIED})
