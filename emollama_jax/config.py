@@ -36,6 +36,7 @@ from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.mae import MaeConfig
 from emollama_jax.models.projectors import ProjectorsConfig
 from emollama_jax.models.videomae import VideoMaeConfig
+from emollama_jax.text.labels import METRICS
 from emollama_jax.text.prompts import PromptConfig
 
 RENAMED = {  # field names of the release before, which still load
@@ -160,8 +161,9 @@ class TrainConfig:
     """Data sets to validate on, as FOLDER:SPLIT; never a test split."""
     validation_interval: int = field(1000, ge=1, affects=())
     """Steps between validations."""
-    best_metric: str = field("loss", affects=())
-    """Metric of the validation that decides which checkpoint is best: the lowest loss, or the highest other metric."""
+    best_metric: str = field("loss", choices=("loss", *METRICS), affects=())
+    """Metric of the validation that decides which checkpoint is best: the lowest loss, or the highest metric of labels,
+    such as weighted_f1, macro_f1, uar or war."""
     patience: int = field(0, ge=0, affects=())
     """Validations without a new best after which the run ends; 0: never."""
     log_interval: int = field(10, ge=1, affects=())

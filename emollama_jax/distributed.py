@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,6 +26,8 @@ ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 class NotStarted(UserError):
     """The processes did not meet, or the devices are not there."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def _check_devices() -> None:
         jax.devices()
     except RuntimeError as error:
         raise NotStarted(f"no devices ({first_line(error)}); JAX_PLATFORMS=cpu runs on the processor") from error
+
+
+def use_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder for later starts, unless JAX was told of another one; "" keeps none."""
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
 def barrier(where: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:

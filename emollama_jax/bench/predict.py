@@ -21,7 +21,8 @@ from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, t
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.data.batch import soft_tokens_per_clip
-from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
+from emollama_jax.infer.clip_input import ClipInput
+from emollama_jax.infer.predictor import Predictor, task_questions
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
@@ -114,7 +115,7 @@ class _Work:
         blank = np.zeros((3, config.projectors.feature_size), np.float32)
         self.clips = [ClipInput(f"clip {i}", SUBTITLE, blank, np.ones(3, bool)) for i in range(batch)]
         self.asked = {
-            what: requests_of(config.prompt, task) for what, task in (("labels", "emotion"), ("reasons", "reason"))
+            what: task_questions(config.prompt, task) for what, task in (("labels", "emotion"), ("reasons", "reason"))
         }
         self.longest = max(len(self._prompt(what).tokens) for what in self.asked)
 

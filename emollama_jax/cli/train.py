@@ -42,21 +42,16 @@ def run(argv: list[str]) -> int:
         )
     import jax
 
-    from emollama_jax.distributed import NotStarted, find_group, process_group
+    from emollama_jax.distributed import find_group, process_group
+    from emollama_jax.eval.validation import make_label_metrics
     from emollama_jax.train.loop import End, train
 
     codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
     group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    try:
-        with process_group(group):
-            outcome = train(config)
-            best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
-            what = f" ({outcome.message})" if outcome.message else ""
-            if jax.process_index() == 0:
-                print(
-                    f"step {outcome.step:,}: {outcome.end.value}{what}{best}: {config.train.workdir}", file=sys.stderr
-                )
-            return codes[outcome.end]
-    except NotStarted as error:
-        print(f"emollama train: error: {error}", file=sys.stderr)
-        return 3
+    with process_group(group):
+        outcome = train(config, more_metrics=make_label_metrics(config))
+        best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
+        what = f" ({outcome.message})" if outcome.message else ""
+        if jax.process_index() == 0:
+            print(f"step {outcome.step:,}: {outcome.end.value}{what}{best}: {config.train.workdir}", file=sys.stderr)
+        return codes[outcome.end]

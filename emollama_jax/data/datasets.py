@@ -7,7 +7,7 @@ from typing import Any
 
 from emollama_jax.config import Config
 from emollama_jax.data.batch import Images
-from emollama_jax.data.records import Records
+from emollama_jax.data.records import Records, open_split
 from emollama_jax.data.transforms import answerable_tasks
 from emollama_jax.errors import UserError
 
@@ -88,10 +88,7 @@ def open_datasets(paths: Sequence[str], config: Config, where: str) -> list[Inde
         raise UserError(f"{where}: no data; give prepared data sets as FOLDER:SPLIT")
     datasets, first = [], 0
     for path in paths:
-        folder, found, split = path.rpartition(":")
-        if not found:
-            raise UserError(f"{where}: {path!r} names no split; write FOLDER:SPLIT")
-        datasets.append(IndexedRecords(Records(folder, split), first))
+        datasets.append(IndexedRecords(open_split(path, f"{where}: "), first))
         _check_sizes(datasets[-1], config)
         first += len(datasets[-1])
     find_encoders(datasets)

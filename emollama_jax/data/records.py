@@ -137,6 +137,18 @@ def read_clip_info(path: str | Path) -> list[dict[str, Any]]:
     return [*map(json.loads, file.read_text(encoding="utf-8").splitlines())] if file.is_file() else []
 
 
+def open_split(path: str, where: str = "") -> Records:
+    """Open the records of FOLDER:SPLIT.
+
+    Raises:
+        UserError: the path has another form (`where` precedes the message), or as `Records`.
+    """
+    folder, found, split = path.rpartition(":")
+    if not found:
+        raise UserError(f"{where}{path!r} names no split; write FOLDER:SPLIT")
+    return Records(folder, split)
+
+
 def splits_of(path: str | Path) -> tuple[str, ...]:
     """Return the splits of a prepared data set. Raises UserError where there is none."""
     return tuple(_builder_of(Path(path)).info.splits)

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -28,7 +28,7 @@ from emollama_jax.data.clip_files import files_of, select_file
 from emollama_jax.data.records import Records, read_clip_info
 from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
 from emollama_jax.errors import UserError
-from emollama_jax.infer.predictor import ClipInput
+from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.media.clip import ClipMedia, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipReader
@@ -141,6 +141,7 @@ def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], dict[str, P
     return Item(name or video, found, fault=fault, **known)
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """Where clips come from that are asked about."""
 

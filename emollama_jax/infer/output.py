@@ -97,6 +97,27 @@ class Output:
             self._order = order
 
 
+class PrintedOutput(Output):
+    """An output that prints its records and keeps no file."""
+
+    def __init__(self, file: IO[str]):
+        self.known, self._printed = {}, file
+
+    def __enter__(self) -> "PrintedOutput":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, records: Sequence[Record]) -> None:
+        for record in records:
+            print(json.dumps(record, ensure_ascii=False, allow_nan=False), file=self._printed, flush=True)
+        self.known |= {key_of(record): record for record in records}
+
+    def finish(self, keys: Sequence[str | int]) -> None:
+        pass
+
+
 def key_of(record: Mapping[str, Any]) -> str | int:
     """By which a record is found again: its number among the records of a data set, or its name."""
     return record.get("record", record["name"])

@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
+from scipy.special import softmax
 
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
@@ -82,8 +84,6 @@ class LabelScorer:
         orders: 1 asks once, with the labels in the order of `prompt.labels`, as the model was trained. More asks under
             that many cyclic orders and averages the probabilities. Then the labels are sorted first and the orders
             spread evenly over all L, so the order in which the labels are given makes no difference.
-        per_token: whether a label's log-likelihood is divided by its tokens (its end is one of them) before the
-            probabilities are taken, which favours labels of many tokens.
 
     Raises:
         UserError: there are fewer than two labels, or fewer labels than orders.
@@ -96,7 +96,6 @@ class LabelScorer:
         prompt: PromptConfig,
         *,
         orders: int = 1,
-        per_token: bool = False,
     ):
         labels = prompt.labels
         if len(labels) < 2:
@@ -110,7 +109,6 @@ class LabelScorer:
         self._labels = self._orders[0]
         encode = lambda label: tokenizer.encode(normalize_answer(label), specials=False)  # as in training
         self._answers = [(*encode(label), tokenizer.eos_id) for label in self._labels]
-        self._per_token = per_token
 
     def score(
         self,
@@ -137,10 +135,9 @@ class LabelScorer:
             asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, strict=True)]
             batch = _batch(asked, self._answers, soft.shape[1])
             soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
-            nll = np.asarray(_nll(*nnx.split(self._model), batch, soft), np.float64)[:clips]
+            nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
             log_likelihoods = -nll.reshape(*shape, -1).sum(axis=-1)
-        lengths = np.array([len(answer) for answer in self._answers])
-        by_order = _softmax(log_likelihoods / lengths if self._per_token else log_likelihoods)
+        by_order = softmax(log_likelihoods, axis=-1)
         given = [self._labels.index(label) for label in self._prompt.labels]
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
 
@@ -149,6 +146,11 @@ class LabelScorer:
         turns = [Turn(request("emotion", emotion_question(order))) for order in self._orders]
         settings = {"subtitle": subtitle, "has_feature": has_feature, "image_tokens": image_tokens}
         return [encode_turns(self._tokenizer, [turn], self._prompt, **settings) for turn in turns]
+
+
+def _on_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array that may be spread over several processes, in each of them."""
+    return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -221,8 +223,3 @@ def _tree(prompts: Sequence[Sample], shared: int, answers: Sequence[Sequence[int
             asks[order, label, : len(answer), 0] = [question_end, *range(start, start + len(answer) - 1)]
             asks[order, label, : len(answer), 1] = answer
     return np.array(columns, np.int32), asks.reshape(-1, 2)
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)

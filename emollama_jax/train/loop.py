@@ -14,13 +14,12 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.distributed import PreemptionGuard, barrier
+from emollama_jax.distributed import PreemptionGuard, barrier, use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.io.paths import as_path
 from emollama_jax.runs.checkpoint_files import CONFIG
@@ -59,8 +58,8 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     """Trains until `train.steps`, or as long as the validation gets better, or until asked to end.
 
     Args:
-        more_metrics: from the model to further metrics of a validation, such as scores of its labels; called by all
-            processes.
+        more_metrics: from the model to further metrics of a validation, such as those of its labels
+            (`eval.validation`), which `train.best_metric` may name; called by all processes.
 
     Raises:
         UserError: paths, data, sizes or devices that do not fit, or another run in the folder.
@@ -71,7 +70,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     progress = Progress(settings.steps)
     log = progress.log if is_first else lambda message: None
     mesh = _mesh_of(config)
-    _use_compile_cache(settings.compile_cache)
+    use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
     with use_mesh(mesh, config.sharding), PreemptionGuard() as guard, contextlib.ExitStack() as stack:
         with watch.on("start"):
@@ -197,9 +196,3 @@ def _mesh_of(config: Config) -> Mesh:
             f"mesh's data x fsdp, {shards}"
         )
     return mesh
-
-
-def _use_compile_cache(folder: str) -> None:
-    """Keeps compiled programs in the folder, unless JAX was told of another one already."""
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))

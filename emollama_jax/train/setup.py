@@ -159,6 +159,8 @@ def _validation(
 ) -> Validation | None:
     if not config.train.validation:
         return None
+    if config.train.best_metric != "loss" and more is None:
+        raise UserError(f"train.best_metric={config.train.best_metric}: needs more_metrics, which computes it")
     find_encoders([*datasets, *open_datasets(config.train.validation, config, "train.validation")])
     return Validation(config, graphdef, mesh, tokenizer, images=find_images(datasets), more=more)
 

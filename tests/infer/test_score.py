@@ -163,20 +163,6 @@ def test_the_order_in_which_labels_are_given_makes_no_difference(model, tokenize
     assert np.abs(alone.probabilities - turned.probabilities[:, ::-1]).max() > 1e-3
 
 
-def test_per_token_scores_do_not_punish_long_labels(model, tokenizer):
-    soft, prompt = soft_of(2), PromptConfig(labels=("sad", "happy", "not sure"))
-    whole, mean = (
-        LabelScorer(model, tokenizer, prompt, orders=2, per_token=per_token).score(SUBTITLES[:2], soft)
-        for per_token in (False, True)
-    )
-    np.testing.assert_array_equal(whole.log_likelihoods, mean.log_likelihoods)
-    lengths = np.array([len(tokenizer.encode(label)) + 1 for label in prompt.labels])
-    assert len(set(lengths)) > 1
-    weights = np.exp(whole.log_likelihoods / lengths)
-    np.testing.assert_allclose(mean.by_order, weights / weights.sum(axis=-1, keepdims=True), rtol=1e-9)
-    assert np.abs(whole.probabilities - mean.probabilities).max() > 0.01
-
-
 def test_few_programs_compile(model, tokenizer):
     scorer, before = LabelScorer(model, tokenizer, PROMPT), score._nll._cache_size()
     for clips in range(1, 5):

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from emollama_jax import cli
-from emollama_jax.config import Config, TrainConfig
+from emollama_jax.config import Config, TrainConfig, load_config
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
+from emollama_jax.eval.validation import make_label_metrics
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.runs.checkpoint_files import find_damage, find_steps
 from emollama_jax.runs.run import Run
-from emollama_jax.text.labels import MERR
+from emollama_jax.text.labels import MERR, METRICS
 from emollama_jax.train import loop, setup
 from emollama_jax.train.loop import End, train
 from emollama_jax.weights.emotion_llama import load_emotion_llama
@@ -39,7 +40,7 @@ def recorded(inputs):
     """(workdir, outcome, the run as it began, its frozen weights at that time) of 4 steps with validation."""
     workdir, kept, scores = inputs / "done", [], iter([0.0, 0.25])
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 2, "train__log_interval": 2}
-    fields |= {"train__best_metric": "f1", "train__keep": 4, "train__profile": "(2, 3)"}
+    fields |= {"train__best_metric": "macro_f1", "train__keep": 4, "train__profile": "(2, 3)"}
 
     def setup_run(*args, **kwargs):
         run = setup.setup_run(*args, **kwargs)
@@ -48,7 +49,7 @@ def recorded(inputs):
 
     def more(model):
         assert isinstance(model, EmotionLlama)
-        return {"f1": next(scores)}
+        return {"macro_f1": next(scores)}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "setup_run", setup_run)
@@ -67,7 +68,7 @@ def test_a_run_is_logged_validated_and_kept(done):
     assert (outcome.end, outcome.step, outcome.best) == (End.DONE, 4, 4)
     two, held, four, last = lines(workdir)
     assert [line["step"] for line in (two, held, four, last)] == [2, 2, 4, 4]
-    assert (held["validation_f1"], last["validation_f1"]) == (0.0, 0.25)
+    assert (held["validation_macro_f1"], last["validation_macro_f1"]) == (0.0, 0.25)
     assert last["validation_loss"] != held["validation_loss"]
     for line in (two, four):
         assert 0 < line["loss"] < 20 and line["grad_norm"] > 0
@@ -243,19 +244,50 @@ def test_compiled_programs_are_kept_in_the_folder_named(inputs, done):
 
 def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__patience": 2}
-    config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="f1")
+    config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="macro_f1")
     scores = iter([0.3, 0.2, 0.3, 0.9])
-    outcome = train(config, more_metrics=lambda model: {"f1": next(scores)})
+    outcome = train(config, more_metrics=lambda model: {"macro_f1": next(scores)})
     assert (outcome.end, outcome.step, outcome.best) == (End.EARLY, 3, 1)
     assert find_steps(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
-    assert train(config, more_metrics=lambda model: {"f1": next(scores)}).step == 3  # and it stays ended
+    assert train(config, more_metrics=lambda model: {"macro_f1": next(scores)}).step == 3  # and it stays ended
     assert next(scores) == 0.9
 
 
-def test_a_metric_that_is_not_there_is_named(inputs, tmp_path):
-    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1}
-    with pytest.raises(UserError, match=r"train\.best_metric=uar: the validation has loss; choose one of these"):
-        train(config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="uar"))
+def test_the_best_checkpoint_is_that_of_the_best_labels(inputs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__steps": 3}
+    argv = arguments(inputs, workdir, **MESH, **fields, train__best_metric="uar")
+    assert cli.main(["train", *argv]) == 0
+    found = [line["validation_uar"] for line in lines(workdir) if "validation_uar" in line]
+    assert len(found) == 3 and all(0 <= value <= 1 for value in found)
+    best = 1 + found.index(max(found))
+    assert f"the best checkpoint is that of step {best}" in capsys.readouterr().err
+    model, _ = load_emotion_llama(inputs / "base", load_config("tiny"), trained=workdir / "checkpoints/3")
+    expected = make_label_metrics(config_of(inputs, workdir, **fields, train__best_metric="uar"))(model)
+    assert found[-1] == pytest.approx(expected["uar"], abs=1e-6)
+    last = [line for line in lines(workdir) if "validation_uar" in line][-1]
+    assert set(METRICS) <= {name.removeprefix("validation_") for name in last}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__best_metric": "f2"}, "train.best_metric='f2': choose one of loss, accuracy, weighted_precision"),
+        ({"train__best_metric": "uar", "prompt__labels": "calm,tense"}, "prompt.labels has calm, tense"),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_one_line_before_any_step(inputs, tmp_path, capsys, fields, message):
+    fields |= {"train__validation": f"{inputs}/clips:held"}
+    assert cli.main(["train", *arguments(inputs, tmp_path / "run", **fields)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_of_labels_needs_what_measures_it(inputs, tmp_path):
+    fields = {"train__validation": f"{inputs}/clips:held", "train__best_metric": "uar"}
+    with pytest.raises(UserError, match=r"train\.best_metric=uar: needs more_metrics"):
+        train(config_of(inputs, tmp_path / "run", **MESH, **fields))
 
 
 def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
