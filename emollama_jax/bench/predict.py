@@ -1,4 +1,5 @@
-"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on.
+"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on; and how many tokens a
+second come of answers of mixed lengths.
 
 The peer works as the original does: one clip at a time, each answer by `generate`; a label is then two tokens and its
 end. Ours are batches: a label by the likelihoods of all labels, which are read in one pass.
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from emollama_jax.bench.mixed_answers import LONGEST, measure_mixed_answers
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
 from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
 from emollama_jax.config import Config, GenerateConfig, to_dict
@@ -30,7 +32,7 @@ from emollama_jax.text.prompts import Sample, Turn
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.engine import first_device
 
-COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip"}
+COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip", "tokens_per_s": "tokens/s"}
 LABEL_TOKENS = 3  # that the peer generates for a label
 SUBTITLE = "Well, I never thought that they would come back home so early, and without a word to anyone."
 
@@ -60,9 +62,11 @@ def bench_predict(
     batch_sizes: Sequence[int] = (1, 16),
     new_tokens: int = 100,
     repeats: int = 3,
+    longest: int = LONGEST,
     with_peer: bool = True,
 ) -> Report:
-    """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes."""
+    """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes; and a mix
+    of answers of up to `longest` tokens. No batch sizes measure the mix alone."""
     check_one_device(config)
     why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
     mesh = first_device()
@@ -91,9 +95,13 @@ def bench_predict(
                 same = np.mean(first == their_first)
                 notes.append(f"batch {batch}: {same:.1%} of the first clip's tokens are the same from both")
             results += measured
-    if peer is not None:
+    mixed, mixed_notes = measure_mixed_answers(model.llama, peer, repeats=repeats, longest=longest)
+    results, notes = results + mixed, notes + mixed_notes
+    if peer is not None and batch_sizes:
         notes.append(f"{PEER} is measured on the first clip of a batch: it takes one at a time")
-    settings = {"new_tokens": new_tokens, "prompt_tokens": work.longest, "repeats": repeats}
+    settings = {"new_tokens": new_tokens, "repeats": repeats}
+    if batch_sizes:
+        settings["prompt_tokens"] = work.longest
     return Report("Prediction, random weights", to_dict(config), settings, COLUMNS, results, notes)
 
 

@@ -80,12 +80,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--tasks", choices=TASKS, nargs="+", default=TASKS[:2], metavar="T", help="default: emotion reason"
     )
-    predict = verbs.add_parser("predict", parents=[common], help="labels and reasons about clips")
+    predict = verbs.add_parser(
+        "predict",
+        parents=[common],
+        help="labels and reasons about clips, and a mix of answers",
+        description="Labels and reasons about clips, at several batch sizes, and a mix of short and long answers with "
+        "continuous batching, beside lockstep batches of our own model and torch with one request at a time.",
+    )
     predict.set_defaults(bench=bench_predict)
     predict.add_argument(
-        "--batch", dest="batch_sizes", type=at_least(1), nargs="+", default=[1, 16], metavar="B", help="default: 1 16"
+        "--batch",
+        dest="batch_sizes",
+        type=at_least(1),
+        nargs="*",
+        default=[1, 16],
+        metavar="B",
+        help="none: only the mix of answers (default: 1 16)",
     )
     predict.add_argument("--new-tokens", type=at_least(2), default=100, metavar="T", help="of a reason (default: 100)")
+    predict.add_argument(
+        "--longest",
+        type=at_least(1),
+        default=200,
+        metavar="T",
+        help="tokens of the mix's longest answer (default: 200)",
+    )
     encode = verbs.add_parser("encode", parents=[common], help="frames, faces, clips and voices to features")
     encode.set_defaults(bench=bench_encode)
     encode.add_argument(

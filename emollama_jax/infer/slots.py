@@ -68,7 +68,7 @@ class TokenEvent:
     completion: Completion | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """A request that waits or runs."""
 
@@ -211,23 +211,22 @@ class SlotBatcher:
 
     def _seat(self, group: Sequence[_Job], first: DecodeState, finished: set[int]) -> None:
         """Give the group's unfinished requests a row each, in a larger batch where they need one."""
-        seated = [job for job in group if job.number not in finished]
+        seated = {i: job for i, job in enumerate(group) if job.number not in finished}
         if not seated:
             return
-        count = _power_of_two(sum(job is not None for job in self._rows) + len(seated))
-        size = bucket(self._max_length) if self._max_length else max(job.cache_size for job in seated)
+        running = sum(job is not None for job in self._rows)
+        count = max(_power_of_two(running + len(seated)), len(self._rows))
+        size = bucket(self._max_length) if self._max_length else max(job.cache_size for job in seated.values())
         if self._batch is None:
-            self._batch, self._rows = generate.rearrange(first, np.full(count, -1, np.int32), cache_size=size), []
-        else:
-            size = max(size, self._batch.cache.k.shape[2])
-            self._arrange(max(count, len(self._rows)), size)
-        self._rows += [None] * (count - len(self._rows))
-        free = iter([row for row, job in enumerate(self._rows) if job is None])
-        rows = np.full(len(first.done), len(self._rows), np.int32)  # beyond the last: dropped
-        for i, job in enumerate(group):
-            if job in seated:
-                rows[i] = next(free)
-                self._rows[rows[i]] = job
+            idle = count - len(seated)
+            self._rows = [*seated.values(), *[None] * idle]
+            self._batch = generate.rearrange(first, np.array([*seated, *[-1] * idle], np.int32), cache_size=size)
+            return
+        self._arrange(count, max(size, self._batch.cache.k.shape[2]))
+        free = (row for row, job in enumerate(self._rows) if job is None)
+        rows = np.full(len(first.done), count, np.int32)  # beyond the last: dropped
+        for (i, job), row in zip(seated.items(), list(free), strict=False):
+            rows[i], self._rows[row] = row, job
         self._batch = generate.insert(self._batch, first, rows)
 
     def _compact(self) -> None:
