@@ -9,7 +9,7 @@ There is no vocabulary to random weights: texts are cut into pieces of four lett
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, clip_figures
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
@@ -32,8 +32,6 @@ from emollama_jax.weights.engine import first_device
 COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip"}
 LABEL_TOKENS = 3  # that the peer generates for a label
 SUBTITLE = "Well, I never thought that they would come back home so early, and without a word to anyone."
-
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
 
 
 class Pieces(Tokenizer):
@@ -63,7 +61,7 @@ def bench_predict(
 ) -> Report:
     """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes."""
     check_one_device(config)
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
     mesh = first_device()
     parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
@@ -164,9 +162,4 @@ class _Work:
 
 
 def _figures(clips: int, elapsed_s: float) -> Figures:
-    return {
-        "clips": clips,
-        "seconds": elapsed_s,
-        "clips_per_s": clips / elapsed_s,
-        "seconds_per_clip": elapsed_s / clips,
-    }
+    return clip_figures(clips, elapsed_s, seconds_per_clip=elapsed_s / clips)

@@ -25,7 +25,7 @@ VERBS = {
     "predict": "Ask a model about videos or records; goes on where it was stopped.",
     "evaluate": "Judge a model, or answers that are there, by a benchmark.",
     "params": "Count the parameters of an experiment, and those that are trained.",
-    "plan": "Estimate memory and speed on TPUs and GPUs that are not there.",
+    "plan": "Estimate memory and speed on TPUs and GPUs without having them.",
     "bench": "Measure speed and memory on this machine.",
 }
 

@@ -1,4 +1,4 @@
-"""Estimate memory and speed on TPUs and GPUs that are not there."""
+"""Estimate memory and speed on TPUs and GPUs without having them."""
 
 import argparse
 import os
@@ -61,7 +61,7 @@ def _base(argv: list[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="emollama plan",
-        description="Compiles an experiment's own programs for devices that need not be there, and prints the memory "
+        description="Compiles an experiment's own programs for TPUs or GPUs without the hardware and prints the memory "
         "they take, what they send to each other and how long they take at best: compiler estimates, never "
         "measurements. Exits with 1 where a program does not fit. For TPUs it needs the extra plan, for GPUs cuda.",
         epilog="example: emollama plan --config stage1_merr --topology v5e-16",
