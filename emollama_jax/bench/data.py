@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
 from emollama_jax.bench.peer import obstacle
-from emollama_jax.bench.report import OURS, Figures, Report, alternate
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.parts import EncodedClips, PartMaker
@@ -33,8 +33,6 @@ from emollama_jax.text.tokenizers import HFTokenizer, Tokenizer
 
 DATALOADER = "torch DataLoader"
 COLUMNS = {"clips_per_s": "clips/s", "clips_per_cpu_s": "clips/s a core", "mb_per_s": "MB/s"}
-
-Measure = Callable[[], tuple[Figures, int]]
 
 
 def bench_data(
@@ -52,7 +50,7 @@ def bench_data(
         video: a video of which every clip is a copy, in place of the synthetic ones, which are small.
         workers: processes that read, of ours and of the peer's.
     """
-    why_no_peer = obstacle("torch", "cv2") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "cv2", wanted=with_peer)
     notes = ["MB/s is of images and features as they are in a batch; a core: of the processor time of this process"]
     notes += [why_no_peer] if why_no_peer else []
     if workers:
@@ -111,7 +109,7 @@ def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Mea
 
     def measure() -> tuple[Figures, int]:
         iterator = iter(train_dataset(config, tokenizer, epochs=1))
-        with _Stopwatch() as watch:
+        with _Clock() as watch:
             batches = list(iterator)
         iterator.close()
         count = sum(int(batch.clip_mask.sum()) for batch in batches)
@@ -149,7 +147,7 @@ def _peers(clips: Sequence[Clip], config: Config, workers: int) -> Measure:
     loader = torch.utils.data.DataLoader(FirstFrames(), batch_size=4, shuffle=True, num_workers=workers)
 
     def measure() -> tuple[Figures, int]:
-        with _Stopwatch() as watch:
+        with _Clock() as watch:
             batches = list(loader)
         count = sum(len(batch["image"]) for batch in batches)
         return watch.figures(count, sum(batch[n].nbytes for batch in batches for n in ("image", "features"))), count
@@ -157,7 +155,7 @@ def _peers(clips: Sequence[Clip], config: Config, workers: int) -> Measure:
     return measure
 
 
-class _Stopwatch:
+class _Clock:
     def __enter__(self):
         self._start = time.perf_counter(), time.process_time()
         return self

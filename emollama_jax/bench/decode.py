@@ -4,7 +4,7 @@ The adapters are left out: once merged into their kernels they cost nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, stored_bytes
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, stored_bytes
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.infer.generate import bucket
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
@@ -22,8 +22,6 @@ from emollama_jax.train.speed import device_peak_flops
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}
-
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
 
 
 def bench_decode(
@@ -38,7 +36,7 @@ def bench_decode(
     """Answers of `new_tokens` (2 or more) tokens to random prompts of `prompt` tokens, at several batch sizes."""
     check_one_device(config)
     notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
-    why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
     mesh = first_device()
     model = init_sharded(
         lambda: Llama(config.llama.for_devices(mesh.devices.flat), rngs=nnx.Rngs(config.seed)), mesh, ()

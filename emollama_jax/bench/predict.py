@@ -10,7 +10,7 @@ There is no vocabulary to random weights: texts are cut into pieces of four lett
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from emollama_jax.bench.mixed_answers import LONGEST, measure_mixed_answers
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, clip_figures
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.infer.clip_input import ClipInput
@@ -35,8 +35,6 @@ from emollama_jax.weights.engine import first_device
 COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip", "tokens_per_s": "tokens/s"}
 LABEL_TOKENS = 3  # that the peer generates for a label
 SUBTITLE = "Well, I never thought that they would come back home so early, and without a word to anyone."
-
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
 
 
 class Pieces(Tokenizer):
@@ -68,7 +66,7 @@ def bench_predict(
     """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes; and a mix
     of answers of up to `longest` tokens. No batch sizes measure the mix alone."""
     check_one_device(config)
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
     mesh = first_device()
     parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
@@ -173,9 +171,4 @@ class _Work:
 
 
 def _figures(clips: int, elapsed_s: float) -> Figures:
-    return {
-        "clips": clips,
-        "seconds": elapsed_s,
-        "clips_per_s": clips / elapsed_s,
-        "seconds_per_clip": elapsed_s / clips,
-    }
+    return clip_figures(clips, elapsed_s, seconds_per_clip=elapsed_s / clips)

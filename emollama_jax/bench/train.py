@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from emollama_jax.bench.peer import PEER, kernel_note, obstacle
 from emollama_jax.bench.predict import Pieces
-from emollama_jax.bench.report import OURS, Figures, Report, Result, alternate, check_one_device, peak_memory
+from emollama_jax.bench.report import (
+    OURS,
+    Figures,
+    Measure,
+    Report,
+    Result,
+    add_speed,
+    alternate,
+    check_one_device,
+    peak_memory,
+)
 from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
@@ -43,7 +53,7 @@ from emollama_jax.sharding import init_sharded
 from emollama_jax.synthetic.dataset import clip_spec, describe
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.setup import placed_state
-from emollama_jax.train.speed import cost_of, device_peak_flops
+from emollama_jax.train.speed import cost_of
 from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.weights.engine import first_device
 
@@ -58,9 +68,6 @@ class Step(NamedTuple):
 
     loss: float
     grad_norm: float
-
-
-Measure = Callable[[], tuple[Figures, list[Step]]]
 
 
 class Amount(NamedTuple):
@@ -103,7 +110,7 @@ def bench_train(
     """
     _check(config)
     config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, tasks=tuple(tasks), task_weights=()))
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
     batches = make_batches(config, clips, steps)
     amount = amount_of(batches)
     mesh = first_device()
@@ -137,15 +144,14 @@ def bench_train(
     columns = dict(COLUMNS)
     if any("device_gib" in run for result in results for run in result.runs):
         columns["device_gib"] = "GiB"
-    if peak := device_peak_flops(jax.devices()[0].device_kind):
-        columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
-        notes.append(
-            "TFLOP/s: what the mathematics asks for, of the language model on tokens that are no padding, as in "
-            f"training's own report; recomputation does not count; the peak is {peak.flops / 1e12:,.0f}"
-        )
-        for run in (run for result in results for run in result.runs):
-            run["tflops"] = flops / run["seconds"] / 1e12
-            run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
+    speed, note = add_speed(
+        results,
+        lambda result: flops,
+        lambda run: run["seconds"],
+        "the operations of the language model on tokens that are not padding, as in training's own report; "
+        "recomputation does not count",
+    )
+    columns, notes = columns | speed, notes + note
     settings = {"tasks": "+".join(tasks), "steps": steps, "clips": clips, "repeats": repeats}
     return Report("Training on clips, random weights", to_dict(config), settings, columns, results, notes)
 

@@ -64,7 +64,7 @@ def table(config: Config, devices: int | None = None) -> str:
         sizes = mesh_sizes(
             sizes, (devices or jax.device_count()) if -1 in sizes.values() else math.prod(sizes.values())
         )
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}; give another number with --devices") from error
     parts = _count(config, sizes)
     rows = [*(group for group in GROUPS if group in parts), *TOTALS]

@@ -56,8 +56,8 @@ def _base(argv: list[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="emollama plan",
-        description="Compiles an experiment's own programs for devices that this machine need not have. Prints the "
-        "memory they take, what they send to each other and how long they take at best: compiler estimates, never "
+        description="Compiles an experiment's own programs for TPUs or GPUs without the hardware and prints the memory "
+        "they take, what they send to each other and how long they take at best: compiler estimates, never "
         "measurements. Exits with 1 where a program does not fit. For TPUs it needs the extra plan, for GPUs cuda.",
         epilog="example: emollama plan --config stage1_merr --topology v5e-16",
     )

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from emollama_jax.infer.sampling import Sampling, sample
-from emollama_jax.models.emotion_llama import place
+from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import KVCache, Llama
 
 MIN_BUCKET = 16
@@ -64,7 +64,7 @@ def prefill(graphdef, state, tokens, lengths, soft_index, soft, sampling, eos_id
     """
     model: Llama = nnx.merge(graphdef, state)
     x = model.embed_tokens(tokens)
-    x = x if soft is None else place(x, soft, soft_index)
+    x = x if soft is None else insert_soft_tokens(x, soft, soft_index)
     hidden, cache = model.prefill(x, lengths, cache_size)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     rows = jnp.arange(tokens.shape[0])[:, None]

@@ -51,10 +51,7 @@ def make_config_mesh(config: Config) -> Mesh | None:
     count = math.prod(sizes.values())
     if count == 1:
         return None
-    try:
-        return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
-    except ValueError as error:
-        raise UserError(f"config.{error}; change config.mesh") from error
+    return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
 
 
 def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None) -> None:

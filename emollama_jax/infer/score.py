@@ -29,7 +29,7 @@ from scipy.special import softmax
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.generate import bucket
-from emollama_jax.models.emotion_llama import place
+from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
@@ -159,7 +159,7 @@ def _nll(graphdef, state, batch, soft):
     model: Llama = nnx.merge(graphdef, state)
     prefix_slots, tree_slots = batch["tokens"].shape[1], batch["tree_tokens"].shape[1]
     prefix_lengths = (batch["segment_ids"] > 0).sum(axis=1)
-    x = place(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
+    x = insert_soft_tokens(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
     _, cache = model.prefill(x, prefix_lengths, prefix_slots + tree_slots)
     order, label = batch["tree_order"], batch["tree_label"]
     in_tree = (order[:, :, None] == order[:, None, :]) & (jnp.arange(tree_slots) <= jnp.arange(tree_slots)[:, None])

@@ -119,11 +119,11 @@ class EmotionLlama(nnx.Module):
             positions: from 0 in every segment.
             segment_ids: 0 is padding; a token sees those before it in its own segment.
         """
-        x = place(self.llama.embed_tokens(tokens), soft, soft_index)
+        x = insert_soft_tokens(self.llama.embed_tokens(tokens), soft, soft_index)
         return self.llama(x, positions, segment_ids, dropout_key=dropout_key)
 
 
-def place(
+def insert_soft_tokens(
     x: Float[Array, "B T D"], soft: Float[Array, "B N D"], soft_index: Int[jax.Array | np.ndarray, "B T"]
 ) -> Float[Array, "B T D"]:
     """Replace the embeddings `x` by the row's soft tokens where `soft_index` names one (-1 at text)."""

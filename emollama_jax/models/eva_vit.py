@@ -1,4 +1,4 @@
-"""EVA-ViT-G (arXiv:2211.07636), the global encoder: what the whole frame shows.
+"""EVA-ViT-G (arXiv:2211.07636), the encoder of the whole frame.
 
 Axes: B batch, I x J pixels, T tokens (the class token, then the patches row by row), D width.
 """

@@ -13,7 +13,7 @@ Logits are computed only where asked for, with `model.logits(hidden)` or inside 
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models import attention
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
-from emollama_jax.models.lora import LoRAConfig, LoRALinear
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear
 from emollama_jax.sharding import constrain
 
 REMAT_POLICIES = {
@@ -31,6 +31,10 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# What a projection's dropout folds into the block's key. A run that is resumed must draw the same: never renumber.
+DROPOUT_FOLDS = {name: fold for fold, name in enumerate(PROJECTIONS)}
+
+BlockKey = Key[Array, ""] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,15 @@ class KVCache:
         return KVCache(write(self.k, k), write(self.v, v), self.length + new)
 
 
+class LayerCache(NamedTuple):
+    """One layer's part of a `KVCache`, and which of the T new tokens each of them sees."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    lengths: Int[Array, " B"]
+    visible: Bool[Array, "B T T"]
+
+
 def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, int], axes, rngs) -> Linear:
     common = {"axes": axes, "kernel_dtype": config.kernel_dtype, "num_layers": config.num_layers, "rngs": rngs}
     if lora.rank and name in lora.targets:
@@ -112,9 +125,11 @@ def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, 
     return Linear(*sizes, **common)
 
 
-def _project(layer: Linear, x: Array, key: Array | None, fold: int) -> Array:
+def _project(block: nnx.Module, name: str, x: Float[Array, "B T in"], key: BlockKey) -> Float[Array, "B T out"]:
+    """One of a block's projections, its adapter with a dropout of its own where there is a key."""
+    layer = getattr(block, name)
     if isinstance(layer, LoRALinear):
-        return layer(x, None if key is None else jax.random.fold_in(key, fold))
+        return layer(x, None if key is None else jax.random.fold_in(key, DROPOUT_FOLDS[name]))
     return layer(x)
 
 
@@ -133,19 +148,25 @@ class Attention(nnx.Module):
         self.v_proj = _linear(config, lora, "v_proj", (d, k), ("embed", "kv_heads"), rngs)
         self.o_proj = _linear(config, lora, "o_proj", (n, d), ("heads", "embed"), rngs)
 
-    def __call__(self, x, angles, segment_ids, key, cached=None):
-        """x [B, T, D] -> ([B, T, D], keys [B, T, K, H], values [B, T, K, H]). With `cached` the tokens are further
-        ones of their rows: (keys [B, S, K, H], values [B, S, K, H], lengths [B], visible [B, T, T])."""
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T 1 half"],
+        segment_ids: Int[Array, "B T"] | None,
+        key: BlockKey,
+        cached: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """(output, keys, values). With `cached` the tokens continue their rows, and `segment_ids` is not read."""
         cfg, (batch, length, _) = self.config, x.shape
         split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
-        q = rotate(split(_project(self.q_proj, x, key, 0), "heads"), angles)
-        k = rotate(split(_project(self.k_proj, x, key, 1), "kv_heads"), angles)
-        v = split(_project(self.v_proj, x, key, 2), "kv_heads")
+        q = rotate(split(_project(self, "q_proj", x, key), "heads"), angles)
+        k = rotate(split(_project(self, "k_proj", x, key), "kv_heads"), angles)
+        v = split(_project(self, "v_proj", x, key), "kv_heads")
         if cached is None:
             y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
         else:
             y = attention.cached_attention(q, k, v, *cached)
-        return _project(self.o_proj, y.reshape(batch, length, -1), key, 3), k, v
+        return _project(self, "o_proj", y.reshape(batch, length, -1), key), k, v
 
 
 class MLP(nnx.Module):
@@ -157,9 +178,9 @@ class MLP(nnx.Module):
         self.up_proj = _linear(config, lora, "up_proj", (d, f), ("embed", "mlp"), rngs)
         self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "embed"), rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(_project(self.gate_proj, x, key, 4)) * _project(self.up_proj, x, key, 5)
-        return _project(self.down_proj, constrain(hidden, "batch", None, "mlp"), key, 6)
+    def __call__(self, x: Float[Array, "B T D"], key: BlockKey) -> Float[Array, "B T D"]:
+        hidden = jax.nn.silu(_project(self, "gate_proj", x, key)) * _project(self, "up_proj", x, key)
+        return _project(self, "down_proj", constrain(hidden, "batch", None, "mlp"), key)
 
 
 class Block(nnx.Module):
@@ -173,7 +194,15 @@ class Block(nnx.Module):
         self.attn = Attention(config, lora, rngs=rngs)
         self.mlp = MLP(config, lora, rngs=rngs)
 
-    def __call__(self, x, angles, segment_ids, key, cached=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T 1 half"],
+        segment_ids: Int[Array, "B T"] | None,
+        key: BlockKey,
+        cached: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """(output, keys, values), as `Attention`."""
         y, k, v = self.attn(self.attn_norm(x), angles, segment_ids, key, cached)
         x = constrain(x + y, "batch", None, None)
         x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
@@ -255,9 +284,9 @@ class Llama(nnx.Module):
         """Negative log-likelihood of `targets[b, t]` after position t, float32.
 
         Logits exist for `loss_chunk` tokens of each row at a time, in the forward and in the backward pass, and only
-        for as many chunks as hold the positions `where` it is asked for; it is 0 elsewhere.
+        for as many chunks as the positions that `where` selects fill; the result is 0 at the others.
         """
-        if where is not None:  # those that are asked for come first, and then back to their places
+        if where is not None:  # sorts the asked positions to the front, and the result back
             order = jnp.argsort(~where, axis=1, stable=True)
             hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
             targets, where = (jnp.take_along_axis(x, order, axis=1) for x in (targets, where))
@@ -304,7 +333,7 @@ class Llama(nnx.Module):
 
         def block(x, inputs):
             params, key, cached = inputs
-            cached = None if cached is None else (*cached, cache.length, visible)
+            cached = None if cached is None else LayerCache(*cached, cache.length, visible)
             x, k, v = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, key, cached)
             return x, (k, v) if keep_kv else None
 

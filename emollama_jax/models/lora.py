@@ -88,6 +88,11 @@ def adapters(model: nnx.Module) -> Iterator[tuple[tuple, LoRALinear]]:
     return ((path, m) for path, m in nnx.iter_graph(model) if isinstance(m, LoRALinear))
 
 
+def adapter_targets(model: nnx.Module) -> tuple[str, ...]:
+    """The names of the adapted layers, as in `LoRAConfig.targets`, sorted."""
+    return tuple(sorted({path[-1] for path, _ in adapters(model)}))
+
+
 def merged_kernel(layer: Linear) -> Float[Array, "*L in out"]:
     """The kernel with its adapter added, float32, also from a quantised kernel and from a layer without adapter."""
     kernel = as_array(layer.kernel.get_value()).astype(jnp.float32)
@@ -100,20 +105,11 @@ def merge(model: nnx.Module) -> None:
     Raises:
         ValueError: a kernel is quantised; adding to it would round the adapter away.
     """
-    _shift_kernels(model, +1)
-
-
-def unmerge(model: nnx.Module) -> None:
-    """Takes merged adapters out of the kernels again, up to the rounding of the kernels' dtype."""
-    _shift_kernels(model, -1)
-
-
-def _shift_kernels(model: nnx.Module, sign: int) -> None:
-    layers = [layer for _, layer in adapters(model) if layer.merged == (sign < 0)]
+    layers = [layer for _, layer in adapters(model) if not layer.merged]
     for layer in layers:
         if not isinstance(layer.kernel.get_value(), jax.Array):
             raise ValueError(f"adapters cannot be merged into {'/'.join(QUANTISED)} kernels; load them in bfloat16")
     for layer in layers:
         kernel = layer.kernel[...]
-        layer.kernel[...] = (kernel.astype(jnp.float32) + sign * layer.delta()).astype(kernel.dtype)
-        layer.merged = sign > 0
+        layer.kernel[...] = (kernel.astype(jnp.float32) + layer.delta()).astype(kernel.dtype)
+        layer.merged = True

@@ -1,4 +1,4 @@
-"""The encoder of MAE (arXiv:2111.06377), without masking: what a face shows.
+"""The encoder of MAE (arXiv:2111.06377), without masking: the encoder of the face.
 
 Axes: B batch, I x J pixels, T tokens (the class token, then the patches row by row), D width.
 """
@@ -21,7 +21,7 @@ class MaeConfig(VitConfig):
 
     layer_norm_eps: float = field(1e-12, gt=0)
     pool: str = field("mean", choices=POOLS)
-    """What stands for a face: mean (of its patches' tokens) or cls (the class token)."""
+    """How a face's tokens become one vector: mean (of its patches) or cls (the class token)."""
 
 
 class Mae(nnx.Module):

@@ -1,4 +1,4 @@
-"""From the encoders' outputs to soft tokens of the language model: linear maps, which are trained.
+"""Trained linear maps from the encoders' outputs to soft tokens of the language model.
 
 Axes: N clips, T image tokens (the class token, then the patches), W their width, F feature size, S soft tokens, D
 width of the language model.
@@ -20,7 +20,7 @@ NUM_FEATURE_TOKENS = 4  # soft tokens of a clip beside the image's: MAE, VideoMA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorsConfig:
-    """What the soft tokens are made of; the defaults are those of the released Emotion-LLaMA."""
+    """Sizes of the inputs of the soft tokens; the defaults are those of the released Emotion-LLaMA."""
 
     patches_per_token: int = field(4, ge=1)
     """Consecutive patches, row by row, that one image token is made of."""

@@ -1,4 +1,4 @@
-"""The encoder of VideoMAE (arXiv:2203.12602), without masking: how a person moves.
+"""The encoder of VideoMAE (arXiv:2203.12602), without masking: the encoder of the motion.
 
 Axes: B batch, t frames, I x J pixels, P patches of two frames each, D width.
 """

@@ -1,4 +1,4 @@
-"""The transformer encoder that EVA-ViT, MAE, VideoMAE and HuBERT share, and what the vision ones share besides
+"""The transformer encoder of EVA-ViT, MAE, VideoMAE and HuBERT, and the embeddings of the vision ones
 (arXiv:2010.11929).
 
 Axes: B batch, T tokens, D width, N heads, H head size, F MLP width, L layers (leading: their parameters are stacked),
@@ -85,7 +85,7 @@ def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
 
 
 class Attention(nnx.Module):
-    """Bidirectional attention. Queries, values and the output have biases; keys where `key_bias` says so."""
+    """Bidirectional attention. Queries, values and the output have biases, keys if `key_bias`."""
 
     def __init__(self, config: EncoderConfig, *, key_bias: bool, rngs: nnx.Rngs):
         self.config = config
@@ -154,8 +154,7 @@ class Block(nnx.Module):
 def run_blocks(
     blocks: Block, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, count: int | None = None
 ) -> Float[Array, "B T D"]:
-    """Stacked blocks, all or the first `count`; of a row of `lengths[b]` tokens those beyond are not seen by the
-    others."""
+    """Runs stacked blocks, all or the first `count`. Tokens of row b beyond `lengths[b]` are masked in attention."""
     graphdef, params = nnx.split(blocks)
     if count is not None:
         params = jax.tree.map(lambda stacked: stacked[:count], params)
@@ -167,7 +166,7 @@ def run_blocks(
 
 
 class PatchEmbed(nnx.Module):
-    """A linear map of the pixels of each patch, which is what a convolution without overlap is.
+    """A linear map of the pixels of each patch (a convolution without overlap).
 
     The kernel is [t p p 3, D], for patches of p x p pixels in t frames, the channels last.
     """

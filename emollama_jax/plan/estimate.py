@@ -6,6 +6,7 @@ operations are added at the chip's peak. Collectives that run beside computation
 the others are added.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -32,13 +33,13 @@ RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of one run of a program, and what it is made of.
+    """Seconds of one run of a program, and its parts.
 
     Attributes:
-        arithmetic: the operations that are run, recomputed ones too, at the peak.
-        memory: the arguments once through the chip's memory.
-        compute: by the compiler's cycles; the larger of the two above where it counts none.
-        hidden: collectives beside computation.
+        arithmetic: all operations, recomputed ones too, at the peak.
+        memory: the arguments read once.
+        compute: by the compiler's cycles; the larger of the two above if it counts none.
+        hidden: collectives that overlap with computation.
         exposed: collectives that computation waits for.
         mfu: model FLOPs utilisation, without recomputation; None for programs other than the step.
         rate: `unit`s a second, on all devices.
@@ -68,10 +69,10 @@ def estimate(name: str, config: Config, topology: Topology, rows: int, figures: 
         counted += kernels * share / chip.flops
     compute = counted or max(arithmetic, memory)
     hidden, exposed = (_wire(chip, figures, hidden=hidden) for hidden in (True, False))
-    result = Estimate(arithmetic, memory, compute, hidden, exposed, None, 0.0, "")
     amount, unit = _amount(name, config, rows)
+    result = Estimate(arithmetic, memory, compute, hidden, exposed, None, 0.0, unit)
     mfu = useful * share / chip.flops / result.seconds if name == "step" else None
-    return Estimate(arithmetic, memory, compute, hidden, exposed, mfu, amount / result.seconds, unit)
+    return dataclasses.replace(result, mfu=mfu, rate=amount / result.seconds)
 
 
 def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
@@ -84,7 +85,7 @@ def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
 
 
 def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
-    """What one run of a program on `rows` gets done."""
+    """The amount of work in one run of a program on `rows`, and its unit."""
     if name == "step":
         return float(rows * config.data.sequence_length), "tokens"
     units = {"prefill": "prompts", "decode": "tokens", "mae": "faces", "eva_vit": "frames"}
@@ -92,8 +93,8 @@ def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
 
 
 def _operations(name: str, config: Config, rows: int) -> tuple[float, float, float]:
-    """Floating-point operations on all devices: those that are run, those that the mathematics of training asks for,
-    and those of the attention kernel among the first."""
+    """Floating-point operations on all devices: (executed, required by the mathematics of training, executed by the
+    attention kernel)."""
     if name in ENCODERS:
         return rows * _encoder(name, getattr(config, name)), 0.0, 0.0
     if name != "step":

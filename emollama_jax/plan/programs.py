@@ -1,7 +1,6 @@
-"""The programs of an experiment, with the shapes and places of what they take: nothing is loaded or allocated.
+"""The programs of an experiment with abstract arguments, shapes and shardings alone: nothing is loaded or allocated.
 
-They are the functions that training, prediction and extraction run, given abstract arrays on a mesh of devices that
-need not be there.
+They are the functions that training, prediction and extraction run, on a mesh of the devices to compile for.
 
 Axes: B rows, T tokens, K clips a row, P prompt tokens, S soft tokens, D width.
 """
@@ -53,7 +52,7 @@ class Program:
     bytes: dict[str, int]
 
 
-def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
+def make_program(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
     """One of PROGRAMS.
 
     Args:
@@ -88,16 +87,16 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     optimizer, rules = make_optimizer(config.train), config.sharding
     graphdef, frozen, state = jax.eval_shape(lambda: init_state(multimodal_model(config), optimizer, config.trainable))
     frozen = _placed(frozen, shardings(frozen, mesh, rules))
-    places = shardings(state.trainable, mesh, rules)
+    trainable_shardings = shardings(state.trainable, mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = dataclasses.replace(
         state,
-        trainable=_placed(state.trainable, places),
+        trainable=_placed(state.trainable, trainable_shardings),
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
             _at,
             state.opt_state,
-            places,
+            trainable_shardings,
             transform_non_params=lambda x: _at(x, everywhere),
         ),
         step=_at(state.step, everywhere),
@@ -182,12 +181,12 @@ def _rows(mesh: Mesh, config: Config, shape: tuple[int, ...], dtype: Any) -> jax
     return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, config.sharding, shape))
 
 
-def _at(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+def _at(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _placed(tree: Any, places: Any) -> Any:
-    return jax.tree.map(_at, tree, places)
+def _placed(tree: Any, tree_shardings: Any) -> Any:
+    return jax.tree.map(_at, tree, tree_shardings)
 
 
 def _bytes(tree: Any) -> int:

@@ -181,10 +181,7 @@ class _Loop:
 
 def _mesh_of(config: Config) -> Mesh:
     """The mesh of the experiment over all devices. Raises UserError when they or the batch do not fit it."""
-    try:
-        mesh = make_mesh(dataclasses.asdict(config.mesh))
-    except ValueError as error:
-        raise UserError(f"config.{error}; change config.mesh") from error
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows, parts, shards = (
         config.data.batch_rows,
         config.train.grad_accum_steps,

@@ -95,11 +95,11 @@ def load_base(
             f"convert the original weights with --kernel-dtype {config.kernel_dtype}"
         )
     graphdef, state = abstract(build(config))
-    places = shardings(state, mesh or first_device(), rules if mesh else ())
+    param_shardings = param_values(shardings(state, mesh or first_device(), rules if mesh else ()))
     frozen = param_values(nnx.filter_state(state, nnx.Not(is_adapter)))
-    where = {path: place for path, place in param_values(places).items() if path in frozen}
+    where = {path: sharding for path, sharding in param_shardings.items() if path in frozen}
     items = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(_packed, frozen),
         where,
     )
@@ -107,7 +107,7 @@ def load_base(
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)
-    set_params(state, values | initial_values(build(config), adapters, param_values(places)))
+    set_params(state, values | initial_values(build(config), adapters, param_shardings))
     return nnx.merge(graphdef, state), LoadReport(tuple(frozen), (), adapters)
 
 
@@ -133,11 +133,11 @@ def _packed(values):
     return jax.tree.map(lambda x: pack(x) if x.dtype == jnp.uint4 else x, values)
 
 
-def _unpacked(packed, like, place):
+def _unpacked(packed, like, sharding):
     """The inverse of `_packed`, given the abstract values and the sharding of each array."""
 
-    def unpack(x, like, place):
+    def unpack(x, like, sharding):
         pairs = lambda x: jnp.stack([x & 15, x >> 4], axis=-1).reshape(like.shape).astype(like.dtype)
-        return jax.jit(pairs, out_shardings=place)(x) if like.dtype == jnp.uint4 else x
+        return jax.jit(pairs, out_shardings=sharding)(x) if like.dtype == jnp.uint4 else x
 
-    return jax.tree.map(unpack, packed, like, place)
+    return jax.tree.map(unpack, packed, like, sharding)

@@ -11,7 +11,7 @@ from flax import nnx
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
 from emollama_jax.io.paths import PathLike, as_path
-from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_adapter
+from emollama_jax.models.lora import LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
     LoadReport,
@@ -110,9 +110,7 @@ def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
 
 def check_adapters(model: nnx.Module, found: LoRAConfig, where: PathLike) -> None:
     """Raises UserError when the adapters found are not on the model's layers, or have another scale."""
-    layers = dict(adapters(model))
-    targets = tuple(sorted({path[-1] for path in layers}))
-    scales = {layer.scale for layer in layers.values()}
+    targets, scales = adapter_targets(model), {layer.scale for _, layer in adapters(model)}
     if targets != found.targets or scales != {found.alpha / found.rank}:
         raise UserError(
             f"the adapters are on {', '.join(found.targets)} with scale {found.alpha / found.rank:g}, the model's on "
@@ -136,12 +134,10 @@ def save_adapter(folder: Path, model: nnx.Module, *, base: str = "") -> None:
 
     `base` is the base model's name or path, which PEFT records.
     """
-    layers: dict[tuple, LoRALinear] = dict(adapters(model))
-    if not layers:
+    layer = next((layer for _, layer in adapters(model)), None)
+    if layer is None:
         raise ValueError("the model has no adapters")
-    targets = tuple(sorted({path[-1] for path in layers}))
-    layer = next(iter(layers.values()))
-    rank = layer.lora_a.shape[-1]
+    targets, rank = adapter_targets(model), layer.lora_a.shape[-1]
     lora = LoRAConfig(rank=rank, alpha=layer.scale * rank, dropout=layer.dropout, targets=targets)
     write_adapter(folder, dict(export(model, adapter_table(targets))), lora, base=base)
 

@@ -30,7 +30,7 @@ from emollama_jax.weights.sources import open_source
 from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules
 
-PROJECTORS = {  # the reference's names, and ours
+PROJECTOR_NAMES = {  # ours by the reference's
     "llama_proj": "image_proj",
     "feats_llama_proj1": "mae_proj",
     "feats_llama_proj2": "videomae_proj",
@@ -146,7 +146,7 @@ def _open_folder(folder: epath.Path) -> TrainedWeights:
 
 def _check_names(source: WeightSource) -> None:
     """Raises UserError for tensors that are neither adapters nor projectors nor carried."""
-    projectors = {f"{name}.{kind}" for name in PROJECTORS for kind in ("weight", "bias")}
+    projectors = {f"{name}.{kind}" for name in PROJECTOR_NAMES for kind in ("weight", "bias")}
     known = lambda name: name in projectors or is_carried(name) or (name.startswith(LLAMA) and ADAPTER.fullmatch(name))
     if unknown := [name for name in source.names() if not known(name)]:
         raise UserError(
@@ -173,7 +173,7 @@ def is_carried(name: str) -> bool:
 def trained_table(targets: tuple[str, ...], *, minigpt: bool = False) -> Table:
     """The reference's names of adapters and projectors; MiniGPT-v2's file has but one of the projectors."""
     rules = [Rule(LLAMA + r.tensor, f"llama.{r.param}", r.transform) for r in adapter_table(targets).rules]
-    rules += linear_rules((theirs, f"projectors.{ours}") for theirs, ours in PROJECTORS.items())
+    rules += linear_rules((theirs, f"projectors.{ours}") for theirs, ours in PROJECTOR_NAMES.items())
     init = tuple(rf"projectors\.{name}\..*" for name in NOT_IN_MINIGPT) if minigpt else ()
     return Table(tuple(rules), (CARRIED,), init)
 
@@ -191,7 +191,7 @@ def load_trained(model: EmotionLlama, trained: TrainedWeights) -> LoadReport:
     if trained.by_path:
         table = Table(tuple(Rule(path, path) for path in param_values(nnx.state(model, is_trainable))), (CARRIED,))
     else:
-        theirs = {ours: name for name, ours in PROJECTORS.items()}
+        theirs = {ours: name for name, ours in PROJECTOR_NAMES.items()}
         others = tuple(f"{theirs[name]}." for name in NOT_IN_MINIGPT)
         minigpt = not any(name.startswith(others) for name in trained.source.names())
         table = trained_table(trained.lora.targets, minigpt=minigpt)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.models.lora import LoRAConfig, adapters
+from emollama_jax.models.lora import LoRAConfig, adapter_targets
 from emollama_jax.weights.engine import export
 from emollama_jax.weights.peft import write_adapter
 from emollama_jax.weights.safetensors_files import save_safetensors
@@ -16,8 +16,7 @@ from emollama_jax.weights.trained import ADAPTER, LLAMA, PROJECTORS_FILE, traine
 
 def trained_tensors(model: EmotionLlama) -> dict[str, np.ndarray]:
     """Returns the model's adapters and projectors under the reference's names."""
-    targets = tuple(sorted({path[-1] for path, _ in adapters(model)}))
-    return dict(export(model, trained_table(targets)))
+    return dict(export(model, trained_table(adapter_targets(model))))
 
 
 def write_pth(path: Path, tensors: Mapping[str, np.ndarray], *, adapter_name: str = "") -> list[str]:

@@ -150,7 +150,7 @@ def test_the_peer_can_be_left_out(capsys):
 
 @pytest.mark.smoke
 def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
-    for module in ("decode", "step"):
+    for module in ("decode", "report"):
         monkeypatch.setattr(
             f"emollama_jax.bench.{module}.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9)
         )
@@ -244,7 +244,7 @@ def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
 
 @pytest.mark.smoke
 def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
-    monkeypatch.setattr("emollama_jax.bench.encode.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
     (figures,) = report.results[0].runs
     flops = 2 * flops_per_clip(random_encoder("mae", TINY.mae, 0), seconds=3)

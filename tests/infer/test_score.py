@@ -18,7 +18,7 @@ from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer import score
 from emollama_jax.infer.score import LabelScorer
-from emollama_jax.models.emotion_llama import place
+from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.labels import DFEW, MER2023, MERR
 from emollama_jax.text.prompts import PromptConfig, Sample, Turn, emotion_question, encode_turns, request
@@ -51,7 +51,7 @@ def soft_of(clips, width=24, seed=3):
 @functools.partial(jax.jit, static_argnums=0)
 def token_nll(graphdef, state, batch, soft):
     model = nnx.merge(graphdef, state)
-    x = place(model.embed_tokens(batch.tokens), soft, batch.soft_index)
+    x = insert_soft_tokens(model.embed_tokens(batch.tokens), soft, batch.soft_index)
     hidden = model(x, batch.positions, batch.segment_ids)
     return model.token_nll(hidden, jnp.roll(batch.tokens, -1, axis=1))
 

@@ -16,9 +16,9 @@ from emollama_jax.data.batch import Batch, soft_tokens_per_clip
 from emollama_jax.models.emotion_llama import (
     TRAINABLE,
     EmotionLlama,
+    insert_soft_tokens,
     is_trainable,
     num_image_tokens,
-    place,
 )
 from emollama_jax.models.projectors import PROJECTORS, ProjectorsConfig
 from emollama_jax.sharding import abstract
@@ -146,7 +146,7 @@ def test_the_loss_of_a_clip_depends_on_nothing_beside_it():
 
 def test_soft_tokens_are_placed_by_their_index():
     x, soft = jnp.zeros((2, 4, 3)), jnp.arange(2 * 5 * 3, dtype=jnp.float32).reshape(2, 5, 3)
-    placed = place(x, soft, jnp.array([[-1, 4, 0, -1], [3, -1, 3, 2]], jnp.int32))
+    placed = insert_soft_tokens(x, soft, jnp.array([[-1, 4, 0, -1], [3, -1, 3, 2]], jnp.int32))
     expected = np.zeros((2, 4, 3))
     expected[0, 1], expected[0, 2] = soft[0, 4], soft[0, 0]
     expected[1, 0] = expected[1, 2] = soft[1, 3]

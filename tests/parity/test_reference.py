@@ -18,7 +18,7 @@ from flax import nnx
 from emollama_jax.config import DEFAULT_SHARDING, GenerateConfig, load_config
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
-from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable, place
+from emollama_jax.models.emotion_llama import EmotionLlama, insert_soft_tokens, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.prompts import PromptConfig, Turn, encode_turns
@@ -132,7 +132,7 @@ def test_the_soft_tokens(model, expected):
 
 
 def test_every_token_is_in_its_place(model, batch, expected):
-    x = place(model.llama.embed_tokens(batch.tokens), soft_tokens_of(model, batch), batch.soft_index)
+    x = insert_soft_tokens(model.llama.embed_tokens(batch.tokens), soft_tokens_of(model, batch), batch.soft_index)
     for row, length in enumerate(expected["mask"].sum(1)):
         close(x[row, :length], expected["embeds"][row, :length], 1e-5, f"embeddings of sample {row}")
         targets = np.flatnonzero(batch.loss_weights[row]) + 1
@@ -187,7 +187,7 @@ def test_greedy_generation_in_the_references_layout(model, tokenizer, expected, 
     soft = jnp.asarray(expected["encoded"])
     for row, p in enumerate(prompts):
         tokens, soft_index = jnp.asarray(p.tokens[None]), jnp.asarray(p.soft[None])
-        x = place(model.llama.embed_tokens(tokens), soft[row : row + 1], soft_index)
+        x = insert_soft_tokens(model.llama.embed_tokens(tokens), soft[row : row + 1], soft_index)
         close(x[0], expected["gen_embs"][row, -len(p.tokens) :], 1e-5, "prompt embeddings")
     batcher, config = SlotBatcher(model.llama, [tokenizer.eos_id]), GenerateConfig(max_new_tokens=24)
     requests = [GenerationRequest(p, config, soft=soft[i]) for i, p in enumerate(prompts)]

@@ -14,13 +14,12 @@ from safetensors.numpy import load_file
 
 from emollama_jax import cli
 from emollama_jax.config import load_config
-from emollama_jax.models.emotion_llama import PROJECTORS as PARTS
-from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.models.emotion_llama import PROJECTORS, EmotionLlama, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
-from emollama_jax.weights.trained import PROJECTORS, load_trained, open_trained
+from emollama_jax.weights.trained import PROJECTOR_NAMES, load_trained, open_trained
 from emollama_jax.weights.trained_export import trained_tensors, write_folder, write_pth
 from tests.weights.tiny import assert_bit_equal, assert_close, user_error
 
@@ -163,7 +162,7 @@ def test_from_minigpt(tmp_path, theirs):
     path = saved(tmp_path / "minigpt.pth", kept)
     fresh = load_emotion_llama(DATA / "llama", CONFIG)[0]
     loaded, reports = load_emotion_llama(DATA / "llama", CONFIG, trained=path)
-    new = {f"projectors.{name}.{leaf}" for name in PARTS[1:] for leaf in ("kernel", "bias")}
+    new = {f"projectors.{name}.{leaf}" for name in PROJECTORS[1:] for leaf in ("kernel", "bias")}
     assert set(reports["trained"].initialised) == new
     before, after = (param_values(nnx.state(m, is_trainable)) for m in (fresh, loaded))
     assert {name for name in after if np.array_equal(before[name], after[name])} == new
@@ -182,7 +181,7 @@ class Reference(torch.nn.Module):
         llama = transformers.LlamaForCausalLM.from_pretrained(DATA / "llama", torch_dtype=torch.float32)
         settings = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
         self.llama_model = peft.get_peft_model(llama, settings)
-        for name in PROJECTORS:
+        for name in PROJECTOR_NAMES:
             outputs, inputs = theirs[f"{name}.weight"].shape
             self.add_module(name, torch.nn.Linear(inputs, outputs))
         self.attention = torch.nn.Sequential()
