@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--labels", help="separated by commas (default: the data set's, or MERR's nine)")
 
 
-def check_image(image: str, eva_vit: Path | None) -> None:
+def check_image(image: str, eva_vit: str | Path | None) -> None:
     """Raises UserError for image tokens without their encoder, and for an encoder without use."""
     if (image == "image_tokens") != bool(eva_vit):
         raise UserError("--eva-vit: the encoder's file goes with --image image_tokens, and only there")

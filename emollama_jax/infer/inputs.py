@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -141,6 +141,7 @@ def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], dict[str, P
     return Item(name or video, found, fault=fault, **known)
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """Where clips come from that are asked about."""
 

@@ -310,14 +310,10 @@ def test_the_command(dataset, tmp_path, capsys):
     assert "The sets are the same." in capsys.readouterr().out
 
 
-NO_WEIGHTS = [f"--config.weights.{name}=" for name in ("mae", "videomae", "hubert")]
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--videos=x"], "no such file or folder: weights/vit-mae-large"),
-        (["--videos=x", *NO_WEIGHTS], "give encoders (--mae, --videomae, --hubert, --eva-vit or config.weights), or"),
         (["--random-encoders", "--mae=x", "--videos=x"], "--random-encoders: goes in place of --mae, --videomae"),
         (["--random-encoders"], "clips: give one or more --list SPLIT=FILE, or a folder of --videos"),
         (["--random-encoders", "--subtitles-from=air"], "--subtitles-from: no source 'air'; choose among file, track"),
