@@ -14,16 +14,15 @@ import difflib
 import functools
 import importlib.util
 import operator
-import re
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
+from emollama_jax.config_history import new_path, renamed_hint, upgrade
 from emollama_jax.config_parsing import build, field_type, parse_value
 from emollama_jax.errors import UserError
 from emollama_jax.fields import check_fields, field, fields_affecting
@@ -38,15 +37,6 @@ from emollama_jax.models.projectors import ProjectorsConfig
 from emollama_jax.models.videomae import VideoMaeConfig
 from emollama_jax.text.prompts import PromptConfig
 
-RENAMED = {  # field names of the release before, which still load
-    "data.row_length": "data.sequence_length",
-    "train.accumulate": "train.grad_accum_steps",
-    "train.base": "weights.base",
-    "train.eva_vit": "weights.eva_vit",
-    "train.ln_vision": "weights.ln_vision",
-    "train.init_from": "weights.trained",
-}
-BEFORE = {"train.loss_average": "token"}  # how runs behaved that do not have the field yet
 RESUME, PREDICTION, EXECUTION = ("resume",), ("prediction",), ("execution",)
 
 
@@ -287,20 +277,13 @@ def load_config(name_or_path: str) -> Config:
     except Exception as error:  # the file is its author's: whatever it raises is for them to read
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f"{path}:{lines[-1]}" if lines else str(path)
-        raise UserError(f"{where}: {type(error).__name__}: {error}{_renamed_hint(error)}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {error}{renamed_hint(error)}") from error
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() returned {config!r}; it must return an emollama_jax.config.Config")
     try:
         return from_dict(to_dict(config))  # Python let any type through
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _renamed_hint(error: Exception) -> str:
-    """The new name of a field, for a config file that gives a group an argument of the old name."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    new = [new for old, new in RENAMED.items() if found and old.endswith(f".{found[1]}")]
-    return f"; it is called {new[0]} now" if new else ""
 
 
 def _find(name_or_path: str) -> Path:
@@ -332,22 +315,12 @@ def _to_json(value: Any) -> Any:
 def from_dict(data: Mapping[str, Any]) -> Config:
     """Read an experiment written by `to_dict`, also after a round through JSON, and also by the release before.
 
-    Missing fields have the values of `BEFORE`, else their defaults; old names of fields are taken with a warning.
+    Missing fields have the values of before (see `config_history`) or their defaults; old names load with a warning.
 
     Raises:
         UserError: a field is unknown, of the wrong type or out of range; it is named by its path.
     """
-    data = {name: dict(group) if isinstance(group, Mapping) else group for name, group in data.items()}
-    for old, new in RENAMED.items():
-        (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
-        if isinstance(data.get(old_group), dict) and old_name in data[old_group]:
-            logging.warning("config.%s is called config.%s now", old, new)
-            data.setdefault(new_group, {}).setdefault(new_name, data[old_group].pop(old_name))
-    for path, value in BEFORE.items():
-        group, name = path.split(".")
-        if isinstance(data.get(group), dict):
-            data[group].setdefault(name, value)
-    return build(Config, data, "config")
+    return build(Config, upgrade(data), "config")
 
 
 def values_affecting(config: Config, what: str) -> dict[str, Any]:
@@ -378,10 +351,8 @@ def parse_flags(argv: Sequence[str], default: Config | None = None) -> tuple[Con
             if not value:
                 raise UserError(f"{flag}: no value given; write {flag}=VALUE")
             path = flag.removeprefix("--config").removeprefix(".")
-            if path in RENAMED:
-                logging.warning("%s is called --config.%s now", flag, RENAMED[path])
             if path:
-                values[RENAMED.get(path, path)] = value
+                values[new_path(path)] = value
             else:
                 name = value
         else:

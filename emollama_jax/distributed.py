@@ -26,6 +26,8 @@ ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 class NotStarted(UserError):
     """The processes did not meet, or the devices are not there."""
 
+    exit_code = 3
+
 
 @dataclass(frozen=True)
 class Group:

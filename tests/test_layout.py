@@ -18,11 +18,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A part may import from the lines above its own, and from itself.
 ORDER = [
     {"errors", "fields"},
-    {"io", "config_parsing"},
+    {"io", "config_history", "config_parsing"},
     {"sharding", "distributed"},
     {"models", "text", "media"},
     {"config"},
-    {"weights"},
+    {"weights", "config_table"},
     {"data", "synthetic"},
     {"features", "runs"},
     {"train", "infer"},

@@ -10,19 +10,15 @@ from emollama_jax.bench.extract import bench_extract
 from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
 from emollama_jax.bench.train import bench_train
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.config import parse_flags
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.text.prompts import TASKS
 from emollama_jax.weights.encoders import ENCODERS
 
 
 def run(argv: list[str]) -> None:
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments = vars(parser.parse_args(rest))
+    config, parsed = parse(_parser(), argv)
+    arguments = vars(parsed)
     bench, file = arguments.pop("bench"), arguments.pop("json")
     if file:
         file.touch()  # an unwritable place is better known before the work than after
@@ -33,20 +29,15 @@ def run(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(  # for the help: parse_flags has taken it by then
-        "--config",
-        metavar="NAME_OR_PATH",
-        default=argparse.SUPPRESS,
-        help="the experiment; --config.GROUP.FIELD=VALUE changes it",
-    )
+    common = VerbParser(add_help=False)
+    add_config_argument(common)
     common.add_argument(
         "--repeats", type=at_least(1), default=3, metavar="N", help="measurements (default: %(default)s)"
     )
-    common.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to a file")
-    common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure only ourselves")
+    common.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to a file")
+    common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure without the peer")
 
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama bench",
         description="Measures an experiment's language model, or its encoders, with random weights, and beside it, in "
         "the same run, the same model in torch (transformers, PEFT) where that is installed. The table shows the best "

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
 
 
@@ -17,7 +18,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama compare",
         description="Compares two sets of features clip by clip: FOLDER or FOLDER:SPLIT of records, or a folder of "
         ".npy files. Exit code 0: they can be mixed, 1: they cannot.",

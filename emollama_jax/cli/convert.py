@@ -1,10 +1,11 @@
-"""Convert weights between formats."""
+"""Convert a language model between weight formats."""
 
 import argparse
 from pathlib import Path
 
 import jax
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED
@@ -18,7 +19,7 @@ from emollama_jax.weights.sources import open_source
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama convert",
         description="Reads a LLaMA model (a Hugging Face folder with safetensors or .bin files, a Flax folder, a GGUF "
         "file, or a base checkpoint) and writes it, with its tokenizer, as a base checkpoint, which is what training "

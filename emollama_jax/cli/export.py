@@ -1,4 +1,4 @@
-"""Write trained adapters and projectors for PyTorch."""
+"""Export trained adapters and projectors for PyTorch."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES
@@ -18,7 +19,7 @@ from emollama_jax.weights.trained_export import write_folder, write_projectors, 
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama export",
         description="Reads the trained weights of Emotion-LLaMA (a .pth of the reference or of MiniGPT-v2, a PEFT "
         "folder with projectors.safetensors, or the folder of a run or of one of its checkpoints) and writes them in "

@@ -1,22 +1,21 @@
 """Turn raw videos into features and records."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from emollama_jax.cli._arguments import add_group_arguments, at_least
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, at_least, parse
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
-from emollama_jax.config import Config, parse_flags
+from emollama_jax.config import Config
 from emollama_jax.data.annotation_files import AnnotationFiles
 from emollama_jax.data.annotations import Annotations
 from emollama_jax.data.parts import PartMaker
 from emollama_jax.data.records import CLIP_INFO_FILE, read_clip_info
-from emollama_jax.distributed import NotStarted, barrier, find_group, process_group
+from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
@@ -29,21 +28,13 @@ ENCODERS = (*FEATURES, "eva_vit")
 def run(argv: list[str]) -> int:
     if "--check" in argv:
         raise UserError("extract --check is a verb of its own: emollama compare A B")
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments = parser.parse_args(rest)
+    config, arguments = parse(_parser(), argv)
     check_subtitle_arguments(arguments)
     files = annotation_files_of(arguments)  # what is wrong with them is said before the encoders are loaded
     weights = _encoder_files(config, arguments)
     group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    try:
-        with process_group(group):
-            return _extract(config, arguments, files, weights)
-    except NotStarted as error:
-        print(f"emollama extract: error: {error}", file=sys.stderr)
-        return 3
+    with process_group(group):
+        return _extract(config, arguments, files, weights)
 
 
 def _extract(
@@ -94,7 +85,7 @@ def _extract(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama extract",
         usage="emollama extract --config NAME_OR_PATH DATA [FOLDER] [--mae FILE --videomae FILE --hubert FILE] [...]",
         description="Reads the videos of a data set, finds the face in them, runs the encoders of face, motion and "
@@ -104,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "command on each shares the work; --out is then a folder they share.",
         epilog="example: emollama extract --config stage1_merr merr MERR --frame-rule peak --workers 16",
     )
+    add_config_argument(parser)
     add_arguments(parser)
     group = parser.add_argument_group("the encoders")
     group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
@@ -115,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
     add_subtitle_arguments(parser)
-    add_group_arguments(parser)
+    add_process_arguments(parser)
     return parser
 
 

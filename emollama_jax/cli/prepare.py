@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
 from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.recipe import Recipe
@@ -32,7 +33,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama prepare",
         description="Reads a data set's lists, captions, subtitles, videos and features, reports every problem by name "
         "and line, and writes the sound clips as records (TFDS, ArrayRecord), which training and evaluation read as "

@@ -1,6 +1,5 @@
-"""Try everything once, on synthetic clips and a small language model."""
+"""Run every step once, on synthetic clips with a small language model."""
 
-import argparse
 import importlib.util
 import json
 import math
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama_jax.cli._arguments import at_least
+from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
@@ -48,7 +47,7 @@ class StepError(UserError):
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama quickstart",
         description="Draws short videos of a speaking face, turns them into features, trains adapters and projectors "
         "for SmolLM2-135M in two stages, evaluates them with all modalities and with each alone, asks about a clip "

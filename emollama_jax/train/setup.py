@@ -9,6 +9,7 @@ import grain
 import jax
 import numpy as np
 import optax
+from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -92,6 +93,7 @@ def setup_run(
     cost = cost_of(model.llama)
     barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
+    log(get_parameter_overview(nnx.to_pure_dict(state.trainable), include_stats=False))
     dataset = train_dataset(config, tokenizer, shard_index=shard_index, num_shards=num_shards)
     iterator = iter(onto_devices(dataset, config, mesh))
     if resumed:
