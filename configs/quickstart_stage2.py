@@ -3,8 +3,8 @@
     emollama quickstart
     emollama params --config quickstart_stage2
 
-A step's loss is the mean over all its target tokens, and captions have many: labels are asked for more often, and the
-rate is lower than in stage 1, so that what was learnt there stays.
+Labels are asked for more often than captions, and the rate is lower than in stage 1, so that what was learnt there
+stays. The loss is averaged by token, with which these numbers were found: a caption counts as its many tokens.
 
 Expected: the 998,208 trained parameters of stage 1.
 """

@@ -10,12 +10,13 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 
 HEARTBEAT_S = 20  # a process that has been silent so long is given up, and the others end
 LEAVING_S = 60  # one that ends has to be followed by the others within this
@@ -25,6 +26,8 @@ ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 class NotStarted(UserError):
     """The processes did not meet, or the devices are not there."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ def process_group(group: Group | None) -> Iterator[None]:
     try:
         jax.distributed.initialize(**found, heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=LEAVING_S)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise NotStarted(f"the processes of the run did not meet ({reason}); check that all were started") from error
+        raise NotStarted(
+            f"the processes of the run did not meet ({first_line(error)}); check that all were started"
+        ) from error
     _check_devices()
     yield
     jax.distributed.shutdown()
@@ -96,8 +100,13 @@ def _check_devices() -> None:
     try:
         jax.devices()
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise NotStarted(f"no devices ({reason}); JAX_PLATFORMS=cpu runs on the processor") from error
+        raise NotStarted(f"no devices ({first_line(error)}); JAX_PLATFORMS=cpu runs on the processor") from error
+
+
+def use_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder for later starts, unless JAX was told of another one; "" keeps none."""
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
 def barrier(where: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The exception for mistakes that a user can mend, and errors in one line."""
 
 
 class UserError(Exception):
@@ -8,3 +8,9 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's message, or its class where it has none, in at most `limit` characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(line.split())[:limit]

@@ -15,6 +15,8 @@ from flax.core import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from emollama_jax.errors import UserError
+
 AxisRules = Sequence[tuple[str, str | Sequence[str] | None]]
 
 
@@ -25,7 +27,7 @@ def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None =
     goes over the slices and the others stay within one.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or the first is no multiple of the slices.
+        UserError: the sizes do not multiply to the number of devices, or the first is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(axis_sizes, len(devices))
@@ -33,7 +35,7 @@ def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None =
     if slices > 1:
         (first, size), *others = sizes.items()
         if size % slices:
-            raise ValueError(f"mesh {first}={size} does not fit {slices} slices; it must be a multiple of their number")
+            raise UserError(f"config.mesh.{first}={size} does not fit {slices} slices; give a multiple of them")
         within, across = (size // slices, *(size for _, size in others)), (slices, *[1] * len(others))
         placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     else:
@@ -45,7 +47,7 @@ def mesh_sizes(axis_sizes: dict[str, int], devices: int) -> dict[str, int]:
     """The sizes with the one that is -1, if any, replaced by the devices that the others leave.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices.
     """
     sizes = dict(axis_sizes)
     for name in [name for name, size in sizes.items() if size == -1][:1]:
@@ -53,7 +55,10 @@ def mesh_sizes(axis_sizes: dict[str, int], devices: int) -> dict[str, int]:
         sizes[name] = devices // known if known else 0
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
         wanted = " x ".join(f"{n}={s}" for n, s in axis_sizes.items())
-        raise ValueError(f"mesh {wanted} does not fit {devices} devices; the sizes must multiply to that number")
+        raise UserError(
+            f"config.mesh {wanted} does not fit {devices} devices; the sizes must multiply to that number, and one "
+            "may be -1 for all devices that the others leave"
+        )
     return sizes
 
 

@@ -1,13 +1,18 @@
 import ast
+import errno
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from emollama_jax import __version__, cli
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
+from emollama_jax.distributed import NotStarted
 from emollama_jax.errors import UserError
+from emollama_jax.infer.output import OutputError
 
 pytestmark = pytest.mark.smoke
 
@@ -109,6 +114,59 @@ def test_a_missing_file_is_a_users_error_and_a_defect_is_not(verb, capsys, tmp_p
     verb(defect)
     with pytest.raises(OSError, match="socket"):
         cli.main(["echo"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "[Errno 28] No space left on device"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            3,
+            "too little memory: RESOURCE",
+        ),
+        (NotStarted("no devices"), 3, "no devices"),
+        (OutputError("locked"), 4, "locked"),
+    ],
+)
+def test_exceptions_of_writing_and_starting_are_one_line_with_their_exit_code(verb, capsys, error, code, said):
+    def run(argv):
+        raise error
+
+    verb(run)
+    assert cli.main(["echo"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("emollama echo: error: ") and said in shown and shown.count("\n") == 1
+
+
+def test_other_errors_of_jax_are_defects(verb):
+    def run(argv):
+        raise JaxRuntimeError("INTERNAL: what")
+
+    verb(run)
+    with pytest.raises(JaxRuntimeError):
+        cli.main(["echo"])
+
+
+def test_the_help_and_a_wrong_argument_need_no_experiment(capsys):
+    parser = VerbParser(prog="emollama echo")
+    add_config_argument(parser)
+    parser.add_argument("--steps", type=at_least(1), required=True)
+    with pytest.raises(SystemExit) as stop:
+        parse(parser, ["--help"])
+    assert stop.value.code == 0 and "--config NAME_OR_PATH" in capsys.readouterr().out
+    config, arguments = parse(parser, ["--config=tiny", "--config.seed=7", "--steps", "2"])
+    assert (config.seed, arguments.steps) == (7, 2)
+    assert parse(parser, ["--steps=1"], default=config)[0] == config
+    for argv, said in (
+        (["--config=tiny"], "the following arguments are required: --steps"),
+        (["--config=tiny", "--steps=0"], "'0' is not a whole number from 1 on"),
+        (["--config=tiny", "--steps=1", "more"], "unrecognized arguments: more; emollama echo --help lists"),
+        (["--steps=1"], "no experiment given"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            parse(parser, argv)
+        assert "\n" not in str(caught.value)
 
 
 def test_wrong_arguments_of_a_verb_exit_with_2(verb, capsys):

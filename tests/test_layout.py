@@ -17,12 +17,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A part may import from the lines above its own, and from itself.
 ORDER = [
-    {"errors"},
-    {"io"},
+    {"errors", "fields"},
+    {"io", "config_history", "config_parsing"},
     {"sharding", "distributed"},
     {"models", "text", "media"},
     {"config"},
-    {"weights"},
+    {"weights", "config_table"},
     {"data", "synthetic"},
     {"features", "runs"},
     {"train", "infer"},
@@ -86,6 +86,14 @@ def test_torch_is_lazy_and_tensorflow_absent(path):
     assert "tensorflow" not in everywhere
     assert "torch" not in everywhere or part_of(path) in MAY_USE_TORCH
     assert not roots(imported(at_the_top(tree))) & {"torch", "peft"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_kernels_are_not_chosen_by_the_devices_of_the_process(path):
+    """Only what lays out a mesh, starts the processes or reports on this machine looks at them."""
+    if part_of(path) not in ("sharding", "distributed", "bench"):
+        text = path.read_text()
+        assert not [name for name in ("jax.default_backend(", "jax.devices()[0]") if name in text]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)

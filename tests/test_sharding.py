@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from emollama_jax.config import DEFAULT_SHARDING
+from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear
 from emollama_jax.sharding import abstract, constrain, init_sharded, make_mesh, partition_spec, shardings, use_mesh
 
@@ -106,7 +107,7 @@ def test_any_sizes_that_multiply_fit_a_torus(sizes, slices):
     "sizes", [(2, 2, 1), (3, -1, 1), (16, -1, 1), (-1, -1, 2), (0, -1, 1), (-2, 2, -2), (16, 1, 1)]
 )
 def test_make_mesh_refuses_sizes_that_do_not_fit(sizes):
-    with pytest.raises(ValueError, match=f"mesh data={sizes[0]} x fsdp={sizes[1]} .* does not fit 8 devices"):
+    with pytest.raises(UserError, match=f"config.mesh data={sizes[0]} x fsdp={sizes[1]} .* does not fit 8 devices"):
         make_mesh(dict(zip(SIZES, sizes, strict=True)))
 
 

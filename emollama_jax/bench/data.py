@@ -9,21 +9,21 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tokenizers.pre_tokenizers import ByteLevel
 
 from emollama_jax.bench.peer import obstacle
-from emollama_jax.bench.report import OURS, Figures, Report, alternate
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import Clips, prepare
+from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.pipeline import train_dataset
-from emollama_jax.data.preparation import Preparation, Recipe
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
@@ -33,8 +33,6 @@ from emollama_jax.text.tokenizers import HFTokenizer, Tokenizer
 
 DATALOADER = "torch DataLoader"
 COLUMNS = {"clips_per_s": "clips/s", "clips_per_cpu_s": "clips/s a core", "mb_per_s": "MB/s"}
-
-Measure = Callable[[], tuple[Figures, int]]
 
 
 def bench_data(
@@ -52,13 +50,12 @@ def bench_data(
         video: a video of which every clip is a copy, in place of the synthetic ones, which are small.
         workers: processes that read, of ours and of the peer's.
     """
-    why_no_peer = obstacle("torch", "cv2") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "cv2", wanted=with_peer)
     notes = ["MB/s is of images and features as they are in a batch; a core: of the processor time of this process"]
     notes += [why_no_peer] if why_no_peer else []
     if workers:
         notes += ["the processor time of worker processes is not counted: clips/s a core means nothing here"]
     tokenizer, results = _bytes_tokenizer(), []
-    tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         annotations = _annotations(Path(folder), clips, video)
         peer = None if why_no_peer else _peers(annotations.clips, config, workers)
@@ -98,10 +95,12 @@ def _annotations(folder: Path, count: int, video: Path | None) -> Annotations:
 
 def _prepared(folder: Path, annotations: Annotations, config: Config, image: str) -> Path:
     tokens = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
-    recipe = Recipe(labels=MERR, image=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
+    recipe = Recipe(labels=MERR, image_storage=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
     rng = np.random.default_rng(0)
-    encode = lambda frames: rng.normal(size=(len(frames), *tokens)).astype(np.float32)
-    return prepare(Clips, annotations, folder / "data", recipe, Preparation(default_workers(), encode)).path
+    noise = lambda count: rng.normal(size=(count, *tokens)).astype(np.float32)
+    encode = lambda reads: EncodedClips(image_tokens=noise(len(reads)) if image == "image_tokens" else None)
+    make_parts = PartMaker(encode=encode, workers=default_workers())
+    return prepare("clips", annotations, folder / "data", recipe, make_parts).path
 
 
 def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Measure:
@@ -110,11 +109,12 @@ def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Mea
 
     def measure() -> tuple[Figures, int]:
         iterator = iter(train_dataset(config, tokenizer, epochs=1))
-        with _Stopwatch() as watch:
+        with _Clock() as watch:
             batches = list(iterator)
         iterator.close()
-        count = sum(int(batch["clip_mask"].sum()) for batch in batches)
-        one = [batches[0][name][0, 0].nbytes for name in ("frames", "image_tokens", "features") if name in batches[0]]
+        count = sum(int(batch.clip_mask.sum()) for batch in batches)
+        first = batches[0]
+        one = [x[0, 0].nbytes for x in (first.frames, first.image_tokens, first.features) if x is not None]
         return watch.figures(count, count * sum(one)), count
 
     return measure
@@ -147,7 +147,7 @@ def _peers(clips: Sequence[Clip], config: Config, workers: int) -> Measure:
     loader = torch.utils.data.DataLoader(FirstFrames(), batch_size=4, shuffle=True, num_workers=workers)
 
     def measure() -> tuple[Figures, int]:
-        with _Stopwatch() as watch:
+        with _Clock() as watch:
             batches = list(loader)
         count = sum(len(batch["image"]) for batch in batches)
         return watch.figures(count, sum(batch[n].nbytes for batch in batches for n in ("image", "features"))), count
@@ -155,7 +155,7 @@ def _peers(clips: Sequence[Clip], config: Config, workers: int) -> Measure:
     return measure
 
 
-class _Stopwatch:
+class _Clock:
     def __enter__(self):
         self._start = time.perf_counter(), time.process_time()
         return self

@@ -4,7 +4,7 @@ The adapters are left out: once merged into their kernels they cost nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,17 +12,16 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device, stored_bytes
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, stored_bytes
 from emollama_jax.config import Config, GenerateConfig, to_dict
-from emollama_jax.infer.generate import Generator, bucket
+from emollama_jax.infer.generate import bucket
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
 from emollama_jax.train.speed import device_peak_flops
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}
-
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
 
 
 def bench_decode(
@@ -37,8 +36,11 @@ def bench_decode(
     """Answers of `new_tokens` (2 or more) tokens to random prompts of `prompt` tokens, at several batch sizes."""
     check_one_device(config)
     notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
-    why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
-    model = init_sharded(lambda: Llama(config.llama, rngs=nnx.Rngs(config.seed)), first_device(), ())
+    why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
+    mesh = first_device()
+    model = init_sharded(
+        lambda: Llama(config.llama.for_devices(mesh.devices.flat), rngs=nnx.Rngs(config.seed)), mesh, ()
+    )
     peer = None if why_no_peer else torch_llama(model)
     notes += [why_no_peer] if why_no_peer else kernel_note(config.llama)
 
@@ -59,7 +61,7 @@ def bench_decode(
             f"GB/token is all weights and the whole cache; the bandwidth is {peak.bytes_per_s / 1e9:,.0f} GB/s"
         )
         for result in results:
-            read = bytes_per_token(model, result.batch, bucket(prompt) + bucket(new_tokens))
+            read = bytes_per_token(model, result.batch, bucket(prompt + new_tokens - 1))
             for run in result.runs:
                 run["gb_per_token"] = read / 1e9
                 run["bandwidth_percent"] = 100 * read / (run["ms_per_token"] / 1e3 * peak.bytes_per_s)
@@ -76,16 +78,16 @@ def bytes_per_token(model: Llama, batch: int, slots: int) -> int:
 
 
 def _ours(model: Llama, prompts: list[list[int]], new_tokens: int) -> Measure:
-    generator = Generator(model, eos_ids=())
-    config = GenerateConfig(max_new_tokens=new_tokens)
+    def seconds(limit: int) -> tuple[float, list[list[int]]]:
+        batcher, config = SlotBatcher(model, (), slots=len(prompts)), GenerateConfig(max_new_tokens=limit)
+        start = time.perf_counter()
+        answers = batcher.run(GenerationRequest(prompt, config) for prompt in prompts)
+        return time.perf_counter() - start, [list(answer.tokens) for answer in answers]
 
     def measure():
-        answers, times = [[] for _ in prompts], [time.perf_counter()]
-        for new in generator.stream(prompts, config):  # host integers: the device has finished them
-            times.append(time.perf_counter())
-            for answer, tokens in zip(answers, new, strict=True):
-                answer.extend(tokens)
-        return _figures(answers, times[1] - times[0], times[-1] - times[0]), answers
+        first_s, _ = seconds(1)
+        total_s, answers = seconds(new_tokens)
+        return _figures(answers, first_s, total_s), answers
 
     return measure
 

@@ -1,8 +1,7 @@
 """Encoding: how fast frames, faces, clips of frames and voices become tokens and feature vectors."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,28 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emollama_jax.bench.peer import PEER, obstacle, source_of, torch_encoder
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.peer import PEER, as_source, obstacle, torch_device, torch_encoder
+from emollama_jax.bench.report import (
+    OURS,
+    Figures,
+    Measure,
+    Report,
+    add_speed,
+    alternate,
+    check_one_device,
+    clip_figures,
+    with_dtype,
+)
 from emollama_jax.config import Config, to_dict
+from emollama_jax.fields import fields_affecting
 from emollama_jax.media.audio import SAMPLE_RATE, standardize
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD, EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
-from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import device_peak_flops
-from emollama_jax.weights.engine import first_device
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
 from emollama_jax.weights.mae import load_mae
 from emollama_jax.weights.videomae import load_videomae
 
-ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}  # by the field of the experiment
 COLUMNS = {"clips_per_s": "clips/s", "ms_per_batch": "ms/batch"}
 
 Encoder = EvaVit | Mae | VideoMae | Hubert
-Measure = Callable[[], tuple[Figures, np.ndarray]]
 
 
 def bench_encode(
@@ -51,15 +57,10 @@ def bench_encode(
             elsewhere.
     """
     check_one_device(config)
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
-    why_no_peer = obstacle("torch", "transformers") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
     notes = [f"a clip is one frame (eva_vit), one face (mae), one clip of frames (videomae), {seconds} s (hubert)"]
     notes += [why_no_peer] if why_no_peer else []
-    changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
-    config = dataclasses.replace(
-        config, **{name: dataclasses.replace(getattr(config, name), **changes) for name in encoders}
-    )
-    peak, results, columns = device_peak_flops(jax.devices()[0].device_kind), [], dict(COLUMNS)
+    config, results, operations = with_dtype(config, encoders, dtype), [], {}
     for name in encoders:
         settings = getattr(config, name)
         peer = None if why_no_peer else torch_encoder(settings, config.seed)
@@ -74,25 +75,24 @@ def bench_encode(
                 ours, theirs = (np.asarray(result.output, np.float64) for result in measured)
                 error = np.abs(ours - theirs).max() / np.abs(theirs).max()
                 notes.append(f"{name}, batch {batch}: the outputs differ by {error:.1e} of their largest value")
-            if peak:
-                tflops = flops_per_clip(model, seconds) * batch / 1e12
-                for run in (run for result in measured for run in result.runs):
-                    run["tflops"] = tflops / (run["ms_per_batch"] / 1e3)
-                    run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
             results += measured
+        operations[name] = flops_per_clip(model, seconds)
         del model, peer, contenders  # the next encoder's memory
-    if peak:
-        columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
-        notes.append(f"TFLOP/s counts matrix products and convolutions; the peak is {peak.flops / 1e12:,.0f} TFLOP/s")
-    settings = {"seconds": seconds, "repeats": repeats} | ({"dtype": dtype} if dtype else {})
-    return Report("Encoding, random weights", to_dict(config), settings, columns, results, notes)
+    speed, note = add_speed(
+        results,
+        lambda result: operations[result.what] * result.batch,
+        lambda run: run["seconds"],
+        "matrix products and convolutions",
+    )
+    dtype, columns = getattr(config, encoders[0]).compute_dtype, COLUMNS | speed
+    settings = {"seconds": seconds, "repeats": repeats, "dtype": dtype}
+    return Report("Encoding, random weights", to_dict(config), settings, columns, results, notes + note)
 
 
 def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
     """Our encoder with the parameters of torch's."""
-    names = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
-    execution = {name: getattr(config, name) for name in names}
-    source = source_of(peer)
+    execution = {name: getattr(config, name) for name in fields_affecting(EncoderConfig, "execution")}
+    source = as_source(peer)
     match peer.config.model_type:
         case "hubert":
             return load_hubert(source, layer=config.layer, **execution)[0]
@@ -101,10 +101,6 @@ def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
         case "videomae":
             return load_videomae(source, **execution)[0]
     return load_eva_vit(source, config)[0]
-
-
-def random_encoder(name: str, config: EncoderConfig, seed: int) -> Encoder:
-    return init_sharded(lambda: ENCODERS[name](config, rngs=nnx.Rngs(seed)), first_device(), ())
 
 
 def random_inputs(config: EncoderConfig, batch: int, seconds: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -155,7 +151,7 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
     """The same from torch; its pixels are normalised beforehand."""
     import torch
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = torch_device()
     peer = peer.to(device, getattr(torch, config.compute_dtype))
     kind, further = peer.config.model_type, {}
     pool = {"vit_mae": lambda x: x[:, 0] if config.pool == "cls" else x[:, 1:].mean(1)}
@@ -182,10 +178,5 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
     return measure
 
 
-def _figures(clips: int, elapsed_s: float) -> Figures:
-    return {
-        "clips": clips,
-        "seconds": elapsed_s,
-        "clips_per_s": clips / elapsed_s,
-        "ms_per_batch": 1e3 * elapsed_s,
-    }
+def _figures(clips: int, seconds: float) -> Figures:
+    return clip_figures(clips, seconds, ms_per_batch=1e3 * seconds)

@@ -5,31 +5,38 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from emollama_jax.bench.encode import load_peer, random_encoder
+from emollama_jax.bench.encode import load_peer
 from emollama_jax.bench.extract_peer import extractor, torch_encoders
 from emollama_jax.bench.peer import PEER, obstacle
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.report import (
+    OURS,
+    Figures,
+    Measure,
+    Report,
+    alternate,
+    check_one_device,
+    clip_figures,
+    with_dtype,
+)
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Clip
-from emollama_jax.data.preparation import records_of
+from emollama_jax.data.parts import read_records
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import Encoders
-from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.prompts import FEATURES
+from emollama_jax.weights.encoders import random_encoder
 
 KINDS = ("decode", "face", "sound", "encoders", *FEATURES)  # of work; the peer does not tell its encoders apart
 COLUMNS = {"clips_per_s": "clips/s"} | {f"{kind}_percent": f"{kind} %" for kind in KINDS}
-
-Measure = Callable[[], tuple[Figures, np.ndarray]]
 
 
 def bench_extract(
@@ -43,7 +50,7 @@ def bench_extract(
     repeats: int = 3,
     with_peer: bool = True,
 ) -> Report:
-    """Made-up clips, or videos of one's own, one after another up to `clips` of them.
+    """Extracts synthetic clips, or the given videos in turn, up to `clips` of them.
 
     Args:
         workers: processes that read clips, of ours; the peer does one clip after another. Default: the processors but
@@ -55,12 +62,8 @@ def bench_extract(
     if missing := [path for path in videos if not path.is_file()]:
         raise UserError(f"no such file: {missing[0]}; give videos")
     workers = max(1, default_workers() - 1) if workers is None else workers
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
-    changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
-    config = dataclasses.replace(
-        config, **{name: dataclasses.replace(getattr(config, name), **changes) for name in FEATURES}
-    )
-    why_no_peer = obstacle("torch", "transformers", "cv2") if with_peer else "no peer: not asked for"
+    config = with_dtype(config, FEATURES, dtype)
+    why_no_peer = obstacle("torch", "transformers", "cv2", wanted=with_peer)
     notes = [why_no_peer] if why_no_peer else []
     notes += ["%: of the seconds of all kinds of work together; ours are of several processes at once"]
     peers = None if why_no_peer else torch_encoders(config)
@@ -70,7 +73,7 @@ def bench_extract(
     config = dataclasses.replace(
         config, projectors=dataclasses.replace(config.projectors, feature_size=sizes[FEATURES[0]])
     )
-    made = {
+    encoders = {
         name: load_peer(getattr(config, name), peers[name])
         if peers
         else random_encoder(name, getattr(config, name), config.seed)
@@ -78,7 +81,7 @@ def bench_extract(
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = list(itertools.islice(itertools.cycle(videos or _synthetic_videos(Path(folder), clips)), clips))
-        contenders = {OURS: _ours(config, Encoders(**made), paths, Path(folder), workers, batch_size)}
+        contenders = {OURS: _ours(config, Encoders(**encoders), paths, Path(folder), workers, batch_size)}
         if peers:
             contenders[PEER] = _peers(config, peers, paths)
         results = alternate(contenders, batch=batch_size, repeats=repeats, rate="clips_per_s")
@@ -98,17 +101,18 @@ def _synthetic_videos(folder: Path, clips: int) -> list[Path]:
 def _ours(
     config: Config, encoders: Encoders, paths: Sequence[Path], folder: Path, workers: int, batch_size: int
 ) -> Measure:
-    recipe = extraction_recipe(config, encoders, labels=MERR, frame="middle")
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame_rule="middle")
     clips = [Clip(name=f"clip_{i}", split="train", video=path) for i, path in enumerate(paths)]
 
     def measure() -> tuple[Figures, np.ndarray]:
-        extraction = Extraction(config, encoders, workers=workers, batch_size=batch_size)
+        make_parts = extraction_part_maker(config, encoders, workers=workers, batch_size=batch_size)
         start = time.perf_counter()
-        parts = extraction(clips, recipe, folder / "parts")
+        parts = make_parts(clips, recipe, folder / "parts")
         elapsed_s = time.perf_counter() - start
-        features = np.stack([record["features"] for record in records_of(parts, recipe)])
+        parse = recipe.features().deserialize_example_np
+        features = np.stack([parse(record)["features"] for path in parts for record in read_records(path)])
         shutil.rmtree(folder / "parts")
-        return _figures(len(clips), elapsed_s, extraction.seconds), features
+        return _figures(len(clips), elapsed_s, make_parts.clock.seconds), features
 
     return measure
 
@@ -131,4 +135,4 @@ def _figures(clips: int, elapsed_s: float, seconds: dict[str, float]) -> Figures
     seconds = {"encoders": of_encoders} | {kind: value for kind, value in seconds.items() if kind in KINDS}
     total = sum(seconds[kind] for kind in ("decode", "face", "sound", "encoders"))
     shares = {f"{kind}_percent": 100 * value / total for kind, value in seconds.items()}
-    return {"clips": clips, "seconds": elapsed_s, "clips_per_s": clips / elapsed_s, **shares}
+    return clip_figures(clips, elapsed_s, **shares)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from emollama_jax.bench.peer import torch_encoder
+from emollama_jax.bench.peer import torch_device, torch_encoder
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
@@ -60,7 +59,7 @@ def extractor(
     import torch
     import transformers
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = torch_device()
     dtypes = {name: getattr(torch, getattr(config, name).compute_dtype) for name in FEATURES}
     models = {name: encoders[name].to(device, dtypes[name]).eval() for name in FEATURES}
     face, crop = ({"height": size, "width": size} for size in (config.mae.image_size, config.videomae.image_size))

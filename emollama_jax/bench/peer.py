@@ -20,14 +20,16 @@ from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.weights.engine import Table, export
 from emollama_jax.weights.llama import hugging_face_config, hugging_face_table
 from emollama_jax.weights.peft import adapter_table
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules
 
 PEER = "torch"
 
 
-def obstacle(*packages: str) -> str | None:
-    """Why a peer made of these packages cannot run here, in one line; None if it can."""
+def obstacle(*packages: str, wanted: bool) -> str | None:
+    """Why there is no peer made of these packages, in one line; None if it is wanted and can run here."""
+    if not wanted:
+        return "no peer: not asked for"
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         return f"no peer: {' and '.join(missing)} not installed; pip install 'emollama_jax[bench]'"
     import torch
@@ -36,6 +38,10 @@ def obstacle(*packages: str) -> str | None:
     if platform == "cpu" or (platform == "gpu" and torch.cuda.is_available()):
         return None
     return f"no peer: torch {torch.__version__} cannot use the {platform}; install a build of torch that can"
+
+
+def torch_device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def torch_llama(model: Llama) -> Any:
@@ -49,7 +55,7 @@ def torch_llama(model: Llama) -> Any:
     default = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))  # the parameters are made in it, not in float32 first
     try:
-        with torch.device("cuda" if jax.default_backend() == "gpu" else "cpu"):
+        with torch.device(torch_device()):
             peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     finally:
         torch.set_default_dtype(default)
@@ -75,8 +81,8 @@ def torch_projectors(projectors: Projectors) -> Any:
     import torch
 
     shapes = {name: getattr(projectors, name).kernel[...].shape for name in PROJECTORS}
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    peer = torch.nn.ModuleDict({name: torch.nn.Linear(*shape, device=device) for name, shape in shapes.items()})
+    linears = {name: torch.nn.Linear(*shape, device=torch_device()) for name, shape in shapes.items()}
+    peer = torch.nn.ModuleDict(linears)
     table = Table(tuple(linear_rules((name, name) for name in PROJECTORS)))
     _fill(peer.named_parameters(), export(projectors, table, dtype="float32"))
     return peer
@@ -106,6 +112,7 @@ def _torch_encoder(config: EncoderConfig) -> Any:
         "layer_norm_eps": config.layer_norm_eps,
         "initializer_range": 0.02,  # BLIP-2's own would leave nothing but the norms' epsilons
     }
+    size = {name: getattr(config, name) for name in ("image_size", "patch_size") if hasattr(config, name)}
     match config:
         case HubertConfig():
             settings = transformers.HubertConfig(
@@ -122,18 +129,15 @@ def _torch_encoder(config: EncoderConfig) -> Any:
             )
             return transformers.HubertModel(settings)
         case EvaVitConfig():
-            size = {"image_size": config.image_size, "patch_size": config.patch_size}
             model = transformers.Blip2VisionModel(transformers.Blip2VisionConfig(**common, **size))
             model.post_layernorm.eps = config.output_norm_eps
             return model
         case MaeConfig():
-            size = {"image_size": config.image_size, "patch_size": config.patch_size}
             return transformers.ViTMAEModel(transformers.ViTMAEConfig(**common, **size, mask_ratio=0.0))
         case VideoMaeConfig():
             settings = transformers.VideoMAEConfig(
                 **common,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
+                **size,
                 num_frames=config.num_frames,
                 tubelet_size=config.tubelet_size,
                 use_mean_pooling=not config.final_norm,
@@ -142,11 +146,11 @@ def _torch_encoder(config: EncoderConfig) -> Any:
     raise TypeError(f"no peer of {type(config).__name__}")
 
 
-def source_of(model: Any) -> Source:
+def as_source(model: Any) -> WeightSource:
     """The parameters and the configuration of one of Hugging Face's models, as if read from its files."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     stored = {name: StoredTensor(tuple(t.shape), lambda t=t: t.cpu().float().numpy()) for name, t in tensors.items()}
-    return Source(Path(type(model).__name__), "torch", stored, model.config.to_dict())
+    return WeightSource(Path(type(model).__name__), "torch", stored, model.config.to_dict())
 
 
 def _fill(parameters: Iterable[tuple[str, Any]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:

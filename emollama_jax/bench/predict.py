@@ -1,4 +1,5 @@
-"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on.
+"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on; and how many tokens a
+second come of answers of mixed lengths.
 
 The peer works as the original does: one clip at a time, each answer by `generate`; a label is then two tokens and its
 end. Ours are batches: a label by the likelihoods of all labels, which are read in one pass.
@@ -9,7 +10,7 @@ There is no vocabulary to random weights: texts are cut into pieces of four lett
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,22 +18,23 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from emollama_jax.bench.mixed_answers import LONGEST, measure_mixed_answers
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, clip_figures
 from emollama_jax.config import Config, GenerateConfig, to_dict
-from emollama_jax.infer.generate import Generator
-from emollama_jax.infer.predictor import ClipInput, Predictor, requests_of
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.data.batch import soft_tokens_per_clip
+from emollama_jax.infer.clip_input import ClipInput
+from emollama_jax.infer.predictor import Predictor, task_questions
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
+from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
 from emollama_jax.text.prompts import Sample, Turn
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.engine import first_device
 
-COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip"}
+COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip", "tokens_per_s": "tokens/s"}
 LABEL_TOKENS = 3  # that the peer generates for a label
 SUBTITLE = "Well, I never thought that they would come back home so early, and without a word to anyone."
-
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
 
 
 class Pieces(Tokenizer):
@@ -58,14 +60,17 @@ def bench_predict(
     batch_sizes: Sequence[int] = (1, 16),
     new_tokens: int = 100,
     repeats: int = 3,
+    longest: int = LONGEST,
     with_peer: bool = True,
 ) -> Report:
-    """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes."""
+    """Labels, and reasons of `new_tokens` tokens, about clips of random soft tokens, at several batch sizes; and a mix
+    of answers of up to `longest` tokens. No batch sizes measure the mix alone."""
     check_one_device(config)
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
-    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
+    mesh = first_device()
+    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
-    model = init_sharded(make, first_device(), ())
+    model = init_sharded(make, mesh, ())
     notes = [
         "a clip's work begins with its soft tokens; adapters are beside their kernels, not merged",
         f"{OURS}: a label is the likelihoods of all {len(config.prompt.labels)}, {PEER}: {LABEL_TOKENS} tokens",
@@ -88,9 +93,13 @@ def bench_predict(
                 same = np.mean(first == their_first)
                 notes.append(f"batch {batch}: {same:.1%} of the first clip's tokens are the same from both")
             results += measured
-    if peer is not None:
+    mixed, mixed_notes = measure_mixed_answers(model.llama, peer, repeats=repeats, longest=longest)
+    results, notes = results + mixed, notes + mixed_notes
+    if peer is not None and batch_sizes:
         notes.append(f"{PEER} is measured on the first clip of a batch: it takes one at a time")
-    settings = {"new_tokens": new_tokens, "prompt_tokens": work.longest, "repeats": repeats}
+    settings = {"new_tokens": new_tokens, "repeats": repeats}
+    if batch_sizes:
+        settings["prompt_tokens"] = work.longest
     return Report("Prediction, random weights", to_dict(config), settings, COLUMNS, results, notes)
 
 
@@ -104,15 +113,15 @@ class _Work:
 
     def __init__(self, model: EmotionLlama, config: Config, batch: int, new_tokens: int):
         rng = np.random.default_rng(config.seed)
-        shape = (batch, image_tokens_of(config.eva_vit, config.projectors) + 4, config.llama.hidden_size)
+        shape = (batch, soft_tokens_per_clip(config), config.llama.hidden_size)
         self.soft: Float[Array, "N S D"] = jnp.asarray(0.02 * rng.normal(size=shape), config.llama.compute_dtype)
         self.generate = GenerateConfig(max_new_tokens=new_tokens)
-        self.generator = Generator(model.llama, eos_ids=())
+        self.batcher = SlotBatcher(model.llama, (), slots=batch)
         self.predictor = Predictor(model, Pieces(config.llama.vocab_size), config)
         blank = np.zeros((3, config.projectors.feature_size), np.float32)
         self.clips = [ClipInput(f"clip {i}", SUBTITLE, blank, np.ones(3, bool)) for i in range(batch)]
         self.asked = {
-            what: requests_of(config.prompt, task) for what, task in (("labels", "emotion"), ("reasons", "reason"))
+            what: task_questions(config.prompt, task) for what, task in (("labels", "emotion"), ("reasons", "reason"))
         }
         self.longest = max(len(self._prompt(what).tokens) for what in self.asked)
 
@@ -129,7 +138,8 @@ class _Work:
         """Answers that never end before their last token."""
         start = time.perf_counter()
         prompts = [self.predictor.prompt(clip, [Turn(*self.asked["reasons"])]) for clip in self.clips]
-        answers = self.generator.generate(prompts, self.generate, soft=self.soft)
+        requests = zip(prompts, self.soft, strict=True)
+        answers = self.batcher.run(GenerationRequest(prompt, self.generate, soft=soft) for prompt, soft in requests)
         elapsed_s = time.perf_counter() - start
         return _figures(len(self.clips), elapsed_s), [list(answer.tokens) for answer in answers]
 
@@ -161,9 +171,4 @@ class _Work:
 
 
 def _figures(clips: int, elapsed_s: float) -> Figures:
-    return {
-        "clips": clips,
-        "seconds": elapsed_s,
-        "clips_per_s": clips / elapsed_s,
-        "seconds_per_clip": elapsed_s / clips,
-    }
+    return clip_figures(clips, elapsed_s, seconds_per_clip=elapsed_s / clips)

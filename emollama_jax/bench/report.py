@@ -1,4 +1,4 @@
-"""What every measurement shares: repeats that alternate, the machine's name and peaks, the table and the JSON."""
+"""Shared by all measurements: repeats that alternate, the machine's name and peaks, the table and the JSON."""
 
 import dataclasses
 import json
@@ -19,15 +19,18 @@ from flax import nnx
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
+from emollama_jax.io.text_table import align
+from emollama_jax.train.speed import device_peak_flops
 
 OURS = "emollama_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")
 Figures = dict[str, float | int]
+Measure = Callable[[], tuple[Figures, Any]]  # does a contender's work once: its figures, and what it produced
 SETTLE_S = 0.3  # between two contenders, for the threads of the one before, which go on waiting for work
 
 
 def machine() -> dict[str, Any]:
-    """What a figure needs beside it to mean something."""
+    """The processor, memory, device and package versions that the figures hold for."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = {"python": platform.python_version()}
@@ -47,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, float]:
-    """GiB this process has held at most: on the host, and on the first device where it counts."""
+    """The most memory this process has held, in GiB: on the host, and on the first device if JAX reports it."""
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
     on_device = jax.devices()[0].memory_stats() or {}
@@ -88,17 +91,14 @@ class Result:
 
 
 def alternate(
-    contenders: dict[str, Callable[[], tuple[Figures, Any]]],
+    contenders: dict[str, Measure],
     *,
     batch: int,
     repeats: int,
     what: str = "",
     rate: str = "tokens_per_s",
 ) -> list[Result]:
-    """Calls each contender once to warm up, then all in turn, `repeats` times.
-
-    A contender's call does the work once and returns its figures, `rate` among them, and what it produced.
-    """
+    """Calls each contender once to warm up, then all in turn, `repeats` times. `rate` is among their figures."""
     results = []
     for who, measure in contenders.items():
         start = time.perf_counter()
@@ -110,6 +110,39 @@ def alternate(
             figures, result.output = contenders[result.who]()
             result.runs.append(figures)
     return results
+
+
+def clip_figures(clips: int, seconds: float, **more: float) -> Figures:
+    return {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, **more}
+
+
+def add_speed(
+    results: Sequence[Result], flops: Callable[[Result], float], seconds: Callable[[Figures], float], meaning: str
+) -> tuple[dict[str, str], list[str]]:
+    """Adds TFLOP/s and the share of the device's peak to every run; (columns, notes), empty for an unknown device.
+
+    Args:
+        flops: floating-point operations of a run of this result.
+        seconds: that a run took, from its figures.
+        meaning: which operations are counted.
+    """
+    peak = device_peak_flops(jax.devices()[0].device_kind)
+    if peak is None:
+        return {}, []
+    for result in results:
+        for run in result.runs:
+            run["tflops"] = flops(result) / seconds(run) / 1e12
+            run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
+    note = f"TFLOP/s: {meaning}; the peak is {peak.flops / 1e12:,.0f}"
+    return {"tflops": "TFLOP/s", "peak_percent": "% peak"}, [note]
+
+
+def with_dtype(config: Config, names: Sequence[str], dtype: str | None) -> Config:
+    """The experiment with kernels and activations of the named encoders in `dtype`; None is float32 on CPUs, the
+    experiment's own elsewhere."""
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else None)
+    changes = {"kernel_dtype": dtype, "compute_dtype": dtype} if dtype else {}
+    return dataclasses.replace(config, **{n: dataclasses.replace(getattr(config, n), **changes) for n in names})
 
 
 @dataclass
@@ -143,7 +176,7 @@ class Report:
                 f"versions  {', '.join(versions)}",
                 f"settings  {', '.join(settings)}",
                 "",
-                *_align(self._rows()),
+                *align(self._rows()),
                 "",
                 *(f"- {note}" for note in self.notes),
                 f"- the most memory this process held: {', '.join(memory)}",
@@ -159,30 +192,14 @@ class Report:
             speed_up = ""
             if result.who == OURS and peer:
                 speed_up = f"{result.best[result.rate] / peer.best[result.rate]:.2f}x"
-            rows.append(
-                [
-                    f"{result.what} {result.who}".strip(),
-                    str(result.batch),
-                    *figures,
-                    f"{result.first_call_s:.1f}",
-                    speed_up,
-                ]
-            )
+            name, first_call = f"{result.what} {result.who}".strip(), f"{result.first_call_s:.1f}"
+            rows.append([name, str(result.batch), *figures, first_call, speed_up])
         return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, with every repeat, in JSON's types."""
-        results = [
-            {
-                "who": result.who,
-                "what": result.what,
-                "batch": result.batch,
-                "first_call_s": result.first_call_s,
-                "runs": result.runs,
-                "best": result.best,
-            }
-            for result in self.results
-        ]
+        names = ("who", "what", "batch", "first_call_s", "runs", "best")
+        results = [{name: getattr(result, name) for name in names} for result in self.results]
         fields = ("title", "machine", "memory", "config", "settings", "notes")
         return {name: getattr(self, name) for name in fields} | {"results": results}
 
@@ -192,15 +209,3 @@ class Report:
 
 def _number(value: float | int) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]

@@ -1,7 +1,6 @@
 """Training: how fast a LoRA step is, forward, backward and AdamW."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,19 +9,18 @@ import optax
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Report, alternate, check_one_device
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, add_speed, alternate, check_one_device
 from emollama_jax.config import Config, to_dict
+from emollama_jax.data.batch import Batch
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import init_sharded
-from emollama_jax.train.speed import cost_of, device_peak_flops
+from emollama_jax.train.speed import cost_of
 from emollama_jax.train.step import init_state, make_step, text_loss
 from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "ms_per_step": "ms/step"}
 LEARNING_RATE = 1e-4
-
-Measure = Callable[[], tuple[Figures, list[float]]]
 
 
 def bench_step(
@@ -32,8 +30,10 @@ def bench_step(
     check_one_device(config)
     if not (config.lora.rank and config.lora.targets):
         raise UserError("config.lora: no adapters, nothing to train; set config.lora.rank and config.lora.targets")
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
-    model = init_sharded(lambda: Llama(config.llama, config.lora, rngs=nnx.Rngs(config.seed)), first_device(), ())
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
+    mesh = first_device()
+    llama = config.llama.for_devices(mesh.devices.flat)
+    model = init_sharded(lambda: Llama(llama, config.lora, rngs=nnx.Rngs(config.seed)), mesh, ())
     tokens = np.random.default_rng(config.seed).integers(0, config.llama.vocab_size, (batch, length), np.int32)
     flops = flops_per_step(model, batch, length)
     peer = None if why_no_peer else add_adapters(torch_llama(model), model, config.lora)
@@ -54,18 +54,15 @@ def bench_step(
         losses = ", ".join(f"{result.who} {result.output[0]:.5f}" for result in results)
         notes.append(f"loss of the first step: {losses}")
 
-    columns = dict(COLUMNS)
-    if peak := device_peak_flops(jax.devices()[0].device_kind):
-        columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
-        notes.append(
-            "TFLOP/s: per token 4 for each frozen weight (2 forward, 2 backward to the activations), 6 for each of the "
-            f"adapters and causal attention; recomputation does not count; the peak is {peak.flops / 1e12:,.0f}"
-        )
-        for run in (run for result in results for run in result.runs):
-            run["tflops"] = flops / run["ms_per_step"] / 1e9
-            run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
-    settings = {"length": length, "repeats": repeats}
-    return Report("LoRA training step, random weights", to_dict(config), settings, columns, results, notes)
+    speed, note = add_speed(
+        results,
+        lambda result: flops,
+        lambda run: run["ms_per_step"] / 1e3,
+        "per token 4 for each frozen weight (2 forward, 2 backward to the activations), 6 for each of the adapters and "
+        "causal attention; recomputation does not count",
+    )
+    settings, columns = {"length": length, "repeats": repeats}, COLUMNS | speed
+    return Report("LoRA training step, random weights", to_dict(config), settings, columns, results, notes + note)
 
 
 def flops_per_step(model: Llama, batch: int, length: int) -> float:
@@ -76,13 +73,15 @@ def flops_per_step(model: Llama, batch: int, length: int) -> float:
 def _ours(model: Llama, tokens: np.ndarray, seed: int) -> Measure:
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=0)
     graphdef, frozen, state = init_state(model, optimizer)
-    step = make_step(graphdef, optimizer, text_loss)
-    batch = {
-        "tokens": tokens,
-        "segment_ids": np.ones_like(tokens),
-        "positions": np.tile(np.arange(tokens.shape[1], dtype=np.int32), (tokens.shape[0], 1)),
-        "loss_mask": np.tile(np.arange(tokens.shape[1]) < tokens.shape[1] - 1, (tokens.shape[0], 1)),
-    }
+    step = make_step(graphdef, optimizer, text_loss, mesh=first_device())
+    columns = np.arange(tokens.shape[1], dtype=np.int32)
+    batch = Batch(
+        tokens=tokens,
+        soft_index=np.full_like(tokens, -1),
+        segment_ids=np.ones_like(tokens),
+        positions=np.tile(columns, (tokens.shape[0], 1)),
+        loss_weights=np.tile((columns < tokens.shape[1] - 1).astype(np.float32), (tokens.shape[0], 1)),
+    )
     batch, rng, losses = jax.device_put(batch), jax.random.key(seed), []
 
     def measure():

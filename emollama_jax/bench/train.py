@@ -17,32 +17,43 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from emollama_jax.bench.peer import PEER, kernel_note, obstacle
 from emollama_jax.bench.predict import Pieces
-from emollama_jax.bench.report import OURS, Figures, Report, Result, alternate, check_one_device, peak_memory
+from emollama_jax.bench.report import (
+    OURS,
+    Figures,
+    Measure,
+    Report,
+    Result,
+    add_speed,
+    alternate,
+    check_one_device,
+    peak_memory,
+)
 from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import Clips, prepare
-from emollama_jax.data.pipeline import soft_per_clip, train_dataset
-from emollama_jax.data.preparation import Recipe, record_of, write_part
+from emollama_jax.data.batch import Batch, soft_tokens_per_clip
+from emollama_jax.data.parts import ClipFeatures, make_record, write_part
+from emollama_jax.data.pipeline import train_dataset
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.sharding import init_sharded
 from emollama_jax.synthetic.dataset import clip_spec, describe
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.setup import placed_state
-from emollama_jax.train.speed import cost_of, device_peak_flops
+from emollama_jax.train.speed import cost_of
 from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.weights.engine import first_device
 
@@ -51,17 +62,12 @@ COLUMNS = {"clips_per_s": "clips/s", "targets_per_s": "targets/s", "fill_percent
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 1e-4
 ROUGH_TOLERANCE = 5e-2  # of both in half precision, and of the norm with dropout, which the two do not draw alike
 
-Batch = Mapping[str, np.ndarray]
-
 
 class Step(NamedTuple):
     """What a step found."""
 
     loss: float
     grad_norm: float
-
-
-Measure = Callable[[], tuple[Figures, list[Step]]]
 
 
 class Amount(NamedTuple):
@@ -104,12 +110,13 @@ def bench_train(
     """
     _check(config)
     config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, tasks=tuple(tasks), task_weights=()))
-    why_no_peer = obstacle("torch", "transformers", "peft") if with_peer else "no peer: not asked for"
+    why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
     batches = make_batches(config, clips, steps)
     amount = amount_of(batches)
-    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    mesh = first_device()
+    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
     make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
-    model = init_sharded(make, first_device(), ())
+    model = init_sharded(make, mesh, ())
     flops = cost_of(model.llama).flops(amount.tokens, amount.tokens / amount.clips)
 
     peer = None if why_no_peer else _theirs(model, config, batches, amount)
@@ -137,15 +144,14 @@ def bench_train(
     columns = dict(COLUMNS)
     if any("device_gib" in run for result in results for run in result.runs):
         columns["device_gib"] = "GiB"
-    if peak := device_peak_flops(jax.devices()[0].device_kind):
-        columns |= {"tflops": "TFLOP/s", "peak_percent": "% peak"}
-        notes.append(
-            "TFLOP/s: what the mathematics asks for, of the language model on tokens that are no padding, as in "
-            f"training's own report; recomputation does not count; the peak is {peak.flops / 1e12:,.0f}"
-        )
-        for run in (run for result in results for run in result.runs):
-            run["tflops"] = flops / run["seconds"] / 1e12
-            run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
+    speed, note = add_speed(
+        results,
+        lambda result: flops,
+        lambda run: run["seconds"],
+        "the operations of the language model on tokens that are not padding, as in training's own report; "
+        "recomputation does not count",
+    )
+    columns, notes = columns | speed, notes + note
     settings = {"tasks": "+".join(tasks), "steps": steps, "clips": clips, "repeats": repeats}
     return Report("Training on clips, random weights", to_dict(config), settings, columns, results, notes)
 
@@ -167,7 +173,6 @@ def _check(config: Config) -> None:
 
 def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
     """The first `count` batches that the training pipeline makes of so many synthetic clips."""
-    tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = _prepared(Path(folder), config, clips)
         data = dataclasses.replace(config.data, train=(f"{path}:train",), weights=(), workers=0)
@@ -181,7 +186,7 @@ def _prepared(folder: Path, config: Config, count: int) -> Path:
     labels = config.prompt.labels
     shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
     size = config.projectors.feature_size
-    recipe = Recipe(labels=labels, image="image_tokens", image_tokens_shape=shape, feature_size=size)
+    recipe = Recipe(labels=labels, image_storage="image_tokens", image_tokens_shape=shape, feature_size=size)
 
     def clip_of(index: int) -> Clip:
         spec = clip_spec("train", index, config.seed)
@@ -201,23 +206,24 @@ def _prepared(folder: Path, config: Config, count: int) -> Path:
 
         def record(clip: Clip) -> bytes:
             image = {"image_tokens": noise(*shape).astype(np.float16)}
-            return serialize(record_of(clip, recipe, noise(3, size), np.ones(3, bool)) | image)
+            features = ClipFeatures(noise(3, size), np.ones(3, bool))
+            return serialize(make_record(clip, recipe, clip.subtitle, features) | image)
 
         folder.mkdir(parents=True)
         write_part(folder / "part", [record(clip) for clip in clips])
         return [folder / "part"]
 
     annotations = Annotations(tuple(map(clip_of, range(count))), ())
-    return prepare(Clips, annotations, folder, recipe, make_parts).path
+    return prepare("clips", annotations, folder, recipe, make_parts).path
 
 
 def amount_of(batches: Sequence[Batch]) -> Amount:
     total = lambda count: sum(int(count(batch)) for batch in batches)
     return Amount(
         steps=len(batches),
-        clips=total(lambda batch: batch["clip_mask"].sum()),
-        tokens=total(lambda batch: (batch["segment_ids"] > 0).sum()),
-        targets=total(lambda batch: batch["loss_mask"].sum()),
+        clips=total(lambda batch: batch.clip_mask.sum()),
+        tokens=total(lambda batch: (batch.segment_ids > 0).sum()),
+        targets=total(lambda batch: (batch.loss_weights > 0).sum()),
     )
 
 
@@ -228,8 +234,8 @@ def _ours(model: EmotionLlama, config: Config, batches: Sequence[Batch], amount:
     mesh, optimizer = first_device(), make_optimizer(config.train)
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     on_device, rng = jax.device_put((list(batches), jax.random.key(config.seed)), NamedSharding(mesh, PartitionSpec()))
-    step = make_step(graphdef, optimizer, multimodal_loss)
-    positions, steps, compiled = sum(batch["tokens"].size for batch in batches), [], None
+    step = make_step(graphdef, optimizer, multimodal_loss, mesh=mesh)
+    positions, steps, compiled = sum(batch.tokens.size for batch in batches), [], None
 
     def measure():
         nonlocal state, compiled
@@ -251,7 +257,7 @@ def _theirs(model: EmotionLlama, config: Config, batches: Sequence[Batch], amoun
     import torch
 
     peer, steps = TorchTraining(model, config), []
-    padded = [one_clip_a_row(batch, soft_per_clip(config)) for batch in batches]
+    padded = [one_clip_a_row(batch, soft_tokens_per_clip(config)) for batch in batches]
     on_device = [{name: torch.tensor(x, device=peer.device) for name, x in batch.items()} for batch in padded]
     positions, on_cuda = sum(batch["tokens"].size for batch in padded), peer.device.type == "cuda"
 

@@ -10,32 +10,32 @@ import numpy as np
 
 from emollama_jax.bench.peer import add_adapters, torch_llama, torch_projectors
 from emollama_jax.config import Config
+from emollama_jax.data.batch import Batch
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.train.optimizer import learning_rate
 
-NO_TARGET = -100  # torch's label of what is not to be predicted
 
-
-def one_clip_a_row(batch: Mapping[str, np.ndarray], soft_per_clip: int) -> dict[str, np.ndarray]:
-    """The clips of a packed batch, each in a row of its own.
+def one_clip_a_row(batch: Batch, soft_per_clip: int) -> dict[str, np.ndarray]:
+    """Take the clips of a packed batch apart, each in a row of its own.
 
     Returns:
-        `tokens` and `soft_index` (-1 at text, else which of the clip's soft tokens), `labels` (the token itself where
-        it is a target, else `NO_TARGET`) and `attention_mask` (0 is padding, at the right), int64 [N, L]; `features`
-        and `image_tokens` [N, ...].
+        `tokens` and `soft_index` (-1 at text, else which of the clip's soft tokens) and `attention_mask` (0 is padding,
+        at the right), int64 [N, L]; `loss_weights` (of predicting the next token) float32 [N, L]; `features` and
+        `image_tokens` [N, ...].
     """
-    clips = np.argwhere(batch["clip_mask"])
-    places = [np.flatnonzero(batch["segment_ids"][row] == k + 1) for row, k in clips]
+    clips = np.argwhere(batch.clip_mask)
+    places = [np.flatnonzero(batch.segment_ids[row] == k + 1) for row, k in clips]
     shape = (len(clips), max(map(len, places)))
-    values = {"tokens": 0, "soft_index": -1, "labels": NO_TARGET, "attention_mask": 0}
+    values = {"tokens": 0, "soft_index": -1, "attention_mask": 0}
     columns = {name: np.full(shape, value, np.int64) for name, value in values.items()}
+    columns["loss_weights"] = np.zeros(shape, np.float32)
     for i, ((row, k), here) in enumerate(zip(clips, places, strict=True)):
-        tokens, soft = batch["tokens"][row, here], batch["soft_index"][row, here]
-        columns["tokens"][i, : len(here)] = tokens
+        soft = batch.soft_index[row, here]
+        columns["tokens"][i, : len(here)] = batch.tokens[row, here]
         columns["soft_index"][i, : len(here)] = np.where(soft >= 0, soft - k * soft_per_clip, -1)
-        columns["labels"][i, 1 : len(here)] = np.where(batch["loss_mask"][row, here[:-1]], tokens[1:], NO_TARGET)
+        columns["loss_weights"][i, : len(here)] = batch.loss_weights[row, here]
         columns["attention_mask"][i, : len(here)] = 1
-    return columns | {name: batch[name][batch["clip_mask"]] for name in ("features", "image_tokens")}
+    return columns | {name: getattr(batch, name)[batch.clip_mask] for name in ("features", "image_tokens")}
 
 
 class TorchTraining:
@@ -91,8 +91,13 @@ class TorchTraining:
         index = batch["soft_index"][..., None]
         picked = soft.gather(1, index.clamp(min=0).expand(-1, -1, soft.shape[-1]))
         embedded = torch.where(index >= 0, picked.to(text.dtype), text)
-        mask, labels = batch["attention_mask"], batch["labels"]  # which are shifted within
-        return self._llama(inputs_embeds=embedded, attention_mask=mask, labels=labels, use_cache=False).loss
+        logits = self._llama(inputs_embeds=embedded, attention_mask=batch["attention_mask"], use_cache=False).logits
+        weights = batch["loss_weights"][:, :-1].flatten()
+        kept = weights > 0
+        nll = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1)[kept].float(), batch["tokens"][:, 1:].flatten()[kept], reduction="none"
+        )
+        return (weights[kept] * nll).sum() / weights.sum()
 
     def _soft_tokens(self, image: Any, features: Any) -> Any:
         """[N, S, D] from image tokens [N, 1 + P, W] and features [N, 3, F]."""

@@ -1,10 +1,12 @@
 """The command `emollama VERB ...`.
 
-A verb is the module `emollama_jax/cli/VERB.py`: the first line of its docstring is its line of help, and
-`run(argv) -> int | None` does the work and gives the exit code (None is 0). Only the verb asked for is imported.
+A verb is the module `emollama_jax/cli/VERB.py`: the first line of its docstring is its line of help, `make_parser()`
+makes the parser of its arguments, and `run(argv) -> int | None` does the work and gives the exit code (None is 0). Only
+the verb asked for is imported.
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -15,25 +17,36 @@ from emollama_jax import __version__
 from emollama_jax.errors import UserError
 
 VERBS = {
-    "quickstart": "Try everything once, on synthetic clips and a small language model.",
-    "convert": "Convert weights between formats.",
-    "export": "Write trained adapters and projectors for PyTorch.",
-    "extract": "Turn raw videos into features and records, or compare two sets of features.",
+    "quickstart": "Run every step once, on synthetic clips with a small language model.",
+    "convert": "Convert a language model between weight formats.",
+    "export": "Export trained adapters and projectors for PyTorch.",
+    "extract": "Turn raw videos into features and records.",
+    "compare": "Compare two sets of features, and say whether they can be mixed.",
     "prepare": "Turn videos, features and annotations into records for training.",
-    "train": "Train adapters and projectors; goes on where it was stopped.",
-    "predict": "Ask a model about videos or records; goes on where it was stopped.",
-    "evaluate": "Judge a model, or answers that are there, by a benchmark.",
-    "params": "Count the parameters of an experiment, and those that are trained.",
-    "plan": "Estimate memory and speed on TPUs and GPUs that are not there.",
+    "train": "Train adapters and projectors, or resume an interrupted run.",
+    "predict": "Ask a model about videos or records.",
+    "evaluate": "Evaluate a model, or answers in a file, on a benchmark.",
+    "judge": "Judge free-form answers by the annotators' descriptions (EMER).",
+    "params": "Count the parameters of an experiment, in all and trained.",
+    "plan": "Estimate memory and speed on TPUs and GPUs without having them.",
     "bench": "Measure speed and memory on this machine.",
 }
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class OutOfMemoryError(UserError):
+    """The devices have too little memory for the model or a batch."""
+
+    exit_code = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns its exit code.
 
     0 is success, 2 an error the user can mend, 130 an interrupt, 141 a reader that went away; other codes are the
-    verb's. An error the user can mend is one line on standard error; `--debug` anywhere puts its traceback before it.
+    exception's `exit_code` or the verb's. An error the user can mend is one line on standard error, with its traceback
+    before it where `--debug` is among the arguments.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -51,13 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at exit
         return 141
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:  # not about a file: a defect
+    except Exception as error:
+        known = _user_error(error)
+        if known is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"{command}: error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        print(f"{command}: error: {known}", file=sys.stderr)
+        return known.exit_code
+
+
+def _user_error(error: Exception) -> UserError | None:
+    """Return an exception as the error that a user can mend; None for a defect."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in OUT_OF_SPACE):
+        return UserError(str(error))
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):  # JAX is not imported here
+        return OutOfMemoryError(f"the devices have too little memory: {str(error).splitlines()[0][:200]}")
+    return None
 
 
 def _dispatch(argv: list[str]) -> int | None:

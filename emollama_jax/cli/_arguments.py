@@ -1,23 +1,61 @@
-"""Arguments that several verbs take, and their types."""
+"""Arguments that several verbs take, their types, and how a verb's command line is parsed."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from emollama_jax.config import Config, parse_flags
+from emollama_jax.errors import UserError
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors, which the command prints as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the arguments")
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, default: Config | None = None
+) -> tuple[Config, argparse.Namespace]:
+    """Parse a verb's command line into the experiment and the other arguments; `--help` needs no experiment.
+
+    Args:
+        default: the experiment when no `--config` is given.
+
+    Raises:
+        UserError: an argument or an override is wrong, or there is no experiment.
+    """
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)  # prints the help and exits
+    config, rest = parse_flags(argv, default)
+    return config, parser.parse_args(rest)
+
+
+def add_config_argument(parser: argparse._ActionsContainer, default: str = "") -> None:
+    """Add `--config` to the help; `parse` takes it, and the overrides, before the parser sees the arguments."""
+    parser.add_argument(
+        "--config",
+        metavar="NAME_OR_PATH",
+        default=argparse.SUPPRESS,
+        help=f"the experiment{f' (default: {default})' if default else ''}; --config.GROUP.FIELD=VALUE changes it",
+    )
+
+
+def add_process_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add how the processes of several hosts find each other; read by `distributed.find_group`."""
+    parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
+    parser.add_argument("--processes", metavar="N", help="number of processes")
+    parser.add_argument("--process", metavar="I", help="number of this process, from 0")
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A whole number from `least` on."""
+    """Make an argument type: a whole number from `least` on."""
 
-    def parse(text: str) -> int:
+    def whole_number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
         return int(text)
 
-    return parse
-
-
-def add_group_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the processes of several hosts find each other; read by `train.distributed.find_group`."""
-    parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="the first process's address")
-    parser.add_argument("--processes", metavar="N", help="how many processes there are")
-    parser.add_argument("--process", metavar="I", help="which this one is, from 0")
+    return whole_number

@@ -1,34 +1,13 @@
-"""What `predict` and `evaluate` share: the model's arguments, the experiment it belongs to, and its start."""
+"""What `predict` and `evaluate` share: the model's arguments, and the experiment that the model belongs to."""
 
 import argparse
-import contextlib
-import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
-from emollama_jax.config import Config, MeshConfig, from_dict, parse_flags
-from emollama_jax.errors import UserError
-from emollama_jax.infer.identity import check_image_encoder, check_image_tokens
-from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.models.eva_vit import EvaVit
-from emollama_jax.sharding import make_mesh, use_mesh
-from emollama_jax.text.tokenizers import Tokenizer
-from emollama_jax.weights.emotion_llama import load_emotion_llama
-from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, STATE, is_run, located
-
-IMAGE_ENCODER = ("eva_vit", "ln_vision")
-
-
-class StartError(UserError):
-    """The model could not be started."""
-
-    exit_code = 3
+from emollama_jax.cli._arguments import add_config_argument, parse
+from emollama_jax.config import Config
+from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images
+from emollama_jax.runs.run import Run
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,109 +21,36 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eva-vit", metavar="FILE", help="the encoder of frames (default: weights.eva_vit)")
     group.add_argument("--ln-vision", metavar="FILE", help="the norm after it (default: weights.ln_vision)")
     group.add_argument(
-        "--any-encoders", action="store_true", help="take features of other encoders than those the run learnt"
+        "--any-encoders", action="store_true", help="take features of other encoders than the run was trained with"
     )
-    group.add_argument(  # for the help: parse_flags has taken it by then
-        "--config",
-        metavar="NAME_OR_PATH",
-        default=argparse.SUPPRESS,
-        help="the experiment (default: the run's own, on one device); --config.GROUP.FIELD=VALUE changes it",
-    )
+    add_config_argument(group, "the run's own, on one device")
 
 
 def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The experiment and the other arguments, with the experiment's base where none is given.
-
-    A run's own experiment is used where no `--config` names another; its mesh was for training and is left out.
-    """
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
+    """The experiment and the other arguments, with the `Run` in `trained` where that names one. Without `--config` the
+    experiment is that of the run; answers in a file (`--predictions`) need none."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--trained")
-    trained = early.parse_known_args(argv)[0].trained
-    config, rest = parse_flags(argv, _config_of(trained) if trained and is_run(trained) else None)
-    arguments = parser.parse_args(rest)
-    arguments.base = arguments.base or config.weights.base
-    if not arguments.base:
-        raise UserError("--base: no language model; give a base checkpoint, made by emollama convert")
+    early.add_argument("--predictions")
+    known = early.parse_known_args(argv)[0]
+    run = Run.find(known.trained)
+    default = Config() if known.predictions else None
+    config, arguments = parse(parser, argv, default=run.config_for_inference() if run else default)
+    arguments.trained = run or arguments.trained
     return config, arguments
 
 
-def _config_of(run: str) -> Config:
-    path = located(run)
-    folder = path if (path / CHECKPOINTS).is_dir() or not (path / STATE).is_dir() else path.parent.parent
-    try:
-        config = from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no experiment in {folder / CONFIG} ({error}); give it with --config") from error
-    return dataclasses.replace(config, mesh=MeshConfig())
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Engine.load` that `add_model_arguments` adds."""
+    return {name: getattr(arguments, name) for name in ("trained", "base", "eva_vit", "ln_vision", "any_encoders")}
 
 
-def image_encoder_of(config: Config, arguments: argparse.Namespace) -> dict[str, str]:
-    """The files of the encoder of frames. Raises UserError for none, or for another than the run was trained with."""
-    named = {name: getattr(arguments, name) or getattr(config.weights, name) for name in IMAGE_ENCODER}
-    if not Path(named["eva_vit"]).is_file():
-        raise UserError(f"--eva-vit: no such file: {named['eva_vit']}; clips come as frames, which need the encoder")
-    if arguments.trained and not arguments.any_encoders:
-        check_image_encoder(arguments.trained, named["eva_vit"])
-    return {name: file for name, file in named.items() if file}
-
-
-def load_model(
-    config: Config,
-    arguments: argparse.Namespace,
-    mesh: Mesh | None,
-    *,
-    files: Mapping[str, str],
-    eva_vit: EvaVit | None = None,
-) -> tuple[EmotionLlama, Tokenizer]:
-    """The model that the arguments name, and its tokenizer.
-
-    Args:
-        files: of the encoder of frames, where it comes from files (see `image_encoder_of`).
-        eva_vit: one that does not.
+def inputs_of_records(arguments: argparse.Namespace, datasets: Sequence[IndexedRecords]) -> str:
+    """The `inputs` of `Engine.load` for these data sets.
 
     Raises:
-        StartError: it cannot be started.
-        UserError: the encoder of frames is another than made the image tokens that the run was trained on.
+        UserError: they differ in their images, or have features of other encoders than the run was trained with.
     """
-    with starting():
-        model, _ = load_emotion_llama(arguments.base, config, trained=arguments.trained, mesh=mesh, **files)
-        tokenizer = load_tokenizer_of(arguments.base, config.llama.vocab_size)
-    if eva_vit is not None:
-        model = EmotionLlama(model.llama, model.projectors, eva_vit)
-    if model.eva_vit is not None and arguments.trained and not arguments.any_encoders:
-        check_image_tokens(arguments.trained, model.eva_vit)
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """What goes wrong within the block is a `StartError`."""
-    try:
-        yield
-    except UserError as error:
-        raise StartError(str(error)) from error
-    except jax.errors.JaxRuntimeError as error:  # too little memory, for the most part
-        raise StartError(f"the devices cannot hold the model: {str(error).splitlines()[0][:200]}") from error
-
-
-def mesh_of(config: Config) -> Mesh | None:
-    """The experiment's mesh, on the first devices; None is the first device alone."""
-    sizes = dataclasses.asdict(config.mesh)
-    count = math.prod(sizes.values())
-    if count == 1:
-        return None
-    try:
-        return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
-    except ValueError as error:
-        raise UserError(f"config.{error}; change config.mesh") from error
-
-
-@contextlib.contextmanager
-def on_devices(config: Config, mesh: Mesh | None) -> Iterator[None]:
-    """Within the block computations are on the mesh, and compiled programs are kept for later starts."""
-    if config.train.compile_cache and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.train.compile_cache).expanduser()))
-    with use_mesh(mesh, config.sharding) if mesh else contextlib.nullcontext():
-        yield
+    if isinstance(arguments.trained, Run) and not arguments.any_encoders:
+        arguments.trained.check_encoders(find_encoders(datasets))
+    return find_images(datasets)

@@ -5,23 +5,20 @@ from pathlib import Path
 
 from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
-from emollama_jax.bench.encode import ENCODERS, bench_encode
+from emollama_jax.bench.encode import bench_encode
 from emollama_jax.bench.extract import bench_extract
 from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
 from emollama_jax.bench.train import bench_train
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.config import parse_flags
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.text.prompts import TASKS
+from emollama_jax.weights.encoders import ENCODERS
 
 
 def run(argv: list[str]) -> None:
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments = vars(parser.parse_args(rest))
+    config, parsed = parse(make_parser(), argv)
+    arguments = vars(parsed)
     bench, file = arguments.pop("bench"), arguments.pop("json")
     if file:
         file.touch()  # an unwritable place is better known before the work than after
@@ -31,21 +28,16 @@ def run(argv: list[str]) -> None:
         report.save(file)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(  # for the help: parse_flags has taken it by then
-        "--config",
-        metavar="NAME_OR_PATH",
-        default=argparse.SUPPRESS,
-        help="the experiment; --config.GROUP.FIELD=VALUE changes it",
-    )
+def make_parser() -> argparse.ArgumentParser:
+    common = VerbParser(add_help=False)
+    add_config_argument(common)
     common.add_argument(
         "--repeats", type=at_least(1), default=3, metavar="N", help="measurements (default: %(default)s)"
     )
-    common.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to a file")
-    common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure only ourselves")
+    common.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to a file")
+    common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure without the peer")
 
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="emollama bench",
         description="Measures an experiment's language model, or its encoders, with random weights, and beside it, in "
         "the same run, the same model in torch (transformers, PEFT) where that is installed. The table shows the best "
@@ -79,12 +71,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--tasks", choices=TASKS, nargs="+", default=TASKS[:2], metavar="T", help="default: emotion reason"
     )
-    predict = verbs.add_parser("predict", parents=[common], help="labels and reasons about clips")
+    predict = verbs.add_parser(
+        "predict",
+        parents=[common],
+        help="labels and reasons about clips, and a mix of answers",
+        description="Labels and reasons about clips, at several batch sizes, and a mix of short and long answers with "
+        "continuous batching, beside lockstep batches of our own model and torch with one request at a time.",
+    )
     predict.set_defaults(bench=bench_predict)
     predict.add_argument(
-        "--batch", dest="batch_sizes", type=at_least(1), nargs="+", default=[1, 16], metavar="B", help="default: 1 16"
+        "--batch",
+        dest="batch_sizes",
+        type=at_least(1),
+        nargs="*",
+        default=[1, 16],
+        metavar="B",
+        help="none: only the mix of answers (default: 1 16)",
     )
     predict.add_argument("--new-tokens", type=at_least(2), default=100, metavar="T", help="of a reason (default: 100)")
+    predict.add_argument(
+        "--longest",
+        type=at_least(1),
+        default=200,
+        metavar="T",
+        help="tokens of the mix's longest answer (default: 200)",
+    )
     encode = verbs.add_parser("encode", parents=[common], help="frames, faces, clips and voices to features")
     encode.set_defaults(bench=bench_encode)
     encode.add_argument(

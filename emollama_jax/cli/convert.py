@@ -1,10 +1,11 @@
-"""Convert weights between formats."""
+"""Convert a language model between weight formats."""
 
 import argparse
 from pathlib import Path
 
 import jax
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED
@@ -13,12 +14,24 @@ from emollama_jax.models.lora import merge
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, load_adapter
-from emollama_jax.weights.pretrained import NO_LORA, load_llama, load_tokenizer_of, save_hugging_face
+from emollama_jax.weights.pretrained import NO_LORA, load_base_tokenizer, load_llama, save_hugging_face
 from emollama_jax.weights.sources import open_source
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    arguments = make_parser().parse_args(argv)
+    if arguments.kernel_dtype in QUANTISED and (arguments.to == "hf" or arguments.adapter):
+        raise UserError(
+            f"--kernel-dtype {arguments.kernel_dtype}: neither with --to hf nor with --adapter; "
+            "write the merged model with --to hf, then convert that"
+        )
+    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
+    with atomic_folder(arguments.output) as folder:
+        _convert(arguments, folder)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama convert",
         description="Reads a LLaMA model (a Hugging Face folder with safetensors or .bin files, a Flax folder, a GGUF "
         "file, or a base checkpoint) and writes it, with its tokenizer, as a base checkpoint, which is what training "
@@ -39,15 +52,7 @@ def run(argv: list[str]) -> None:
         default="bfloat16",
         help="storage of all the rest, or of everything in a Hugging Face folder (default: %(default)s)",
     )
-    arguments = parser.parse_args(argv)
-    if arguments.kernel_dtype in QUANTISED and (arguments.to == "hf" or arguments.adapter):
-        raise UserError(
-            f"--kernel-dtype {arguments.kernel_dtype}: neither with --to hf nor with --adapter; "
-            "write the merged model with --to hf, then convert that"
-        )
-    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
-    with atomic_folder(arguments.output) as folder:
-        _convert(arguments, folder)
+    return parser
 
 
 def _convert(arguments: argparse.Namespace, folder: Path) -> None:
@@ -58,7 +63,7 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     if is_base and arguments.to == "hf":
         execution["kernel_dtype"] = found.kernel_dtype  # they are dequantised on the way out
     # What is small comes first: nobody waits for the weights to learn that the tokenizer is missing.
-    tokenizer = load_tokenizer_of(source, found.vocab_size)
+    tokenizer = load_base_tokenizer(source, found.vocab_size)
     lora = adapter_config(arguments.adapter) if arguments.adapter else NO_LORA
     model, report = load_llama(source, lora=lora, **execution)
     print(f"read    {len(report.read)} {'parameters' if is_base else f'{source.format} tensors'} of {arguments.input}")

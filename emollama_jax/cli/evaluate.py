@@ -1,59 +1,53 @@
-"""Judge a model, or answers that are there, by a benchmark."""
+"""Evaluate a model, or answers in a file, on a benchmark."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.cli._model import (
-    add_model_arguments,
-    image_encoder_of,
-    load_model,
-    mesh_of,
-    on_devices,
-    read_experiment,
-)
+from emollama_jax.cli._arguments import VerbParser, at_least
+from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
 from emollama_jax.cli._progress import Progress
-from emollama_jax.data.pipeline import encoders_of, image_of, open_sources
-from emollama_jax.data.records import Records
+from emollama_jax.config import Config
+from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.records import Records, open_split
 from emollama_jax.errors import UserError
 from emollama_jax.eval.answer_files import evaluate_answers, labels_of_records, read_answers, read_labels
 from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark
-from emollama_jax.eval.emer_report import evaluate_emer, save_emer, to_markdown
-from emollama_jax.eval.judge import Judge, JudgeConfig
 from emollama_jax.eval.metrics import INVALID
 from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
-from emollama_jax.infer.identity import check_encoders
-from emollama_jax.infer.predictor import ALL, check_modalities
+from emollama_jax.infer.clip_input import ALL, check_modalities
+from emollama_jax.infer.engine import Engine
 
-OWN, EMER = "labels", "emer"
+OWN = "labels"
 
 
 def run(argv: list[str]) -> int:
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    if any(argument.partition("=")[0] == "--predictions" for argument in argv):
-        arguments = parser.parse_args(argv)
-        return _emer(arguments) if arguments.benchmark == EMER else _of_file(arguments)
-    return _of_model(parser, argv)
+    if argv[:1] == ["emer"]:
+        raise UserError("emer is a verb of its own: emollama judge ANSWERS REFERENCES --out FOLDER")
+    config, arguments = read_experiment(make_parser(), argv)
+    if arguments.predictions and arguments.trained:
+        raise UserError("--trained: answers in a file (--predictions) are not a model's; give one of the two")
+    if arguments.list and not arguments.predictions:
+        raise UserError("--list: goes with --predictions, and only there")
+    (_evaluate_file if arguments.predictions else _evaluate_model)(config, arguments)
+    print(f"wrote {arguments.out}")
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama evaluate",
         usage="emollama evaluate BENCHMARK --data FOLDER:SPLIT --trained RUN [--modalities AVT,A,V,T] --out FOLDER\n"
-        "       emollama evaluate BENCHMARK --predictions FILE [--data FOLDER:SPLIT | --list FILE] --out FOLDER\n"
-        "       emollama evaluate emer --predictions FILE --references FILE [--judge] --out FOLDER",
+        "       emollama evaluate BENCHMARK --predictions FILE [--data FOLDER:SPLIT | --list FILE] --out FOLDER",
         description="Scores the labels of prepared clips and writes metrics with their confidence intervals, classes "
         "and the confusion matrix, beside the published figures (JSON, Markdown, PNG). Several sets of modalities, and "
         "data sets prepared by several frame rules, are evaluated one by one and put into one table. --predictions "
-        "judges answers in a file instead: those of emollama predict, or of any other system.",
+        "evaluates answers in a file instead: those of emollama predict, or of any other system.",
         epilog="example: emollama evaluate mer2023 --data data/mer2023/frame/1.0.0:test1 --trained runs/mer2023 "
         "--modalities AVT,AV,A,V,T --out results",
     )
-    parser.add_argument("benchmark", choices=(*BENCHMARKS, OWN, EMER), help=f"{OWN}: any labels")
+    parser.add_argument("benchmark", choices=(*BENCHMARKS, OWN), help=f"{OWN}: any labels")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the results")
     parser.add_argument(
         "--data", action="append", default=[], metavar="FOLDER:SPLIT", help="prepared clips; one for each frame rule"
@@ -70,58 +64,28 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--by", choices=WAYS, default=WAYS[0], help="score labels or generate answers (default: score)")
     group.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="clips (default: %(default)s)")
     add_model_arguments(parser)
-    group = parser.add_argument_group("answers in files")
+    group = parser.add_argument_group("answers in a file")
     group.add_argument("--predictions", type=Path, metavar="FILE", help=".csv or .jsonl of name and answer")
     group.add_argument("--list", type=Path, metavar="FILE", help="names and labels, where the answers' file has none")
-    group.add_argument(
-        "--references", metavar="FILE", help="of EMER: a table of names and descriptions, or FOLDER:SPLIT"
-    )
-    group.add_argument(
-        "--judge", action="store_true", help="ask the model at EMOLLAMA_JUDGE_ADDRESS (and _MODEL, _KEY) for overlaps"
-    )
-    group.add_argument(
-        "--judge-cache", type=Path, metavar="FOLDER", help="its answers, which are asked for once (default: OUT/judge)"
-    )
     return parser
 
 
-def _of_model(parser: argparse.ArgumentParser, argv: list[str]) -> int:
-    if EMER in argv[:1]:
-        raise UserError("emer: judges answers in a file; give --predictions, made by emollama predict --task reason")
-    config, arguments = read_experiment(parser, argv)
+def _evaluate_model(config: Config, arguments: argparse.Namespace) -> None:
     modalities = [check_modalities(some) for some in arguments.modalities.split(",")]
     if len(set(modalities)) < len(modalities):
         raise UserError(f"--modalities {arguments.modalities}: give each set once")
-    paths = arguments.data or config.data.eval
-    sources = open_sources(paths, config, "--data")
-    splits = [source.records for source in sources]
-    benchmark = _benchmark(arguments, splits)
-    if arguments.trained and not arguments.any_encoders:
-        check_encoders(arguments.trained, encoders_of(sources), all_known=False)
-    files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}
-    mesh = mesh_of(config)
-    with on_devices(config, mesh):
-        model, tokenizer = load_model(config, arguments, mesh, files=files)
-        progress = Progress(sum(map(len, splits)) * len(modalities), "clip")
-        cells = sweep(
-            model,
-            tokenizer,
-            config,
-            splits,
-            benchmark,
-            modalities=modalities,
-            orders=arguments.orders,
-            by=arguments.by,
-            batch_size=arguments.batch_size,
-            invalid=arguments.invalid,
-            progress=progress,
-        )
-        progress.close()
+    datasets = open_datasets(arguments.data or config.data.eval, config, "--data")
+    splits = [dataset.records for dataset in datasets]
+    benchmark, inputs = _benchmark(arguments, splits), inputs_of_records(arguments, datasets)
+    engine = Engine.load(config=config, inputs=inputs, slots=arguments.batch_size, **model_options(arguments))
+    passes = len(modalities) * (arguments.orders if arguments.by == "generate" else 1)
+    progress = Progress(sum(map(len, splits)) * passes, "clip")
+    settings = {name: getattr(arguments, name) for name in ("orders", "by", "batch_size", "invalid")}
+    cells = sweep(engine, splits, benchmark, modalities=modalities, progress=progress, **settings)
+    progress.close()
     save_sweep(cells, arguments.out)
     for cell in cells:
         print(_line(cell))
-    print(f"wrote {arguments.out}")
-    return 0
 
 
 def _benchmark(arguments: argparse.Namespace, splits: list[Records]) -> Benchmark:
@@ -154,10 +118,10 @@ def _line(cell: Cell) -> str:
     return f"{cell.modalities}, {cell.frame} frame: {', '.join(shown)}; {evaluation.clips} clips{left_out}"
 
 
-def _of_file(arguments: argparse.Namespace) -> int:
-    """Answers in a file against labels in records, in a list or beside the answers."""
+def _evaluate_file(config: Config, arguments: argparse.Namespace) -> None:
+    """Evaluates answers in a file, by labels in records, in a list or beside the answers."""
     answers = read_answers(arguments.predictions)
-    splits = [_records(path) for path in arguments.data]
+    splits = [open_split(path) for path in arguments.data]
     if arguments.list:
         truth = read_labels(arguments.list)
     elif splits:
@@ -172,36 +136,8 @@ def _of_file(arguments: argparse.Namespace) -> int:
     print(", ".join(f"{HEADINGS[n]} {100 * scores[n]:.2f} %" for n in matched.evaluated.evaluation.benchmark.metrics))
     _name(matched.missing, "clips without an answer, counted as invalid")
     _name(matched.others, "answers about other clips, left out")
-    print(f"wrote {arguments.out}")
-    return 0
 
 
 def _name(clips: Sequence[str], what: str) -> None:
     if clips:
         print(f"{len(clips)} {what}: {', '.join(clips[:3])}{', ...' if len(clips) > 3 else ''}")
-
-
-def _records(path: str) -> Records:
-    folder, found, split = path.rpartition(":")
-    if not found:
-        raise UserError(f"{path!r} names no split; write FOLDER:SPLIT")
-    return Records(folder, split)
-
-
-def _emer(arguments: argparse.Namespace) -> int:
-    if not arguments.references:
-        raise UserError("--references: give the annotators' descriptions, a table or FOLDER:SPLIT")
-    if ":" in arguments.references and not Path(arguments.references).exists():
-        records = _records(arguments.references)
-        references, labels = labels_of_records(records, "caption_fine"), labels_of_records(records)
-    else:
-        references, labels = read_labels(Path(arguments.references), "caption_fine"), {}
-    if arguments.list:
-        labels = read_labels(arguments.list)
-    cache = arguments.judge_cache or arguments.out / "judge"
-    judge = Judge(JudgeConfig.from_environment(), cache) if arguments.judge else None
-    report = evaluate_emer(read_answers(arguments.predictions).answers, references, labels, judge)
-    save_emer(report, arguments.out)
-    print(to_markdown(report), end="")
-    print(f"wrote {arguments.out}")
-    return 0

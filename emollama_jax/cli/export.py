@@ -1,29 +1,49 @@
-"""Write trained adapters and projectors for PyTorch."""
+"""Export trained adapters and projectors for PyTorch."""
 
 import argparse
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
-from emollama_jax.weights.emotion_llama import (
-    TrainedWeights,
-    is_carried,
-    load_adapters,
-    open_trained,
-    write_folder,
-    write_projectors,
-    write_pth,
-)
-from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of, save_hugging_face
+from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, save_hugging_face
+from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
+from emollama_jax.weights.trained_export import write_folder, write_projectors, write_pth
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    arguments = make_parser().parse_args(argv)
+    if (arguments.to == "hf") != bool(arguments.base):
+        raise UserError("--base: the language model that the adapters are added to goes with --to hf, and only there")
+    if arguments.adapter_name is not None and arguments.to != "pth":
+        raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
+    if arguments.adapter_name and "." in arguments.adapter_name:
+        raise UserError(f"--adapter-name {arguments.adapter_name}: a name has no dots; choose another")
+    if arguments.alpha is not None and (arguments.alpha <= 0 or arguments.input.is_dir()):
+        raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
+    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
+    run = Run.find(arguments.input)
+    trained = run.trained_weights() if run else open_trained(arguments.input, alpha=arguments.alpha)
+    tensors, lora = trained.reference_tensors(), trained.lora
+    print(
+        f"read    {len(tensors)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
+        f"on {', '.join(lora.targets)}"
+    )
+    print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
+    print(f"carried {', '.join(trained.carried()) or 'nothing'}")
+    for line in _write(arguments, trained, tensors):
+        print(f"wrote   {line}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama export",
         description="Reads the trained weights of Emotion-LLaMA (a .pth of the reference or of MiniGPT-v2, a PEFT "
         "folder with projectors.safetensors, or the folder of a run or of one of its checkpoints) and writes them in "
@@ -48,48 +68,28 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--dtype", choices=FLOAT_DTYPES, default="bfloat16", help="of the model of --to hf (default: %(default)s)"
     )
-    arguments = parser.parse_args(argv)
-    if (arguments.to == "hf") != bool(arguments.base):
-        raise UserError("--base: the language model that the adapters are added to goes with --to hf, and only there")
-    if arguments.adapter_name is not None and arguments.to != "pth":
-        raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
-    if arguments.adapter_name and "." in arguments.adapter_name:
-        raise UserError(f"--adapter-name {arguments.adapter_name}: a name has no dots; choose another")
-    if arguments.alpha is not None and (arguments.alpha <= 0 or arguments.input.is_dir()):
-        raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
-    jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
-    trained = open_trained(arguments.input, alpha=arguments.alpha)
-    names = trained.source.names()
-    lora = trained.lora
-    print(
-        f"read    {len(names)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
-        f"on {', '.join(lora.targets)}"
-    )
-    print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
-    print(f"carried {', '.join(filter(is_carried, names)) or 'nothing'}")
-    for line in _write(arguments, trained):
-        print(f"wrote   {line}")
+    return parser
 
 
-def _write(arguments: argparse.Namespace, trained: TrainedWeights) -> list[str]:
+def _write(arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> list[str]:
     output = arguments.output
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
-        written = write_pth(output, trained.tensors(), adapter_name=name)
+        written = write_pth(output, tensors, adapter_name=name)
         alpha = trained.lora.alpha
         unusual = f", to be read with alpha {alpha:g}, which it does not record" if alpha != LoRAConfig().alpha else ""
         return [f"{output}: {len(written)} tensors{unusual}"]
     with atomic_folder(output) as folder:
         if arguments.to == "peft":
-            written = write_folder(folder, trained.tensors(), trained.lora, adapter_name=trained.adapter_name)
+            written = write_folder(folder, tensors, trained.lora, adapter_name=trained.adapter_name)
             return [f"{output}: a PEFT adapter and the projectors, {len(written)} tensors"]
         is_base = is_base_checkpoint(arguments.base)
         kernel_dtype = read_manifest(arguments.base)["llama"].kernel_dtype if is_base else arguments.dtype
         model, _ = load_llama(arguments.base, lora=trained.lora, param_dtype=arguments.dtype, kernel_dtype=kernel_dtype)
-        tokenizer = load_tokenizer_of(arguments.base, model.config.vocab_size)
+        tokenizer = load_base_tokenizer(arguments.base, model.config.vocab_size)
         load_adapters(model, trained)
         save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=True)
-        written = write_projectors(folder, trained.tensors())
+        written = write_projectors(folder, tensors)
     return [
         f"{output}: {arguments.base} with the adapters added, a Hugging Face folder in {arguments.dtype}",
         f"{output / 'projectors.safetensors'}: the projectors, {len(written)} tensors",

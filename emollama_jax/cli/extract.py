@@ -1,93 +1,101 @@
-"""Turn raw videos into features and records, or compare two sets of features."""
+"""Turn raw videos into features and records."""
 
 import argparse
-import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from emollama_jax.cli._arguments import add_group_arguments, at_least
-from emollama_jax.cli._data_sets import add_arguments, check_image, sources_of, write_data_set
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, at_least, parse
+from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
-from emollama_jax.config import Config, parse_flags
+from emollama_jax.config import Config
+from emollama_jax.data.annotation_files import AnnotationFiles
 from emollama_jax.data.annotations import Annotations
-from emollama_jax.data.builders import FACTS
-from emollama_jax.distributed import NotStarted, barrier, find_group, process_group
+from emollama_jax.data.parts import PartMaker
+from emollama_jax.data.records import CLIP_INFO_FILE, read_clip_info
+from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
-from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
-from emollama_jax.features.encoders import Encoders, load_encoders, local_mesh, random_encoders
-from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
+from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
+from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
-FILES = ("mae", "videomae", "hubert", "eva_vit")
+ENCODERS = (*FEATURES, "eva_vit")
 
 
 def run(argv: list[str]) -> int:
     if "--check" in argv:
-        return _check(argv)
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments = parser.parse_args(rest)
-    _check_arguments(arguments)
-    sources_of(arguments)  # what is wrong with them is said before the encoders are loaded
+        raise UserError("extract --check is a verb of its own: emollama compare A B")
+    config, arguments = parse(make_parser(), argv)
+    check_subtitle_arguments(arguments)
+    files = annotation_files_of(arguments)  # what is wrong with them is said before the encoders are loaded
+    weights = _encoder_files(config, arguments)
     group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    try:
-        with process_group(group):
-            return _extract(config, arguments)
-    except NotStarted as error:
-        print(f"emollama extract: error: {error}", file=sys.stderr)
-        return 3
+    with process_group(group):
+        return _extract(config, arguments, files, weights)
 
 
-def _extract(config: Config, arguments: argparse.Namespace) -> int:
-    encoders, process = _encoders(config, arguments), (jax.process_index(), jax.process_count())
-    extraction = Extraction(
+def _extract(
+    config: Config, arguments: argparse.Namespace, files: AnnotationFiles, weights: Mapping[str, str | Path] | None
+) -> int:
+    if weights is None:
+        encoders = random_encoders(config, eva_vit=arguments.image_storage == "image_tokens", mesh=local_mesh())
+    else:
+        encoders = load_encoders(config, **weights, mesh=local_mesh())
+    process, num_processes = jax.process_index(), jax.process_count()
+    recipe = extraction_recipe(
+        config,
+        encoders,
+        labels=files.labels,
+        frame_rule=arguments.frame_rule,
+        subtitle_sources=arguments.subtitles_from,
+    )
+    maker = extraction_part_maker(
         config,
         encoders,
         workers=arguments.workers,
         batch_size=arguments.batch_size,
-        share=process,
-        transcribe=transcribe_of(arguments),
         npy=arguments.npy,
+        shard_index=process,
+        num_shards=num_processes,
+        transcribe=transcribe_of(arguments),
     )
 
-    def make_parts(annotations: Annotations) -> Extraction:
-        progress = Progress(len(annotations.clips) // process[1], "clip")
-        extraction.on_part = lambda clips, aside: progress(clips)
-        return extraction
+    def make_parts(annotations: Annotations) -> PartMaker:
+        progress = Progress(len(annotations.clips) // num_processes, "clip")
+        maker.on_part = lambda clips, aside: progress(clips)
+        return maker
 
     prepared, code = write_data_set(
-        arguments,
-        lambda labels: extraction_recipe(
-            config, encoders, labels=labels, frame=arguments.frame, subtitles=arguments.subtitles_from
-        ),
+        arguments.data,
+        files,
+        recipe,
         make_parts,
-        process=process[0],
+        out=arguments.out,
+        report=arguments.report,
+        strict=arguments.strict,
+        process=process,
         wait_for_all=lambda reason: barrier(reason, LONGEST_WAIT_S),
     )
-    if process[0] == 0:
-        _report(prepared.path, extraction.seconds)
+    if process == 0:
+        _report(prepared.path, maker.clock.seconds)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama extract",
-        usage="emollama extract --config NAME_OR_PATH DATA [FOLDER] --mae FILE --videomae FILE --hubert FILE [...]\n"
-        "       emollama extract --check A B [--json FILE]",
+        usage="emollama extract --config NAME_OR_PATH DATA [FOLDER] [--mae FILE --videomae FILE --hubert FILE] [...]",
         description="Reads the videos of a data set, finds the face in them, runs the encoders of face, motion and "
-        "voice, and writes records as emollama prepare does. An encoder that is not given leaves its feature to the "
-        "data set's own files. Goes on where it was stopped; a clip that cannot be read is reported and put aside "
-        "(exit code 1). On several hosts the same command on each shares the work; --out is then a folder they share. "
-        "--check compares two sets of features, each FOLDER or FOLDER:SPLIT of records or a folder of .npy files; exit "
-        "code 0: they can be mixed.",
-        epilog="example: emollama extract --config stage1_merr merr MERR --frame peak --mae vit-mae-large "
-        "--videomae videomae-large --hubert chinese-hubert-large",
+        "voice, and writes records as emollama prepare does. Where no encoder is given, they are the experiment's "
+        "(config.weights); where some are, the other features come from the data set's own files. Goes on where it was "
+        "stopped; a clip that cannot be read is reported and put aside (exit code 1). On several hosts the same "
+        "command on each shares the work; --out is then a folder they share.",
+        epilog="example: emollama extract --config stage1_merr merr MERR --frame-rule peak --workers 16",
     )
+    add_config_argument(parser)
     add_arguments(parser)
     group = parser.add_argument_group("the encoders")
     group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
@@ -99,43 +107,38 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
     add_subtitle_arguments(parser)
-    add_group_arguments(parser)
+    add_process_arguments(parser)
     return parser
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    check_subtitle_arguments(arguments)
-    given = [name for name in FILES if getattr(arguments, name)]
-    if bool(given) == arguments.random_encoders:
-        raise UserError("give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial")
-    if not arguments.random_encoders:
-        check_image(arguments)
-
-
-def _encoders(config: Config, arguments: argparse.Namespace) -> Encoders:
+def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, str | Path] | None:
+    """The encoders' files, where none is given the experiment's; None stands for random encoders."""
+    given = {name: getattr(arguments, name) for name in ENCODERS if getattr(arguments, name)}
     if arguments.random_encoders:
-        return random_encoders(config, eva_vit=arguments.image == "image_tokens", mesh=local_mesh())
-    return load_encoders(config, **{name: getattr(arguments, name) for name in FILES}, mesh=local_mesh())
+        if given:
+            raise UserError("--random-encoders: goes in place of --mae, --videomae, --hubert and --eva-vit")
+        return None
+    keeps_tokens = arguments.image_storage == "image_tokens"
+    names = [] if given else list(FEATURES)
+    if keeps_tokens and "eva_vit" not in given:
+        names.append("eva_vit")
+    given |= {name: getattr(config.weights, name) for name in names if getattr(config.weights, name)}
+    check_image(arguments.image_storage, given.get("eva_vit"))
+    if not given:
+        raise UserError(
+            "give encoders (--mae, --videomae, --hubert, --eva-vit or config.weights), or --random-encoders for a trial"
+        )
+    return given
 
 
-def _report(path: Path, seconds: dict[str, float]) -> None:
+def _report(path: Path, seconds: Mapping[str, float]) -> None:
     """What was seen and heard in all, and what took the time."""
-    clip_info = [json.loads(line) for line in (path / FACTS).read_text(encoding="utf-8").splitlines()]
+    clip_info = read_clip_info(path)
     without = [info["name"] for info in clip_info if info.get("faces_found") == 0]
     silent = sum("sound_seconds" not in info for info in clip_info)
     named = f" ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''})" if without else ""
-    print(f"no face in {len(without)} of {len(clip_info)} clips{named}, no sound in {silent}; see {path / FACTS}")
+    print(
+        f"no face in {len(without)} of {len(clip_info)} clips{named}, no sound in {silent}; see {path / CLIP_INFO_FILE}"
+    )
     if seconds:
         print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
-
-
-def _check(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="emollama extract --check")
-    parser.add_argument("--check", nargs=2, metavar=("A", "B"), required=True)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures for programs")
-    arguments = parser.parse_args(argv)
-    comparison = compare(*arguments.check)
-    print(comparison)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
-    return 0 if comparison.verdict in (SAME, INTERCHANGEABLE) else 1

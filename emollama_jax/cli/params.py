@@ -1,4 +1,4 @@
-"""Count the parameters of an experiment, and those that are trained."""
+"""Count the parameters of an experiment, in all and trained."""
 
 import argparse
 import functools
@@ -11,8 +11,8 @@ import jax
 import jax.dtypes
 from flax import nnx
 
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.config import Config, parse_flags
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
+from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.sharding import abstract, mesh_sizes, partition_spec
@@ -32,24 +32,27 @@ TOTALS = ("all", "frozen", "trainable")
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    config, arguments = parse(make_parser(), argv)
+    if arguments.each:
+        from clu.parameter_overview import get_parameter_overview
+
+        print(get_parameter_overview(nnx.to_pure_dict(_abstract_state(config)), include_stats=False))
+    print(table(config, arguments.devices))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama params",
-        usage="emollama params --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...] [--devices N]",
+        usage="emollama params --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...] [--devices N] [--each]",
         description="Prints the parameters by part, and the memory they take on each device of the experiment's mesh, "
         "from shapes alone: nothing is loaded or allocated.",
     )
     parser.add_argument(
         "--devices", type=at_least(1), metavar="N", help="for a mesh that takes all there are (default: this machine's)"
     )
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments, unknown = parser.parse_known_args(rest)
-    if unknown:
-        raise UserError(
-            f"unknown argument {unknown[0]!r}; emollama params takes --config, --config.GROUP.FIELD=VALUE and --devices"
-        )
-    print(table(config, arguments.devices))
+    parser.add_argument("--each", action="store_true", help="also list every parameter with its shape and dtype")
+    add_config_argument(parser)
+    return parser
 
 
 def table(config: Config, devices: int | None = None) -> str:
@@ -66,7 +69,7 @@ def table(config: Config, devices: int | None = None) -> str:
         sizes = mesh_sizes(
             sizes, (devices or jax.device_count()) if -1 in sizes.values() else math.prod(sizes.values())
         )
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}; give another number with --devices") from error
     parts = _count(config, sizes)
     rows = [*(group for group in GROUPS if group in parts), *TOTALS]
@@ -105,10 +108,15 @@ class Part:
         self.dtypes.add(str(getattr(value, "qtype", value.dtype)))
 
 
-def _count(config: Config, sizes: Mapping[str, int]) -> dict[str, Part]:
+def _abstract_state(config: Config) -> nnx.State:
     _, state = abstract(
         lambda: EmotionLlama.init(config.llama, config.lora, config.projectors, config.eva_vit, rngs=nnx.Rngs(0))
     )
+    return state
+
+
+def _count(config: Config, sizes: Mapping[str, int]) -> dict[str, Part]:
+    state = _abstract_state(config)
     is_trained = functools.partial(is_trainable, parts=config.trainable)
     parts: dict[str, Part] = defaultdict(Part)
     for path, variable in nnx.to_flat_state(state):

@@ -1,12 +1,11 @@
-"""Estimate memory and speed on TPUs and GPUs that are not there."""
+"""Estimate memory and speed on TPUs and GPUs without having them."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.config import parse_flags
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.overlay import write_overlay
 from emollama_jax.plan.plan import assumptions, make_plan
@@ -18,11 +17,7 @@ CACHE = "~/.cache/emollama_jax/plans"
 
 
 def run(argv: list[str]) -> int:
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments = parser.parse_args(rest)
+    config, arguments = parse(make_parser(), argv)
     topology = parse_topology(arguments.topology)
     for file in (arguments.json, arguments.overlay):
         if file:
@@ -58,20 +53,15 @@ def _base(argv: list[str]) -> str:
     return argv[at].partition("=")[2] or argv[at + 1]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama plan",
-        description="Compiles an experiment's own programs for devices that need not be there, and prints the memory "
+        description="Compiles an experiment's own programs for TPUs or GPUs without the hardware and prints the memory "
         "they take, what they send to each other and how long they take at best: compiler estimates, never "
         "measurements. Exits with 1 where a program does not fit. For TPUs it needs the extra plan, for GPUs cuda.",
         epilog="example: emollama plan --config stage1_merr --topology v5e-16",
     )
-    parser.add_argument(  # for the help: parse_flags has taken it by then
-        "--config",
-        metavar="NAME_OR_PATH",
-        default=argparse.SUPPRESS,
-        help="the experiment; --config.GROUP.FIELD=VALUE changes it",
-    )
+    add_config_argument(parser)
     parser.add_argument(
         "--topology",
         required=True,

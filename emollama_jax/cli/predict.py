@@ -1,40 +1,23 @@
-"""Ask a model about videos or records; goes on where it was stopped."""
+"""Ask a model about videos or records."""
 
 import argparse
-import functools
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jax.sharding import Mesh
-
-from emollama_jax.cli._arguments import at_least
-from emollama_jax.cli._model import (
-    add_model_arguments,
-    image_encoder_of,
-    load_model,
-    mesh_of,
-    on_devices,
-    read_experiment,
-    starting,
-)
+from emollama_jax.cli._arguments import VerbParser, at_least
+from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
 from emollama_jax.cli._progress import Progress
-from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
-from emollama_jax.config import Config
-from emollama_jax.data.pipeline import IndexedRecords, encoders_of, image_of, open_sources
+from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments
+from emollama_jax.data.datasets import find_encoders, open_datasets
 from emollama_jax.errors import UserError
-from emollama_jax.features.encoders import load_encoders, random_encoders
-from emollama_jax.infer.batch_run import Asked, answer_all
-from emollama_jax.infer.identity import check_encoders, identity_of, learnt_frame_rules
-from emollama_jax.infer.inputs import Item, Recorded, Videos, find_items
-from emollama_jax.infer.output import open_output
-from emollama_jax.infer.predictor import ALL, Predictor, check_modalities, requests_of
+from emollama_jax.infer.batch_run import answer_all
+from emollama_jax.infer.clip_input import ALL, check_modalities
+from emollama_jax.infer.engine import Engine
+from emollama_jax.infer.inputs import RecordClips, find_items
+from emollama_jax.infer.output import PrintedOutput, open_output
+from emollama_jax.infer.predictor import task_questions
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
-from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.text.prompts import FEATURES, TASKS
 
 EXIT_CODES = """exit codes:
@@ -46,74 +29,65 @@ EXIT_CODES = """exit codes:
   130  interrupted; --resume goes on"""
 
 
-@dataclass(frozen=True)
-class _Input:
-    """What is asked about: the clips, what reads them, how the model sees their frames, and what is told of them."""
-
-    items: Sequence[Item]
-    source: Videos | Recorded
-    encoders: Mapping[str, str]
-    """Fingerprints."""
-    files: Mapping[str, str]
-    """Of the encoder of frames."""
-    told: Mapping[str, Any]
-    eva_vit: EvaVit | None = None
-
-
 def run(argv: list[str]) -> int:
-    config, arguments = read_experiment(_parser(), argv)
+    config, arguments = read_experiment(make_parser(), argv)
     _check_arguments(arguments)
+    options = model_options(arguments) | {"modalities": arguments.modalities, "orders": arguments.orders}
+    options["slots"] = arguments.batch_size
     is_data = ":" in arguments.input and not Path(arguments.input).exists()
-    items = None if is_data else find_items(arguments.input, arguments.videos)
-    sources = open_sources([arguments.input], config, "input") if is_data else None
-    mesh = mesh_of(config)
-    with open_output(arguments.out, resume=arguments.resume) as output, on_devices(config, mesh):
-        given = _records(config, arguments, sources) if is_data else _videos(config, arguments, items, mesh)
-        if arguments.trained and not arguments.any_encoders:
-            check_encoders(arguments.trained, given.encoders, all_known=not is_data)
-        model, tokenizer = load_model(config, arguments, mesh, files=given.files, eva_vit=given.eva_vit)
-        predictor = Predictor(model, tokenizer, config, modalities=arguments.modalities, orders=arguments.orders)
-        by_score = arguments.task == "emotion" and not arguments.question
-        asked = Asked(() if by_score else requests_of(config.prompt, arguments.task, arguments.question))
-        settings = {"requests": list(asked.requests), "modalities": predictor.modalities, "orders": arguments.orders}
-        output.claim(identity_of(config, model, arguments.base, encoders=given.encoders, **given.told, **settings))
-        progress = Progress(len(given.items), "clip")
-        options = {"batch_size": arguments.batch_size, "progress": progress}
-        summary = answer_all(given.items, given.source, predictor, asked, output, **options)
+    if is_data:
+        datasets = open_datasets([arguments.input], config, "input")
+        source = RecordClips(datasets[0].records)
+        items, options["inputs"] = source.items, inputs_of_records(arguments, datasets)
+        settings = {"encoders": find_encoders(datasets), "data": datasets[0].records.metadata.get("fingerprint")}
+    else:
+        items = find_items(arguments.input, arguments.videos)
+        options |= {name: getattr(arguments, name) for name in (*FEATURES, "random_encoders", "recogniser")}
+        options |= {"frame_rule": arguments.frame, "subtitle_sources": arguments.subtitles_from}
+        options["workers"] = default_workers() if arguments.workers is None else arguments.workers
+        settings = {}
+    by_score = arguments.task == "emotion" and not arguments.question
+    questions = () if by_score else task_questions(config.prompt, arguments.task, arguments.question)
+    out = arguments.out
+    with open_output(out, resume=arguments.resume) if out else PrintedOutput(sys.stdout) as output:
+        engine = Engine.load(config=config, log=lambda line: print(line, file=sys.stderr), **options)
+        source = source if is_data else engine.videos()
+        if out:
+            output.claim(engine.identity(requests=list(questions), **settings))
+        progress = Progress(len(items), "clip")
+        how = {"questions": questions, "batch_size": arguments.batch_size, "progress": progress}
+        summary = answer_all(engine, items, source, output, **how)
         progress.close()
-    if len(given.items) == 1:
-        print(json.dumps(output.known[given.items[0].key], ensure_ascii=False, indent=1))
-    print(f"{summary}: {arguments.out}", file=sys.stderr)
+    print(f"{summary}{f': {out}' if out else ''}", file=sys.stderr)
     return 1 if summary.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama predict",
-        usage="emollama predict INPUT --out FILE --trained RUN [--base FOLDER] [--mae FILE --videomae FILE\n"
-        "                        --hubert FILE --eva-vit FILE] [--task TASK | --question TEXT] [--resume] [...]",
+        usage="emollama predict INPUT --trained RUN [--out FILE [--resume]] [--task TASK | --question TEXT] [...]",
         description="Asks the model about each clip: a video, the videos of a folder or of a manifest (.csv, .jsonl\n"
         "or .txt with name, video, subtitle, question), or prepared records. Writes one line of JSON a clip: the\n"
         "answer, each label's probability, the frame taken, faces found, seconds; or an error with its stage. Killed\n"
-        "at any moment, it goes on with --resume, asks again about what failed, and ends with the same answers.",
-        epilog=f"example: emollama predict videos --out answers.jsonl --trained runs/stage2 --mae vit-mae-large "
-        f"--videomae videomae-large --hubert chinese-hubert-large --task reason\n\n{EXIT_CODES}",
+        "at any moment, it goes on with --resume, asks again about what failed, and ends with the same answers.\n"
+        "Without --out the lines are printed and not kept.",
+        epilog=f"example: emollama predict clip.mp4 --trained runs/stage2\n"
+        f"         emollama predict videos --trained runs/stage2 --task reason --out answers.jsonl\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", help="a video, a folder, a manifest, or FOLDER:SPLIT of prepared records")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the answers, as JSON lines")
-    parser.add_argument("--resume", action="store_true", help="go on with the answers that are there")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to keep the lines (default: print them)")
+    parser.add_argument("--resume", action="store_true", help="keep the answers in --out and add what is missing")
     group = parser.add_argument_group("what is asked")
     group.add_argument(
-        "--task", choices=TASKS, default="emotion", help="emotion is answered by the likeliest label (the default)"
+        "--task", choices=TASKS, default="emotion", help="emotion is answered by the most likely label (the default)"
     )
     group.add_argument(
         "--question",
         action="append",
         default=[],
         metavar="TEXT",
-        help="in place of a task's, with a task's tag where it is to have one, as in '[reason] Why?'; more are asked "
-        "after it, with the answers in sight",
+        help="asked in place of the task's question, e.g. '[reason] Why?'; given again, the next one is asked after it",
     )
     group.add_argument("--orders", type=at_least(1), default=1, metavar="N", help="of the labels (default: 1)")
     group.add_argument(
@@ -131,13 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="clips (default: %(default)s)")
     add_model_arguments(parser)
     for name, what in zip(FEATURES, ("face", "motion", "voice"), strict=True):
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"the encoder of the {what}")
-    parser.add_argument("--random-encoders", action="store_true", help="untrained ones of the experiment's sizes")
+        default = f"default: weights.{name}; '' for none"
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"the encoder of the {what} ({default})")
+    parser.add_argument("--random-encoders", action="store_true", help="untrained encoders, for trials")
     return parser
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     check_modalities(arguments.modalities)
+    if arguments.resume and not arguments.out:
+        raise UserError("--resume: goes with --out, whose answers it keeps")
     if arguments.question and arguments.task != "emotion":
         raise UserError("--question: goes in place of --task; write its tag into the question")
     if arguments.frame is not None and arguments.frame not in FRAME_RULES and not arguments.frame.isdecimal():
@@ -145,62 +122,3 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check_subtitle_arguments(arguments)
     if arguments.random_encoders and any(getattr(arguments, name) for name in FEATURES):
         raise UserError("--random-encoders: goes in place of --mae, --videomae and --hubert")
-
-
-def _records(config: Config, arguments: argparse.Namespace, sources: Sequence[IndexedRecords]) -> _Input:
-    (numbered,) = sources
-    source = Recorded(numbered.records)
-    files = image_encoder_of(config, arguments) if image_of(sources) == "frames" else {}
-    told = {"data": numbered.records.metadata.get("fingerprint")}
-    return _Input(source.items, source, encoders_of(sources), files, told)
-
-
-def _videos(config: Config, arguments: argparse.Namespace, items: Sequence[Item], mesh: Mesh | None) -> _Input:
-    is_random = arguments.random_encoders
-    files = {} if is_random and not arguments.eva_vit else image_encoder_of(config, arguments)
-    if is_random:
-        _check_sizes(config, {name: getattr(config, name).hidden_size for name in FEATURES})
-        encoders = random_encoders(config, eva_vit=not files, mesh=mesh)
-    else:
-        with starting():
-            encoders = load_encoders(config, **{name: getattr(arguments, name) for name in FEATURES}, mesh=mesh)
-        found = {name: getattr(encoders, name) for name in FEATURES}
-        _check_sizes(config, {name: model.config.hidden_size for name, model in found.items() if model is not None})
-    frame = frame_rule_of(arguments)
-    source = Videos(
-        config,
-        functools.partial(encoders.features, size=config.projectors.feature_size),
-        encoders.wanted(config.eva_vit.image_size),
-        frame=frame,
-        subtitles=arguments.subtitles_from,
-        transcribe=transcribe_of(arguments),
-        workers=default_workers() if arguments.workers is None else arguments.workers,
-    )
-    told = {"frame": frame, "subtitles_from": list(arguments.subtitles_from)}
-    return _Input(items, source, encoders.fingerprints(config), files, told, encoders.eva_vit)
-
-
-def frame_rule_of(arguments: argparse.Namespace) -> str:
-    """The rule asked for, else the one of the data that the run was trained on, else first. People are told of one that
-    they did not ask for, and of one that the run was not trained on."""
-    asked, trained = arguments.frame, arguments.trained
-    learnt = learnt_frame_rules(trained) if trained else []
-    why = f"{trained} was trained on frames by {', '.join(learnt)}" if learnt else "the default"
-    if asked is not None:
-        if learnt and asked not in learnt:
-            print(f"warning: --frame {asked}, and {why}", file=sys.stderr)
-        return asked
-    rule = learnt[0] if len(learnt) == 1 else "first"
-    print(f"frame rule: {rule} ({why}); --frame takes another", file=sys.stderr)
-    return rule
-
-
-def _check_sizes(config: Config, sizes: Mapping[str, int]) -> None:
-    """Raises UserError for features that are not of the size that the model takes."""
-    wanted = config.projectors.feature_size
-    for name, size in sizes.items():
-        if size != wanted:
-            raise UserError(
-                f"--{name}: its features have {size} numbers, the model takes {wanted} "
-                "(config.projectors.feature_size); give the encoder that it was trained with"
-            )

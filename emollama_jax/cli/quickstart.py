@@ -1,4 +1,4 @@
-"""Try everything once, on synthetic clips and a small language model."""
+"""Run every step once, on synthetic clips with a small language model."""
 
 import argparse
 import importlib.util
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama_jax.cli._arguments import at_least
+from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
@@ -48,7 +48,12 @@ class StepError(UserError):
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    arguments = make_parser().parse_args(argv)
+    return Quickstart(arguments.out, arguments.seed).run()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama quickstart",
         description="Draws short videos of a speaking face, turns them into features, trains adapters and projectors "
         "for SmolLM2-135M in two stages, evaluates them with all modalities and with each alone, asks about a clip "
@@ -57,8 +62,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--seed", type=at_least(0), default=0, help="another gives other clips (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    return Quickstart(arguments.out, arguments.seed).run()
+    return parser
 
 
 class Quickstart:

@@ -1,17 +1,15 @@
-"""Train adapters and projectors; goes on where it was stopped."""
+"""Train adapters and projectors, or resume an interrupted run."""
 
 import argparse
 import sys
 
-from emollama_jax.cli._arguments import add_group_arguments
-from emollama_jax.config import parse_flags
-from emollama_jax.errors import UserError
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, parse
 
 EXIT_CODES = """exit codes:
   0    all steps are done, or the validation got no better for train.patience times
   1    a defect
   2    arguments, paths or data that do not fit
-  3    the processes did not meet, or the devices are not there
+  3    the processes did not meet, or there are no devices
   4    the loss or its gradient was not finite (train.non_finite)
   75   asked to end by SIGTERM: saved, start it again
   130  interrupted
@@ -19,7 +17,26 @@ EXIT_CODES = """exit codes:
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    config, arguments = parse(make_parser(), argv)
+    import jax
+
+    from emollama_jax.distributed import find_group, process_group
+    from emollama_jax.eval.validation import make_label_metrics
+    from emollama_jax.train.loop import End, train
+
+    codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
+    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
+    with process_group(group):
+        outcome = train(config, more_metrics=make_label_metrics(config))
+        best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
+        what = f" ({outcome.message})" if outcome.message else ""
+        if jax.process_index() == 0:
+            print(f"step {outcome.step:,}: {outcome.end.value}{what}{best}: {config.train.workdir}", file=sys.stderr)
+        return codes[outcome.end]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = VerbParser(
         prog="emollama train",
         usage="emollama train --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...]\n"
         "                      [--pod | --coordinator HOST:PORT --processes N --process I]",
@@ -30,33 +47,6 @@ def run(argv: list[str]) -> int:
         f"--config.train.workdir=runs/stage1\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_group_arguments(parser)
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_flags(argv)
-    arguments, unknown = parser.parse_known_args(rest)
-    if unknown:
-        raise UserError(
-            f"unknown argument {unknown[0]!r}; emollama train takes --config, --config.GROUP.FIELD=VALUE, --pod, "
-            "--coordinator, --processes and --process"
-        )
-    import jax
-
-    from emollama_jax.distributed import NotStarted, find_group, process_group
-    from emollama_jax.train.loop import End, train
-
-    codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
-    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    try:
-        with process_group(group):
-            outcome = train(config)
-            best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
-            what = f" ({outcome.message})" if outcome.message else ""
-            if jax.process_index() == 0:
-                print(
-                    f"step {outcome.step:,}: {outcome.end.value}{what}{best}: {config.train.workdir}", file=sys.stderr
-                )
-            return codes[outcome.end]
-    except NotStarted as error:
-        print(f"emollama train: error: {error}", file=sys.stderr)
-        return 3
+    add_config_argument(parser)
+    add_process_arguments(parser)
+    return parser

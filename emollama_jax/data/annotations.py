@@ -1,8 +1,8 @@
 """From the files people have to a list of clips and a list of problems, before any work starts.
 
-`merr`, `mer2023`, `mer2024` and `dfew` find the files under a folder by their usual names, `read_annotations` reads
-them. Clips are joined with subtitles, captions, videos and features by name; a name of digits is the same clip with
-and without leading zeros. Names only ever select among the files that a folder lists: they are not made into paths.
+`find_annotation_files` finds the files of a data set by their usual names, `read_annotations` reads them. Clips are
+joined with subtitles, captions, videos and features by name; a name of digits is the same clip with and without leading
+zeros. Names only ever select among the files that a folder lists: they are not made into paths.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emollama_jax.data.annotation_files import AnnotationFiles
 from emollama_jax.data.clip_files import FeatureError, files_of, is_file_name, read_feature, select_file
 from emollama_jax.data.tables import (
     VIDEO_SUFFIXES,
@@ -26,22 +27,10 @@ from emollama_jax.data.tables import (
     stem_of,
 )
 from emollama_jax.errors import UserError
-from emollama_jax.text import labels
 from emollama_jax.text.prompts import FEATURES
 
 THREADS = 16  # they mostly wait for files, often those of another machine
 FILES_A_JOB = 64
-
-# Usual names, in order of preference; transcripts in English go before others.
-FEATURE_FOLDERS = tuple(
-    (*names, *(f"features/{name}" for name in names))
-    for names in (("mae_340_UTT", "mae_*_UTT"), ("maeV_399_UTT", "maeV*_UTT"), ("HL-UTT", "HL*UTT"))
-)
-VIDEO_FOLDERS = ("video", "videos", "Clip/original", "Clip", "video-labeled")
-SUBTITLE_FILES = (
-    "transcription_en_all.csv",
-    *(f"*{kind}*{language}.csv" for language in ("_en*", "") for kind in ("transcription", "subtitle")),
-)
 
 # How labels are also written -> how the label sets here have them.
 ALIASES = {
@@ -92,31 +81,6 @@ class Clip:
         return mae is not None, videomae is not None, hubert is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """The files of a data set; what is None is not looked for, what is named must be there."""
-
-    lists: tuple[tuple[str, Path], ...]
-    """(split, file): .txt, .csv or .jsonl, see `data/tables.py`; a column `split` of the file goes before this one.
-    Without any, every video is a clip of the split `clips`, of which nothing else is known."""
-    coarse: Path | None = None
-    """MERR's JSON of coarse captions."""
-    fine: Path | None = None
-    """MERR's JSON of fine captions."""
-    subtitles: Path | None = None
-    """A CSV of what is said; goes before MERR's `text`, and a list's own column goes before it."""
-    videos: Path | None = None
-    """The folder of the videos."""
-    openface: Path | None = None
-    """The folder of OpenFace's {name}.csv, for peak frames that are not listed."""
-    features: tuple[Path | None, Path | None, Path | None] = (None, None, None)
-    """The folders of {name}.npy of MAE, VideoMAE and HuBERT."""
-    labels: tuple[str, ...]
-    """The label set; empty takes every label."""
-    overlap: bool = False
-    """Whether lists may share clips, as MERR's two do; elsewhere a clip in two lists is a duplicate."""
-
-
 @dataclass(frozen=True)
 class Annotations:
     """The clips that can be used, and everything that was wrong."""
@@ -154,65 +118,7 @@ class Annotations:
             raise UserError(f"cannot write the problems ({error.strerror}): {path}; choose another place") from error
 
 
-def merr(root: str | Path) -> Sources:
-    """MERR: the splits coarse and fine, which share clips.
-
-    Raises:
-        UserError: here and in the functions below, no list of clips has one of the usual names.
-    """
-    coarse, fine = (_find(Path(root), (f"MERR_{kind}_grained.json",)) for kind in ("coarse", "fine"))
-    lists = ("MERR_coarse_grained.txt", "MERR_fine_grained.txt")
-    return dataclasses.replace(_sources(root, lists, labels.MERR), coarse=coarse, fine=fine, overlap=True)
-
-
-def mer2023(root: str | Path) -> Sources:
-    """MER2023: the split train, and test or test1, test2, test3."""
-    lists = ("relative_train_NCEV.txt", "relative_test*_NCEV.txt", "train-label*.csv", "test*-label*.csv")
-    return _sources(root, (*lists, "test-labels/*.csv"), labels.MER2023)
-
-
-def mer2024(root: str | Path) -> Sources:
-    """MER2024: the split train, and semi, noise or test."""
-    lists = ("relative_train_NCEV.txt", "relative_test*_NCEV.txt", "*semi*_NCE*.txt", "*noise*_NCE*.txt")
-    tables = ("label-disdim.csv", "train-label*.csv", "semi-label*.csv", "noise-label*.csv", "test*-label*.csv")
-    return _sources(root, (*lists, *tables, "test-labels/*.csv"), labels.MER2023)
-
-
-def dfew(root: str | Path, fold: int = 1) -> Sources:
-    """DFEW: the splits train and test of one of its five folds."""
-    tables = [f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv" for split in ("train", "test")]
-    return _sources(root, (*tables, f"rel*tive_DFEW_set_{fold}_*.txt"), labels.DFEW)
-
-
-def _sources(root: str | Path, patterns: Sequence[str], labels: tuple[str, ...]) -> Sources:
-    root = Path(root)
-    lists: dict[str, Path] = {}
-    for path in (path for pattern in patterns for path in sorted(root.glob(pattern))):
-        names = " ".join(reversed(path.relative_to(root).parts))  # the file's own tells more than its folder's
-        split = re.search(r"coarse|fine|train|test\d*|semi|noise", names)
-        lists.setdefault(split[0] if split else "train", path)  # the first pattern goes before the others
-    if not lists:
-        raise UserError(f"no list of clips in {root}; it should hold one of {', '.join(patterns)}")
-    return Sources(
-        lists=tuple(lists.items()),
-        subtitles=_find(root, SUBTITLE_FILES),
-        videos=_find(root, VIDEO_FOLDERS),
-        features=feature_folders(root),
-        labels=labels,
-    )
-
-
-def feature_folders(root: Path) -> tuple[Path | None, Path | None, Path | None]:
-    """The folders of the features of MAE, VideoMAE and HuBERT under a folder."""
-    mae, videomae, hubert = (_find(root, patterns) for patterns in FEATURE_FOLDERS)
-    return mae, videomae, hubert
-
-
-def _find(root: Path, patterns: Sequence[str]) -> Path | None:
-    return next((path for pattern in patterns for path in sorted(root.glob(pattern))), None)
-
-
-def read_annotations(sources: Sources, *, strict: bool = False, check_features: bool = True) -> Annotations:
+def read_annotations(files: AnnotationFiles, *, strict: bool = False, check_features: bool = True) -> Annotations:
     """The clips of the lists, in their order, and what is wrong with them.
 
     A clip that lacks its video, features, subtitle or caption is kept, without them. One with an unsafe name, a name
@@ -226,14 +132,14 @@ def read_annotations(sources: Sources, *, strict: bool = False, check_features: 
         UserError: a file or folder that was named is not there or is of no use at all; with `strict`, any problem.
     """
     problems: list[Problem] = []
-    reader = _Reader(sources, problems)
+    reader = _Reader(files, problems)
     clips: list[Clip] = []
-    for split, path in sources.lists:
+    for split, path in files.lists:
         clips += [clip for row in read_rows(path, problems) if (clip := reader.clip(split, path, row))]
-    if not sources.lists and sources.videos:
-        names = sorted({path.stem for path in files_of(sources.videos, VIDEO_SUFFIXES).values()})
+    if not files.lists and files.videos:
+        names = sorted({path.stem for path in files_of(files.videos, VIDEO_SUFFIXES).values()})
         rows = [Row(None, {"name": name}) for name in names]
-        clips += [clip for row in rows if (clip := reader.clip("clips", sources.videos, row))]
+        clips += [clip for row in rows if (clip := reader.clip("clips", files.videos, row))]
     if check_features:
         clips = _without_broken_features(clips, problems)
     if strict and problems:
@@ -244,17 +150,17 @@ def read_annotations(sources: Sources, *, strict: bool = False, check_features: 
 class _Reader:
     """Makes clips of rows, and notes what is wrong with them."""
 
-    def __init__(self, sources: Sources, problems: list[Problem]):
-        self._sources = sources
+    def __init__(self, files: AnnotationFiles, problems: list[Problem]):
+        self._files = files
         self._problems = problems
-        given = {"coarse": sources.coarse, "fine": sources.fine}
+        given = {"coarse": files.coarse, "fine": files.fine}
         self._captions = {kind: read_captions(path, problems) for kind, path in given.items() if path}
-        self._subtitles = read_subtitles(sources.subtitles, problems) if sources.subtitles else {}
-        self._videos = files_of(sources.videos, VIDEO_SUFFIXES)
-        self._openface = files_of(sources.openface, (".csv",))
-        self._features = [files_of(folder, (".npy",)) for folder in sources.features]
-        self._labels = {_plain(label): label for label in reversed(sources.labels)}
-        self._labels |= {label.strip().lower(): label for label in reversed(sources.labels)}
+        self._subtitles = read_subtitles(files.subtitles, problems) if files.subtitles else {}
+        self._videos = files_of(files.videos, VIDEO_SUFFIXES)
+        self._openface = files_of(files.openface, (".csv",))
+        self._features = [files_of(folder, (".npy",)) for folder in files.features]
+        self._labels = {_plain(label): label for label in reversed(files.labels)}
+        self._labels |= {label.strip().lower(): label for label in reversed(files.labels)}
         self._seen: dict[tuple[str, str], str] = {}
 
     def clip(self, split: str, path: Path, row: Row) -> Clip | None:
@@ -304,7 +210,7 @@ class _Reader:
         if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":  # which TFDS keeps for itself
             return "unparsable_line", f"{split!r} cannot name a split; use letters, digits, _ and -, but not all"
         if "emotion" in fields and self._label(fields["emotion"]) is None:
-            allowed = ", ".join(self._sources.labels)
+            allowed = ", ".join(self._files.labels)
             return "unknown_label", f"{fields['emotion']!r} is none of {allowed}; mend it, or choose other labels"
         if first := self._seen.get(self._identity(name, split)):
             return "duplicate_name", f"{name!r} is listed already, at {first}; keep one of them"
@@ -312,15 +218,15 @@ class _Reader:
 
     def _lacks(self, clip: Clip, row: Row) -> list[tuple[str, str]]:
         """What a clip that is kept does without."""
-        sources, name, lacks = self._sources, row.fields["name"], []
-        if not clip.video and (sources.videos or "video" in row.fields):
-            where = sources.videos or "the list's folder"
+        files, name, lacks = self._files, row.fields["name"], []
+        if not clip.video and (files.videos or "video" in row.fields):
+            where = files.videos or "the list's folder"
             lacks.append(("missing_video", f"no video {row.fields.get('video', name)!r} in {where}; put it there"))
-        for kind, folder, file in zip(FEATURES, sources.features, clip.features, strict=True):
+        for kind, folder, file in zip(FEATURES, files.features, clip.features, strict=True):
             if folder and not file:
                 lacks.append(("missing_feature", f"no {kind} feature of {name!r} in {folder}; extract it"))
-        if sources.subtitles and not clip.subtitle and key_of(name) not in self._subtitles:
-            message = f"no subtitle of {name!r} in {sources.subtitles}; add a row, an empty one if nothing is said"
+        if files.subtitles and not clip.subtitle and key_of(name) not in self._subtitles:
+            message = f"no subtitle of {name!r} in {files.subtitles}; add a row, an empty one if nothing is said"
             lacks.append(("missing_subtitle", message))
         # A list of coarse or of fine captions needs these, any other list one of those that are given.
         kinds = [clip.split] if clip.split in self._captions else list(self._captions)
@@ -329,17 +235,17 @@ class _Reader:
         return lacks
 
     def _identity(self, name: str, split: str) -> tuple[str, str]:
-        return key_of(name), split if self._sources.overlap else ""
+        return key_of(name), split if self._files.overlap else ""
 
     def _label(self, text: str | None) -> str | None:
-        if text is None or not self._sources.labels:
+        if text is None or not self._files.labels:
             return text and text.lower()
         return self._labels.get(text.lower()) or self._labels.get(_plain(text))
 
     def _video(self, path: Path, row: Row) -> Path | None:
         if "video" not in row.fields:
             return select_file(self._videos, row.fields["name"])
-        video = (self._sources.videos or path.parent) / row.fields["video"]
+        video = (self._files.videos or path.parent) / row.fields["video"]
         return video if video.is_file() else None
 
 

@@ -5,6 +5,7 @@ Axes: T frames.
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -15,6 +16,7 @@ from emollama_jax.data.tables import key_of, stem_of
 from emollama_jax.errors import UserError
 
 FEATURE_SIZE = 1024
+_HEADER_LOCK = threading.Lock()  # Python 3.11 may not parse in two threads at once (SystemError)
 
 
 def is_file_name(name: str) -> bool:
@@ -76,7 +78,8 @@ def read_feature(path: str | Path) -> Float[np.ndarray, " 1024"]:
         with open(path, "rb") as file:
             old = np.lib.format.read_magic(file) == (1, 0)
             read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read_header(file)
+            with _HEADER_LOCK:
+                shape, is_fortran, dtype = read_header(file)
             if dtype.hasobject:
                 raise FeatureError("object_dtype", path, "holds pickled Python objects, not numbers")
             if dtype.kind not in "fiu":
@@ -86,8 +89,7 @@ def read_feature(path: str | Path) -> Float[np.ndarray, " 1024"]:
                 raise FeatureError("wrong_shape", path, f"the shape is {list(shape)}, not {wanted}")
             if os.fstat(file.fileno()).st_size < file.tell() + math.prod(shape) * dtype.itemsize:
                 raise FeatureError("unreadable_feature", path, "cut short")
-            file.seek(0)
-            array = np.load(file, allow_pickle=False)
+            array = np.fromfile(file, dtype, math.prod(shape)).reshape(shape, order="F" if is_fortran else "C")
     except OSError as error:
         raise FeatureError("unreadable_feature", path, f"cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError) as error:  # no header, or one that makes no sense

@@ -4,238 +4,132 @@
     iterator = iter(dataset)
     batch = next(iterator); state = iterator.get_state(); iterator.set_state(state)
 
-The order is a function of the seed alone: of the number of processes, each takes every n-th sample of one stream, and
-worker processes only decode, so that a batch does not depend on how many there are. The state is a small dict that
-holds at every point, with workers and prefetching too. Close an iterator when it is not needed any more.
+The order is a function of the seed alone. Of several processes each takes every n-th sample of one stream, and worker
+processes only decode, so that a batch does not depend on their number. The state is a small dict and exact at every
+point, with workers and prefetching too. Close an iterator after use.
 
-Axes: B rows, T positions, K clips a row, S soft tokens a clip.
+Axes: B rows, T positions, K clips a row.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from emollama_jax.config import Config
+from emollama_jax.data.batch import Batch, batch_sharding, soft_tokens_per_clip
+from emollama_jax.data.datasets import AnswerableRecords, IndexedRecords, find_images, open_datasets
 from emollama_jax.data.packing import pack_rows, place_samples
-from emollama_jax.data.records import Records
-from emollama_jax.data.transforms import ToSample, tasks_of
+from emollama_jax.data.transforms import SampleTransform
 from emollama_jax.errors import UserError
-from emollama_jax.models.emotion_llama import image_tokens_of
-from emollama_jax.sharding import AxisRules, partition_spec
+from emollama_jax.models.emotion_llama import num_image_tokens
 from emollama_jax.text.prompts import Sample
 from emollama_jax.text.tokenizers import Tokenizer
 
 TOKEN_ARRAYS = ("tokens", "soft", "is_answer")  # the others have one entry a clip
 
 
-@dataclass(frozen=True)
-class IndexedRecords:
-    """Records with their number among those of several data sets, by which a batch's clips can be named, and the labels
-    of their own."""
-
-    records: Records
-    first: int
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.records[index] | {"number": self.first + index, "labels": self.records.metadata["labels"]}
-
-
-@dataclass(frozen=True)
-class Answerable:
-    """The records that have an answer for any of the tasks."""
-
-    source: IndexedRecords
-    indices: tuple[int, ...]
-
-    @classmethod
-    def of(cls, source: IndexedRecords, config: Config) -> "Answerable":
-        metadata = source.records.metadata
-        rows = zip(*metadata["answers"][source.records.split].values(), strict=True)
-        known = lambda row: {
-            "labels": metadata["labels"],
-            "emotion": row[0],
-            "caption_coarse": "x" * row[1],
-            "caption_fine": "x" * row[2],
-        }
-        return cls(source, tuple(i for i, row in enumerate(rows) if tasks_of(known(row), config.prompt)))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[self.indices[index]]
-
-
-def open_sources(paths: Sequence[str], config: Config, where: str) -> list[IndexedRecords]:
-    """The data sets FOLDER:SPLIT, numbered through.
-
-    Raises:
-        UserError: none is given, one is not there, or was prepared for another model than `config`'s; `where` is the
-            field that names them.
-    """
-    if not paths:
-        raise UserError(f"{where}: no data; give prepared data sets as FOLDER:SPLIT")
-    sources, first = [], 0
-    for path in paths:
-        folder, found, split = path.rpartition(":")
-        if not found:
-            raise UserError(f"{where}: {path!r} names no split; write FOLDER:SPLIT")
-        sources.append(IndexedRecords(Records(folder, split), first))
-        _check_recipe(sources[-1].records, config)
-        first += len(sources[-1])
-    encoders_of(sources)
-    return sources
-
-
-def _check_recipe(records: Records, config: Config) -> None:
-    """That the records are of the sizes that the model has."""
-    recipe, eva_vit = records.metadata["recipe"], config.eva_vit
-    expected = {"feature_size": config.projectors.feature_size}
-    if recipe["image"] == "frame":
-        expected["size"] = eva_vit.image_size
-    else:
-        expected["image_tokens_shape"] = [1 + eva_vit.grid**2, eva_vit.hidden_size]
-    for name, wanted in expected.items():
-        found = list(recipe[name]) if isinstance(wanted, list) else recipe[name]
-        if found != wanted:
-            raise UserError(f"prepared with {name}={found}, the model has {wanted}: {records.path}; prepare it for it")
-
-
-def encoders_of(sources: Sequence[IndexedRecords]) -> dict[str, str]:
-    """The fingerprints of the encoders that computed the features and, as `eva_vit`, the image tokens, as far as the
-    data sets know.
-
-    Raises:
-        UserError: they are of different ones.
-    """
-    known: dict[str, tuple[str, Path]] = {}
-    for records in (source.records for source in sources):
-        recipe = records.metadata["recipe"]
-        image = {"eva_vit": recipe["encoder"]} if recipe["encoder"] else {}
-        for name, fingerprint in {**recipe.get("encoders", {}), **image}.items():
-            before, path = known.setdefault(name, (fingerprint, records.path))
-            if before != fingerprint:
-                raise UserError(
-                    f"{name} features of different encoders or settings cannot be mixed: {path} ({before}) and "
-                    f"{records.path} ({fingerprint}); extract one of them again as the other was"
-                )
-    return {name: fingerprint for name, (fingerprint, _) in known.items()}
-
-
-def frame_rules_of(sources: Sequence[IndexedRecords]) -> list[str] | None:
-    """The rules by which the data sets' frames were taken, each once, in order; None where one does not say."""
-    rules = {source.records.metadata["recipe"].get("frame") for source in sources}
-    return None if None in rules else sorted(rules)
-
-
-def name_of(sources: Sequence[IndexedRecords], number: int) -> str:
-    """The name of the clip with this number."""
-    source = next(source for source in reversed(sources) if number >= source.first)
-    return source.records[number - source.first]["name"]
-
-
 def train_dataset(
-    config: Config, tokenizer: Tokenizer, *, share: tuple[int, int] = (0, 1), epochs: int | None = None
+    config: Config, tokenizer: Tokenizer, *, shard_index: int = 0, num_shards: int = 1, epochs: int | None = None
 ) -> grain.IterDataset:
-    """Packed batches of the data sets `config.data.train`, shuffled anew in every epoch.
+    """Make packed batches of the data sets `config.data.train`, shuffled anew in every epoch.
 
     Args:
-        share: (i, n): the i-th of n equal parts of every batch (see `process_share`).
-        epochs: how often each clip comes, whatever `data.weights` say, for a look at all of them by one process, whose
-            last batch is padded with empty rows; default: without end.
+        shard_index: which of `num_shards` equal parts of every batch's rows (see `process_shard`).
+        epochs: how often each clip comes, whatever `data.weights` say; one process then sees all clips, and empty rows
+            fill its last batch. Default: without end.
 
     Raises:
-        UserError: there is no such data, it was prepared for another model, or has no answers to what is asked.
+        UserError: the data does not exist, was prepared for another model, or has no answers for `prompt.tasks`.
     """
-    data, (index, count) = config.data, share
+    data = config.data
     _check_layout(config)
-    sources = open_sources(data.train, config, "data.train")
-    names = ("tokens", "soft", "is_answer", "clip", "cut", "features", image_of(sources))
-    chosen = [Answerable.of(source, config) for source in sources]
-    for path, answerable in zip(data.train, chosen, strict=True):
-        if not answerable:
+    datasets = open_datasets(data.train, config, "data.train")
+    names = (*TOKEN_ARRAYS, "clip", "features", find_images(datasets))
+    chosen = [AnswerableRecords.select(dataset, config) for dataset in datasets]
+    for path, records in zip(data.train, chosen, strict=True):
+        if not records:
             raise UserError(
                 f"data.train: no clip of {path} has an answer for prompt.tasks={config.prompt.tasks} with "
                 "prompt.labels; choose other tasks, labels or data"
             )
-    streams = [grain.MapDataset.source(one).seed(config.seed + i) for i, one in enumerate(chosen)]
+    streams = [grain.MapDataset.source(records).seed(config.seed + i) for i, records in enumerate(chosen)]
     if epochs is not None:
         stream = grain.MapDataset.concatenate(streams).seed(config.seed).shuffle().repeat(epochs)
     else:
-        weights = data.weights or [len(one) for one in chosen]
+        weights = data.weights or [len(records) for records in chosen]
         stream = grain.MapDataset.mix([stream.shuffle().repeat() for stream in streams], weights=weights)
-    stream = stream.seed(config.seed).random_map(to_sample_of(config, tokenizer))
+    stream = stream.seed(config.seed).random_map(make_sample_transform(config, tokenizer))
     rows = grain.experimental.FirstFitPackIterDataset(
-        _read(stream[index::count], config),
+        _read(stream[shard_index::num_shards], config),
         length_struct={name: data.sequence_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
         num_packing_bins=data.packing_rows,
         seed=config.seed,
         max_sequences_per_bin=data.clips_per_row,
     )
-    rows_each = rows_of_share(config, count)
-    pad = functools.partial(grain.experimental.batch_and_pad, batch_size=rows_each)
-    batches = rows.batch(rows_each, drop_remainder=False, batch_fn=pad)
-    return batches.map(functools.partial(_placed, soft_per_clip=soft_per_clip(config)))
+    shard_rows = rows_per_shard(config, num_shards)
+    pad = functools.partial(grain.experimental.batch_and_pad, batch_size=shard_rows)
+    batches = rows.batch(shard_rows, drop_remainder=False, batch_fn=pad)
+    settings = {"soft_per_clip": soft_tokens_per_clip(config), "loss_average": config.train.loss_average}
+    return batches.map(functools.partial(_make_batch, **settings))
 
 
-def eval_dataset(config: Config, tokenizer: Tokenizer, *, share: tuple[int, int] = (0, 1)) -> grain.IterDataset:
-    """Batches of the data sets `config.data.eval`: every clip once, in their order, one a row. Empty rows fill the last
-    batch up, so that each process has as many. A clip without an answer has no targets.
+def eval_dataset(
+    config: Config, tokenizer: Tokenizer, *, shard_index: int = 0, num_shards: int = 1
+) -> grain.IterDataset:
+    """Make batches of the data sets `config.data.eval`: every clip once, in order, one a row.
 
-    Row r of process i of n in the b-th batch holds the clip b B + r n + i.
+    Row r of shard i of n in the b-th batch holds the clip b B + r n + i. Empty rows fill the last batch, so that each
+    shard has as many batches. A clip without an answer has no targets.
     """
-    index, count = share
     _check_layout(config)
-    sources = open_sources(config.data.eval, config, "data.eval")
-    rows_each = rows_of_share(config, count)
-    rows = grain.MapDataset.source(EvaluationRows(sources, config, tokenizer, rows_each * count))[index::count]
-    return _read(rows, config).batch(rows_each, drop_remainder=True)
+    datasets = open_datasets(config.data.eval, config, "data.eval")
+    shard_rows = rows_per_shard(config, num_shards)
+    rows = EvalRows(datasets, config, tokenizer, multiple=shard_rows * num_shards)
+    return _read(grain.MapDataset.source(rows)[shard_index::num_shards], config).batch(shard_rows, drop_remainder=True)
 
 
-class EvaluationRows:
-    """Rows of one clip each, as a source for grain."""
+class EvalRows:
+    """Rows of one clip each, arrays without their axis B, as a source for grain; empty ones up to a `multiple`."""
 
-    def __init__(self, sources: Sequence[IndexedRecords], config: Config, tokenizer: Tokenizer, multiple: int):
-        self._sources, self._config = sources, config
-        self._to_sample = to_sample_of(config, tokenizer)
-        self._image = image_of(sources)
-        self._clips = sources[-1].first + len(sources[-1])
+    def __init__(self, datasets: Sequence[IndexedRecords], config: Config, tokenizer: Tokenizer, *, multiple: int):
+        self._datasets, self._config = datasets, config
+        self._transform = make_sample_transform(config, tokenizer)
+        self._images = find_images(datasets)
+        self._clips = datasets[-1].first + len(datasets[-1])
         self._length = -(-self._clips // multiple) * multiple
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        number = min(index, self._clips - 1)
-        which = max(i for i, source in enumerate(self._sources) if number >= source.first)
-        record = self._sources[which][number - self._sources[which].first]
-        element = self._to_sample.random_map(record, np.random.default_rng((self._config.seed, number)))
+    def __getitem__(self, index: int) -> Batch:
+        config, number = self._config, min(index, self._clips - 1)
+        dataset = next(dataset for dataset in reversed(self._datasets) if number >= dataset.first)
+        element = self._transform.random_map(
+            dataset[number - dataset.first], np.random.default_rng((config.seed, number))
+        )
         sample = Sample(element["tokens"], element["soft"], element["is_answer"])
         row = pack_rows(
             [[sample] if index == number else []],
-            length=self._config.data.sequence_length,
+            length=config.data.sequence_length,
             clips_per_row=1,
-            soft_per_clip=soft_per_clip(self._config),
+            soft_per_clip=soft_tokens_per_clip(config),
+            loss_average=config.train.loss_average,
         )
-        row = {name: value[0] for name, value in row.items()}
-        row |= {name: element[name] for name in ("clip", "cut", "features", self._image)}
-        return row if index == number else row | {"clip": np.array([-1], np.int32), "cut": np.array([False])}
+        clips = {name: element[name] for name in ("features", self._images)}
+        clip = element["clip"] if index == number else np.array([-1], np.int32)
+        return dataclasses.replace(jax.tree.map(lambda x: x[0], row), clip=clip, **clips)
 
 
-def to_sample_of(config: Config, tokenizer: Tokenizer) -> ToSample:
-    """The transform of records."""
-    return ToSample(tokenizer, config.prompt, config.data.sequence_length, soft_per_clip(config) - 4)
+def make_sample_transform(config: Config, tokenizer: Tokenizer) -> SampleTransform:
+    """Make the transform from records to samples."""
+    image_tokens = num_image_tokens(config.eva_vit, config.projectors)
+    return SampleTransform(tokenizer, config.prompt, config.data.sequence_length, image_tokens)
 
 
 def _check_layout(config: Config) -> None:
@@ -245,34 +139,16 @@ def _check_layout(config: Config) -> None:
         )
 
 
-def soft_per_clip(config: Config) -> int:
-    """Soft tokens S of a clip."""
-    return image_tokens_of(config.eva_vit, config.projectors) + 4
-
-
-def image_of(sources: Sequence[IndexedRecords]) -> str:
-    """How all of the data sets keep their images: "frames" or "image_tokens".
-
-    Raises:
-        UserError: they differ in it, or in the encoder.
-    """
-    kinds = {tuple(source.records.metadata["recipe"][key] for key in ("image", "encoder")) for source in sources}
-    if len(kinds) > 1:
-        found = "; ".join(f"{source.records.path}: {source.records.metadata['recipe']['image']}" for source in sources)
-        raise UserError(f"data sets of different images or encoders cannot be mixed: {found}; prepare them alike")
-    return "frames" if kinds.pop()[0] == "frame" else "image_tokens"
-
-
-def rows_of_share(config: Config, count: int) -> int:
-    """Rows of one of `count` shares of a batch. Raises UserError when they are not equal."""
+def rows_per_shard(config: Config, num_shards: int) -> int:
+    """Count the rows of one of `num_shards` equal shards of a batch. Raises UserError when they cannot be equal."""
     rows = config.data.batch_rows
-    if rows % count:
-        raise UserError(f"data.batch_rows={rows}: must be a multiple of the {count} processes")
-    return rows // count
+    if rows % num_shards:
+        raise UserError(f"data.batch_rows={rows}: must be a multiple of the {num_shards} processes")
+    return rows // num_shards
 
 
 def _read(stream: grain.MapDataset, config: Config) -> grain.IterDataset:
-    """Reads ahead, by threads or in worker processes; the order is the stream's either way."""
+    """Read ahead, by threads or in worker processes, in the stream's order."""
     ahead, workers = config.data.read_ahead, config.data.workers
     if not workers:
         return stream.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=ahead))
@@ -282,51 +158,56 @@ def _read(stream: grain.MapDataset, config: Config) -> grain.IterDataset:
     return stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
 
 
-def _placed(rows: Mapping[str, np.ndarray], *, soft_per_clip: int) -> dict[str, np.ndarray]:
-    """Rows as grain packs them, as the model reads them."""
+def _make_batch(rows: Mapping[str, np.ndarray], *, soft_per_clip: int, loss_average: str) -> Batch:
+    """Make the batch of rows as grain packs them."""
     segment_ids, positions = (rows[f"tokens_{name}"].astype(np.int32) for name in ("segment_ids", "positions"))
     columns = {name: rows[name] for name in TOKEN_ARRAYS}
-    placed = place_samples(**columns, segment_ids=segment_ids, positions=positions, soft_per_clip=soft_per_clip)
+    placed = place_samples(
+        **columns,
+        segment_ids=segment_ids,
+        positions=positions,
+        soft_per_clip=soft_per_clip,
+        loss_average=loss_average,
+    )
     clip_mask = rows["clip_segment_ids"] > 0
-    clips = {name: rows[name] for name in ("cut", "features", "frames", "image_tokens") if name in rows}
-    return placed | clips | {"clip_mask": clip_mask, "clip": np.where(clip_mask, rows["clip"], -1).astype(np.int32)}
+    return dataclasses.replace(
+        placed,
+        features=rows["features"],
+        clip_mask=clip_mask,
+        clip=np.where(clip_mask, rows["clip"], -1).astype(np.int32),
+        frames=rows.get("frames"),
+        image_tokens=rows.get("image_tokens"),
+    )
 
 
-def batch_sharding(mesh: Mesh, rules: AxisRules, shape: Sequence[int]) -> NamedSharding:
-    """Where the rows of an array [B, ...] of a batch lie."""
-    axes = ("batch", *[None] * (len(shape) - 1))
-    return NamedSharding(mesh, partition_spec(axes, shape, dict(mesh.shape), rules))
+def process_shard(config: Config, mesh: Mesh) -> tuple[int, int]:
+    """Choose (shard_index, num_shards) of this process: the equal part of every batch that holds its devices' rows.
 
-
-def process_share(config: Config, mesh: Mesh) -> tuple[int, int]:
-    """(i, n): which of n equal parts of every batch this process reads, so that its devices find their rows in it.
-    Processes whose devices hold the same rows read the same part.
+    Processes whose devices hold the same rows read the same shard.
 
     Raises:
-        UserError: the rows cannot be split over the mesh alike.
+        UserError: the mesh does not split the rows evenly.
     """
     sharding = batch_sharding(mesh, config.sharding, (config.data.batch_rows,))
-    rows_of: dict[int, set[tuple[int, int]]] = {}
+    rows_by_process: dict[int, set[tuple[int, int]]] = {}
     for device, (rows,) in sharding.devices_indices_map((config.data.batch_rows,)).items():
         start, stop, _ = rows.indices(config.data.batch_rows)
-        rows_of.setdefault(device.process_index, set()).add((start, stop))
-    shares = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
-    if sum(stop - start for share in shares for start, stop in share) != config.data.batch_rows:
+        rows_by_process.setdefault(device.process_index, set()).add((start, stop))
+    shards = sorted({tuple(sorted(rows)) for rows in rows_by_process.values()})
+    if sum(stop - start for shard in shards for start, stop in shard) != config.data.batch_rows:
         raise UserError(
             f"data.batch_rows={config.data.batch_rows}: the mesh splits them unevenly over processes; give a multiple "
             "of the mesh's data x fsdp"
         )
-    return shares.index(tuple(sorted(rows_of[jax.process_index()]))), len(shares)
+    return shards.index(tuple(sorted(rows_by_process[jax.process_index()]))), len(shards)
 
 
 def onto_devices(dataset: grain.IterDataset, config: Config, mesh: Mesh) -> grain.IterDataset:
-    """The batches as global arrays on the mesh, `config.data.prefetch` of them ahead of the one in use."""
+    """Make the batches global arrays on the mesh, `config.data.prefetch` of them ahead of the one in use."""
 
-    def place(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        def global_array(local: np.ndarray) -> jax.Array:
-            sharding = batch_sharding(mesh, config.sharding, (config.data.batch_rows, *local.shape[1:]))
-            return jax.make_array_from_process_local_data(sharding, local)
+    def global_array(local: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(mesh, config.sharding, (config.data.batch_rows, *local.shape[1:]))
+        return jax.make_array_from_process_local_data(sharding, local)
 
-        return {name: global_array(local) for name, local in batch.items()}
-
-    return grain.experimental.ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=config.data.prefetch)
+    batches = dataset.map(lambda batch: jax.tree.map(global_array, batch))
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.data.prefetch)

@@ -9,11 +9,12 @@
     frame             bytes: an image file of the frame, square (the builder's configuration "frame"), or
     image_tokens      float16 [T, D]: EVA-ViT's tokens of it (the configuration "image_tokens")
 
-The data set's metadata says where these come from (`labels`, the recipe with its frame rule and encoder, versions), and
-by `answers` what each record of a split can answer, so that nobody has to read them all to know.
+The data set's metadata says where these come from (`labels`, the recipe with its frame rule and encoders, versions),
+and by `answers` what each record of a split can answer, so that nobody has to read them all to know.
 """
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,19 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.text.answers import normalize_answer
 
-IMAGES = ("frame", "image_tokens")
+IMAGE_STORAGE = ("frame", "image_tokens")
+CLIP_INFO_FILE = "clips.jsonl"  # in a data set's folder: what was seen and heard in its clips
 
 
-def features_dict(image: str, *, feature_size: int, image_tokens_shape: tuple[int, int]) -> tfds.features.FeaturesDict:
-    """The features of a record that keeps its image as a `frame` or as `image_tokens`."""
+def features_dict(
+    image_storage: str, *, feature_size: int, image_tokens_shape: tuple[int, int]
+) -> tfds.features.FeaturesDict:
+    """Return the features of a record that keeps its image as a `frame` or as `image_tokens`."""
     tensor = lambda shape, dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
-    kept = tfds.features.Text() if image == "frame" else tensor(image_tokens_shape, np.float16)
+    kept = tfds.features.Text() if image_storage == "frame" else tensor(image_tokens_shape, np.float16)
     return tfds.features.FeaturesDict(
         {
             "name": tfds.features.Text(),
@@ -43,25 +47,26 @@ def features_dict(image: str, *, feature_size: int, image_tokens_shape: tuple[in
             "caption_fine": tfds.features.Text(),
             "features": tensor((3, feature_size), np.float32),
             "has_feature": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
-            image: kept,
+            image_storage: kept,
         }
     )
 
 
 def encode_frame(frame: UInt8[np.ndarray, "I I 3"]) -> bytes:
-    """A frame as lossless WebP: what is read back is what went in. Smaller than PNG, and read in half the time."""
+    """Encode a frame as lossless WebP: what is read back is what went in. Smaller than PNG, and read in half the
+    time."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "webp", lossless=True, method=0)
     return file.getvalue()
 
 
 def decode_frame(data: bytes) -> UInt8[np.ndarray, "I I 3"]:
-    """The frame in a record."""
+    """Decode the frame in a record."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def answers_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """What each of a split's records can answer: its `emotion`, and whether it has the captions (0 or 1)."""
+    """Return what each of a split's records can answer: its `emotion`, and whether it has the captions (0 or 1)."""
     answers: dict[str, list[int]] = {"emotion": [], "caption_coarse": [], "caption_fine": []}
     for record in records:
         answers["emotion"].append(int(record["emotion"]))
@@ -85,15 +90,16 @@ class Records:
         if split not in builder.info.splits:
             there = ", ".join(builder.info.splits) or "none"
             raise UserError(f"no split {split!r}: {path}; it has {there}")
-        self.metadata: Mapping[str, Any] = dict(builder.info.metadata or {})
-        if missing := {"labels", "recipe", "answers"} - set(self.metadata):
+        metadata = dict(builder.info.metadata or {})
+        if missing := {"labels", "recipe", "answers"} - set(metadata):
             raise UserError(f"not prepared by emollama: {path} (no {', '.join(sorted(missing))}); prepare it again")
+        self.metadata: Mapping[str, Any] = metadata | {"recipe": _current_recipe(metadata["recipe"])}
         self.split = split
         try:
             self._source = builder.as_data_source(split=split)
             self._length = len(self._source)
         except Exception as error:
-            raise UserError(f"damaged records: {path} ({_first_line(error)}); prepare it again") from error
+            raise UserError(f"damaged records: {path} ({first_line(error)}); prepare it again") from error
 
     def __len__(self) -> int:
         return self._length
@@ -108,14 +114,43 @@ class Records:
             record = self._source[index]
         except Exception as error:
             raise UserError(
-                f"record {index} of {self.split} cannot be read: {self.path} ({_first_line(error)}); prepare it again"
+                f"record {index} of {self.split} cannot be read: {self.path} ({first_line(error)}); prepare it again"
             ) from error
         texts = ("name", "subtitle", "caption_coarse", "caption_fine")
         return {key: value.decode("utf-8") if key in texts else value for key, value in record.items()}
 
 
+def _current_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data set's recipe under today's names; the first version called some fields otherwise."""
+    if "image_storage" in recipe:
+        return dict(recipe)
+    names = {"frame": "frame_rule", "image": "image_storage", "subtitles": "subtitle_sources"}
+    found = {names.get(name, name): value for name, value in recipe.items()}
+    image_encoder = found.pop("encoder", "")
+    encoders = {**(found.get("encoders") or {}), **({"eva_vit": image_encoder} if image_encoder else {})}
+    return found | {"encoders": encoders}
+
+
+def read_clip_info(path: str | Path) -> list[dict[str, Any]]:
+    """Read what was seen and heard in a data set's clips; nothing where that was not written down."""
+    file = Path(path) / CLIP_INFO_FILE
+    return [*map(json.loads, file.read_text(encoding="utf-8").splitlines())] if file.is_file() else []
+
+
+def open_split(path: str, where: str = "") -> Records:
+    """Open the records of FOLDER:SPLIT.
+
+    Raises:
+        UserError: the path has another form (`where` precedes the message), or as `Records`.
+    """
+    folder, found, split = path.rpartition(":")
+    if not found:
+        raise UserError(f"{where}{path!r} names no split; write FOLDER:SPLIT")
+    return Records(folder, split)
+
+
 def splits_of(path: str | Path) -> tuple[str, ...]:
-    """The splits of a prepared data set. Raises UserError where there is none."""
+    """Return the splits of a prepared data set. Raises UserError where there is none."""
     return tuple(_builder_of(Path(path)).info.splits)
 
 
@@ -125,8 +160,4 @@ def _builder_of(path: Path) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder_from_directory(str(path))
     except Exception as error:  # TFDS has no common class for what damaged files raise
-        raise UserError(f"damaged data set: {path} ({_first_line(error)}); prepare it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"damaged data set: {path} ({first_line(error)}); prepare it again") from error

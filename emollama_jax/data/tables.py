@@ -178,9 +178,6 @@ class _Notes:
         self._problems.append(problem)
 
 
-Records = Iterator[tuple[int, Any]]
-
-
 def _text(path: Path) -> str:
     # Bytes that are not UTF-8 become surrogates: they cost their line (in `_fields`), not the file.
     try:
@@ -197,7 +194,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _list_records(text: str, note: _Notes) -> Records:
+def _list_records(text: str, note: _Notes) -> Iterator[tuple[int, Any]]:
     layouts = {2: ("name", "emotion"), 3: ("name", "frames", "emotion"), 4: ("name", "frames", "emotion", "valence")}
     for number, line in _lines(text):
         words = line.split()
@@ -208,7 +205,7 @@ def _list_records(text: str, note: _Notes) -> Records:
             note("unparsable_line", words[0], number, f"{len(words)} words; {wanted}")
 
 
-def _jsonl_records(text: str, note: _Notes) -> Records:
+def _jsonl_records(text: str, note: _Notes) -> Iterator[tuple[int, Any]]:
     for number, line in _lines(text):
         try:
             record = json.loads(line, object_pairs_hook=_Object)
@@ -218,7 +215,7 @@ def _jsonl_records(text: str, note: _Notes) -> Records:
         yield number, record
 
 
-def _csv_records(text: str, note: _Notes, needs: Iterable[str]) -> Records:
+def _csv_records(text: str, note: _Notes, needs: Iterable[str]) -> Iterator[tuple[int, Any]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     while True:

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Int
 
 from emollama_jax.errors import UserError
-from emollama_jax.eval.metrics import METRICS, bootstrap, confusion_matrix, order_sensitivity, per_class, scores
+from emollama_jax.eval.metrics import bootstrap, confusion_matrix, order_sensitivity, per_class, scores
 from emollama_jax.text import labels
+from emollama_jax.text.labels import METRICS
 
 
 class Published(NamedTuple):

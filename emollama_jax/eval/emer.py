@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emollama_jax.eval.benchmarks import Published
-from emollama_jax.eval.judge import Answer, Judge
+from emollama_jax.eval.judge import Judge
+from emollama_jax.io.chat import ChatReply
 
 HEADINGS = {"clue": "Clue Overlap", "label": "Label Overlap"}
 PUBLISHED = tuple(
@@ -116,7 +117,7 @@ def label_overlap(
     return _overlap(results)
 
 
-def _unmapped(*answers: Answer) -> tuple[None, str] | None:
+def _unmapped(*answers: ChatReply) -> tuple[None, str] | None:
     """The result of a clip one of whose texts has no emotion words."""
     for answer in answers:
         if answer.status != "answered" or REFUSAL.match(answer.text):
@@ -126,7 +127,7 @@ def _unmapped(*answers: Answer) -> tuple[None, str] | None:
     return None
 
 
-def _score(answer: Answer) -> tuple[float | None, str]:
+def _score(answer: ChatReply) -> tuple[float | None, str]:
     """(score, status) of a reply."""
     if answer.status != "answered":
         return None, answer.status

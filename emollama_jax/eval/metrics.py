@@ -18,18 +18,6 @@ from emollama_jax.errors import UserError
 
 INVALID = ("invalid", "neutral")
 
-METRICS = (
-    "accuracy",
-    "weighted_precision",
-    "weighted_recall",
-    "weighted_f1",
-    "macro_precision",
-    "macro_recall",
-    "macro_f1",
-    "uar",
-    "war",
-)
-
 
 def confusion_matrix(
     truth: Sequence[str], predictions: Sequence[str | None], labels: Sequence[str], *, invalid: str = "invalid"
@@ -78,7 +66,7 @@ def per_class(confusion: Int[np.ndarray, "*R L P"]) -> dict[str, Float[np.ndarra
 
 
 def scores(confusion: Int[np.ndarray, "*R L P"]) -> dict[str, Float[np.ndarray, "*R"]]:
-    """Every metric of METRICS, in 0 to 1.
+    """Every metric of `text.labels.METRICS`, in 0 to 1.
 
     `uar`, the unweighted average recall, is over the classes in the truth only; `macro_recall` counts a class that
     only occurs among the predictions as 0. `war`, the weighted average recall, equals the accuracy: both are here

@@ -1,31 +1,30 @@
-"""A model judged by a benchmark: its answers about the clips of a split, by modalities and by frame rules.
+"""Evaluation of a model on a benchmark: the clips of a split, by modalities and by frame rules.
 
-    evaluated = evaluate_records(model, tokenizer, config, records, benchmark_of("mer2023"), modalities="AV")
-    cells = sweep(model, tokenizer, config, [first, middle], benchmark, modalities=["AVT", "A"])
+    evaluated = evaluate_records(engine, records, benchmark_of("mer2023"), modalities="AV")
+    cells = sweep(engine, [first, middle], benchmark, modalities=["AVT", "A"])
     save_sweep(cells, Path("results"))
 
-The clips without a label are left out.
+Clips without a label are left out.
 """
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emollama_jax.config import Config
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Benchmark, Evaluation, Published, evaluate
 from emollama_jax.eval.report import HEADINGS, OURS, save, table, to_dict
-from emollama_jax.infer.predictor import ALL, Predictor, batches_of, predict_labels
+from emollama_jax.infer.answer import ClipAnswer, ClipError
+from emollama_jax.infer.clip_input import ALL
+from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.score import label_orders
-from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.text.answers import parse_label
 from emollama_jax.text.prompts import emotion_question, request
-from emollama_jax.text.tokenizers import Tokenizer
 
 WAYS = ("score", "generate")
 PREDICTIONS = "predictions.jsonl"
@@ -36,13 +35,13 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said about a clip.
+    """What a system says about a clip, and the clip's own label.
 
     Attributes:
-        emotion: its own label; None where it has none.
-        answer: a label, or the text that was generated.
-        label: that the answer ends with; None for an invalid answer.
-        probabilities: of each label, where they were scored.
+        emotion: the clip's own label; None where it has none.
+        answer: a label, or the generated text.
+        label: the label that the answer ends with; None for an invalid answer.
+        probabilities: of each label, where labels were scored.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with the predictions it is of, those of clips without a label too."""
+    """An evaluation and its predictions, with those about clips without a label."""
 
     evaluation: Evaluation
     predictions: tuple[Prediction, ...]
@@ -71,9 +70,7 @@ class Evaluated:
 
 
 def evaluate_records(
-    model: EmotionLlama,
-    tokenizer: Tokenizer,
-    config: Config,
+    engine: Engine,
     records: Records,
     benchmark: Benchmark,
     *,
@@ -84,38 +81,51 @@ def evaluate_records(
     invalid: str = "invalid",
     progress: Progress = lambda count: None,
 ) -> Evaluated:
-    """The model's labels for the clips of a split, judged.
+    """Evaluates a model's labels for the clips of a split.
 
     Args:
-        config: the model's; the benchmark's labels go in place of its prompt's.
+        engine: the labels of its prompt give way to the benchmark's.
         orders: of the labels in the question; with more than one the evaluation says how much depends on them.
-        by: "score" takes the likeliest label, "generate" the one that the generated answer ends with (of several
-            orders, the one said most often).
+        by: "score" takes the most likely label, "generate" the one that the generated answer ends with (of several
+            orders, the one given most often).
         invalid: see `confusion_matrix`.
+        progress: is told how many more clips are done; with `generate` they are gone through once for each order.
 
     Raises:
-        UserError: no clip has a label, one has a label outside the benchmark's, or as `predict_labels`.
+        UserError: no clip has a label, one has a label outside the benchmark's, or a clip has no answer.
     """
     if by not in WAYS:
         raise UserError(f"by {by!r}: give one of {', '.join(WAYS)}")
-    _check_labels(records, benchmark)
-    prompt = dataclasses.replace(config.prompt, labels=benchmark.labels)
-    config = dataclasses.replace(config, prompt=prompt)
-    settings = {"modalities": modalities, "orders": orders, "batch_size": batch_size, "progress": progress}
-    ask = _scored if by == "score" else _generated
-    predictions, by_order = ask(model, tokenizer, config, records, **settings)
-    labelled = [i for i, prediction in enumerate(predictions) if prediction.emotion is not None]
+    check_labels(records, benchmark)
+    prompt = dataclasses.replace(engine.config.prompt, labels=benchmark.labels)
+    engine = engine.replace(prompt=prompt, modalities=modalities, orders=orders)
+    answers = lambda *questions: list(_answers(engine, records, questions, batch_size, progress))
+    truth = records.metadata["answers"][records.split]["emotion"]
+    emotions = [records.metadata["labels"][index] if index >= 0 else None for index in truth]
+    if by == "score":
+        found = answers()
+        by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
+        predictions = [_scored(*pair, benchmark.labels) for pair in zip(found, emotions, strict=True)]
+    else:
+        questions = [request("emotion", emotion_question(order)) for order in label_orders(benchmark.labels, orders)]
+        texts = [answers(question) for question in questions]
+        by_order = [[parse_label(one.answer, benchmark.labels) for one in of_order] for of_order in texts]
+        predictions = [
+            _majority(*of_clip)
+            for of_clip in zip(emotions, zip(*texts, strict=True), zip(*by_order, strict=True), strict=True)
+        ]
+    labelled = [i for i, emotion in enumerate(emotions) if emotion is not None]
     evaluation = evaluate(
         benchmark,
-        [predictions[i].emotion for i in labelled],
+        [emotions[i] for i in labelled],
         [predictions[i].label for i in labelled],
-        by_order=[[answers[i] for i in labelled] for answers in by_order] if orders > 1 else (),
+        by_order=[[of_order[i] for i in labelled] for of_order in by_order] if orders > 1 else (),
         invalid=invalid,
     )
     return Evaluated(evaluation, tuple(predictions))
 
 
-def _check_labels(records: Records, benchmark: Benchmark) -> None:
+def check_labels(records: Records, benchmark: Benchmark) -> None:
     """Raises UserError, before any work, where the clips have no labels or others than the benchmark's."""
     where, answers = f"{records.path}:{records.split}", records.metadata["answers"][records.split]
     found = {records.metadata["labels"][index] for index in answers["emotion"] if index >= 0}
@@ -128,57 +138,34 @@ def _check_labels(records: Records, benchmark: Benchmark) -> None:
         )
 
 
-Asked = tuple[list[Prediction], list[list[str | None]]]
+def _answers(
+    engine: Engine, records: Records, questions: Sequence[str], batch_size: int, progress: Progress
+) -> Iterator[ClipAnswer]:
+    """The answers about all clips of a split. Raises UserError for a clip without one."""
+    clips = (records[i] for i in range(len(records)))
+    for result in engine.answer(clips, questions, batch_size=batch_size):
+        if isinstance(result, ClipError):
+            raise result
+        progress(1)
+        yield result
 
 
-def _scored(model: EmotionLlama, tokenizer: Tokenizer, config: Config, records: Records, **settings: Any) -> Asked:
-    """The predictions, and the labels under each order, [O][N]."""
-    found = predict_labels(model, tokenizer, config, records, **settings)
-    scores, best = found.scores, found.scores.best
-    predictions = []
-    for i, (name, emotion) in enumerate(zip(found.names, found.truth, strict=True)):
-        values = [round(float(p), DIGITS) for p in scores.probabilities[i]]
-        probabilities = dict(zip(scores.labels, values, strict=True))
-        predictions.append(Prediction(name, emotion, best[i], best[i], probabilities))
-    return predictions, [list(labels) for labels in scores.best_by_order]
+def _scored(answer: ClipAnswer, emotion: str | None, labels: Sequence[str]) -> Prediction:
+    probabilities = {label: round(answer.probabilities[label], DIGITS) for label in labels}
+    return Prediction(answer.name, emotion, answer.answer, answer.label, probabilities)
 
 
-def _generated(
-    model: EmotionLlama,
-    tokenizer: Tokenizer,
-    config: Config,
-    records: Records,
-    *,
-    modalities: str,
-    orders: int,
-    batch_size: int,
-    progress: Progress,
-) -> Asked:
-    labels = config.prompt.labels
-    predictor = Predictor(model, tokenizer, config, modalities=modalities, orders=orders)
-    requests = [request("emotion", emotion_question(order)) for order in label_orders(labels, orders)]
-    predictions: list[Prediction] = []
-    by_order: list[list[str | None]] = [[] for _ in requests]
-    for clips, truth in batches_of(records, batch_size):
-        for clip in clips:
-            predictor.check(clip)
-        soft = predictor.soft_tokens(clips)
-        texts = [[answer for (answer,) in predictor.answers(clips, soft, [[asked]] * len(clips))] for asked in requests]
-        found = [[parse_label(text, labels) for text in of_order] for of_order in texts]
-        for i, (clip, emotion) in enumerate(zip(clips, truth, strict=True)):
-            said = Counter(of_order[i] for of_order in found if of_order[i] is not None)
-            label = said.most_common(1)[0][0] if said else None
-            text = next((texts[o][i] for o in range(orders) if found[o][i] == label), "")
-            predictions.append(Prediction(clip.name, emotion, text, label))
-        for all_, new in zip(by_order, found, strict=True):
-            all_ += new
-        progress(len(clips))
-    return predictions, by_order
+def _majority(emotion: str | None, answers: Sequence[ClipAnswer], labels: Sequence[str | None]) -> Prediction:
+    """The label that most of a clip's answers end with, and the first of these answers."""
+    counts = Counter(label for label in labels if label is not None)
+    label = counts.most_common(1)[0][0] if counts else None
+    text = next(answer.answer for answer, found in zip(answers, labels, strict=True) if found == label)
+    return Prediction(answers[0].name, emotion, text, label)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation of a sweep: which clips were seen how."""
+    """One evaluation of a sweep: of one data set, under one set of modalities."""
 
     data: str
     frame: str
@@ -191,9 +178,7 @@ class Cell:
 
 
 def sweep(
-    model: EmotionLlama,
-    tokenizer: Tokenizer,
-    config: Config,
+    engine: Engine,
     splits: Sequence[Records],
     benchmark: Benchmark,
     *,
@@ -208,7 +193,7 @@ def sweep(
     Raises:
         UserError: two splits have the same frame rule, or as `evaluate_records`.
     """
-    frames = [str(records.metadata["recipe"]["frame"]) for records in splits]
+    frames = [str(records.metadata["recipe"]["frame_rule"]) for records in splits]
     if len(set(frames)) < len(frames):
         raise UserError(f"data of the frame rules {', '.join(frames)}: give each rule once, or evaluate one by one")
     return [
@@ -216,7 +201,7 @@ def sweep(
             f"{records.path}:{records.split}",
             frame,
             some,
-            evaluate_records(model, tokenizer, config, records, benchmark, modalities=some, **settings),
+            evaluate_records(engine, records, benchmark, modalities=some, **settings),
         )
         for records, frame in zip(splits, frames, strict=True)
         for some in modalities

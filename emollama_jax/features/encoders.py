@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,24 +16,25 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
+from emollama_jax.errors import UserError
 from emollama_jax.features.encode import encode_audio, encode_images
+from emollama_jax.fields import fields_affecting
+from emollama_jax.io.paths import PathLike
 from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
-from emollama_jax.sharding import init_sharded, make_mesh
+from emollama_jax.sharding import make_mesh
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
 from emollama_jax.weights.mae import load_mae
 from emollama_jax.weights.videomae import load_videomae
-
-EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
-MODELS = {"mae": Mae, "videomae": VideoMae, "hubert": Hubert, "eva_vit": EvaVit}  # by the field of the experiment
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Encoders:
     hubert: Hubert | None = None
     eva_vit: EvaVit | None = None
 
-    def wanted(self, frame_size: int) -> ReadSpec:
-        """What is to be read of a clip for them, and a frame of this size."""
+    def read_spec(self, frame_size: int) -> ReadSpec:
+        """Return what is to be read of a clip for them, and a frame of this size."""
         mae, videomae = (model and model.config for model in (self.mae, self.videomae))
         return ReadSpec(
             frame=frame_size,
@@ -55,6 +55,17 @@ class Encoders:
             motion=videomae and (videomae.num_frames, videomae.image_size),
             sound=self.hubert is not None,
         )
+
+    def check_sizes(self, config: Config) -> None:
+        """Raises UserError where an encoder's features are not of the size that the model takes."""
+        expected = config.projectors.feature_size
+        for name in FEATURES:
+            model = getattr(self, name)
+            if model is not None and (size := model.config.hidden_size) != expected:
+                raise UserError(
+                    f"--{name}: its features have {size} numbers, the model takes {expected} "
+                    "(config.projectors.feature_size); give the encoder that it was trained with"
+                )
 
     def fingerprints(self, config: Config) -> dict[str, str]:
         """What the numbers of each encoder that is there depend on: its parameters, and how clips are read for it."""
@@ -102,6 +113,11 @@ class Encoders:
             clock(name, time.perf_counter() - start)
         return features, has
 
+    def image_tokens(self, clips: Sequence[ClipMedia], batch_size: int = 32) -> Float[np.ndarray, "N T D"]:
+        """EVA-ViT's tokens of the clips' frames, `batch_size` divided by four of these on the devices at once."""
+        frames = np.stack([clip.frame for clip in clips])
+        return encode_images(self.eva_vit, frames, batch_size=max(1, batch_size // 4))
+
     def _faces(self, clips, batch_size, features, has):
         counts = [len(clip.faces) for clip in clips]
         vectors = encode_images(self.mae, np.concatenate([clip.faces for clip in clips]), batch_size=batch_size)
@@ -129,10 +145,10 @@ def local_mesh() -> Mesh:
 def load_encoders(
     config: Config,
     *,
-    mae: str | Path | None = None,
-    videomae: str | Path | None = None,
-    hubert: str | Path | None = None,
-    eva_vit: str | Path | None = None,
+    mae: PathLike | None = None,
+    videomae: PathLike | None = None,
+    hubert: PathLike | None = None,
+    eva_vit: PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> Encoders:
     """The encoders in these files, run as the experiment says; architectures are the files' own.
@@ -142,7 +158,8 @@ def load_encoders(
     """
 
     def settings(name: str, *further: str) -> dict[str, Any]:
-        return {field: getattr(getattr(config, name), field) for field in (*EXECUTION, *further)}
+        encoder = getattr(config, name)
+        return {field: getattr(encoder, field) for field in (*fields_affecting(type(encoder), "execution"), *further)}
 
     return Encoders(
         mae=mae and load_mae(mae, mesh=mesh, **settings("mae", "pool"))[0],
@@ -154,9 +171,5 @@ def load_encoders(
 
 def random_encoders(config: Config, *, eva_vit: bool = False, mesh: Mesh | None = None) -> Encoders:
     """Encoders of the experiment's sizes that have learnt nothing, of its seed: for trials without any weights."""
-    mesh = mesh or make_mesh({"device": 1}, jax.devices()[:1])
-
-    def made(name: str) -> nnx.Module:
-        return init_sharded(lambda: MODELS[name](getattr(config, name), rngs=nnx.Rngs(config.seed)), mesh, ())
-
-    return Encoders(**{name: made(name) for name in MODELS if eva_vit or name != "eva_vit"})
+    names = [name for name in ENCODERS if eva_vit or name != "eva_vit"]
+    return Encoders(**{name: random_encoder(name, getattr(config, name), config.seed, mesh=mesh) for name in names})

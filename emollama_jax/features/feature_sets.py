@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emollama_jax.data.annotations import FEATURE_FOLDERS, THREADS, feature_folders
+from emollama_jax.data.annotation_files import FEATURE_FOLDERS, feature_folders
+from emollama_jax.data.annotations import THREADS
 from emollama_jax.data.clip_files import FeatureError, read_feature
 from emollama_jax.data.records import Records, splits_of
 from emollama_jax.data.tables import key_of
@@ -75,7 +76,7 @@ def _prepared(where: str, path: Path, split: str | None) -> FeatureSet:
     encoders = {}
     for name in splits_of(path) if split is None else [split]:
         records = Records(path, name)
-        encoders = records.metadata["recipe"].get("encoders") or {}
+        encoders = records.metadata["recipe"]["encoders"]
         for record in (records[i] for i in range(len(records))):
             for modality, row, there in zip(FEATURES, record["features"], record["has_feature"], strict=True):
                 if there:  # of a clip that two splits share, the first is taken

@@ -1,4 +1,4 @@
-"""Answers about many clips: batch by batch on the devices, each batch on the disk before the next, resumable.
+"""A model's answers about many clips, in a file: batch by batch, each on the disk before the next, and resumable.
 
 A record of the output, keys in this order:
 
@@ -6,55 +6,38 @@ A record of the output, keys in this order:
     record              its number among the records, where it is one of a data set; else `video`, its path
     status              success or error
     stage, error        of an error: manifest (its line), read (its file), prompt (too long) or model (not finite)
-    answer              of a success: the most likely label, or the text that was generated
-    answers             all of them, where several questions were asked
-    probabilities       of each label, the likeliest first
+    answer              of a success: the most likely label, or the generated text
+    answers             all answers, where several questions were asked
+    probabilities       of each label, the most likely first, where no question was asked
     subtitle            what the person says, as the model was told
     clip                what was seen and heard: the frame taken, faces found, ...
-    fingerprint         of all that was read of it
+    fingerprint         of all that was read of the clip
     timings_s           seconds by kind of work; what a batch took together is divided by its clips
 
-Batches are fixed by the order of the clips. Where a batch was cut off, all of it is computed again, so that a run which
+Batches are fixed by the order of the clips. A batch that was cut off is computed again as a whole, so that a run which
 was stopped anywhere gives the very numbers of one that was not.
 """
 
 import contextlib
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from emollama_jax.errors import UserError
-from emollama_jax.infer.inputs import Item, Read, Recorded, Videos
+from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
+from emollama_jax.infer.engine import Engine
+from emollama_jax.infer.inputs import ClipSource, Item, ItemRead
 from emollama_jax.infer.output import Output, Record
-from emollama_jax.infer.predictor import ClipInput, Predictor
 
 THREADS = 8  # that read files for their fingerprints
 DIGITS = 6  # of a probability
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What each clip is asked.
-
-    Attributes:
-        requests: one after another (see `requests_of`); none asks for the most likely label.
-    """
-
-    requests: tuple[str, ...] = ()
-
-    def of(self, item: Item) -> tuple[str, ...]:
-        """What this one is asked."""
-        return (item.question,) if item.question else self.requests
-
-
 @dataclass
 class Summary:
-    """How a run went."""
+    """Counts of a run's clips."""
 
     clips: int
     kept: int = 0
@@ -70,18 +53,19 @@ class Summary:
 
 
 def answer_all(
+    engine: Engine,
     items: Sequence[Item],
-    source: Videos | Recorded,
-    predictor: Predictor,
-    asked: Asked,
+    source: ClipSource,
     output: Output,
     *,
+    questions: Sequence[str] = (),
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Summary:
-    """Asks about every clip that the output has no answer to yet, errors anew, and puts the output in order.
+    """Asks about every clip without an answer in the output, retries errors, and puts the output in order.
 
     Args:
+        questions: of clips that have none of their own, asked one after another; without any the labels are scored.
         progress: is told how many more clips are done.
     """
     kept = _answered(items, source, output)
@@ -90,9 +74,10 @@ def answer_all(
     progress(len(items) - sum(map(len, batches)))
     with contextlib.closing(source.read(readable)) as reads:
         for batch in batches:
-            whole = [item.key for item in batch if not item.fault]
-            found = dict(zip(whole, itertools.islice(reads, len(whole)), strict=True))
-            records = _records(batch, found, source, predictor, asked)
+            whole = [item for item in batch if not item.fault]
+            read = list(itertools.islice(reads, len(whole)))
+            results = _ask(engine, source, whole, read, questions)
+            records = [_error(item, "manifest", item.fault) if item.fault else results[item.key] for item in batch]
             output.write([r for item, r in zip(batch, records, strict=True) if item.key not in kept])
             progress(len(batch))
     output.finish([item.key for item in items])
@@ -100,8 +85,8 @@ def answer_all(
     return Summary(len(items), len(kept), Counter(record["stage"] for record in failed))
 
 
-def _answered(items: Sequence[Item], source: Videos | Recorded, output: Output) -> set[str | int]:
-    """The clips whose answers in the output are of what would be read now."""
+def _answered(items: Sequence[Item], source: ClipSource, output: Output) -> set[str | int]:
+    """The keys of clips whose answers in the output have the fingerprint that would be read now."""
     known = output.known
     possible = [i for i in items if not i.fault and i.key in known and known[i.key]["status"] == "success"]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -110,7 +95,7 @@ def _answered(items: Sequence[Item], source: Videos | Recorded, output: Output) 
 
 
 def _batches(items: Sequence[Item], output: Output, kept: set[str | int], batch_size: int) -> Iterator[Sequence[Item]]:
-    """What is computed together: whole batches of which something is missing, of others what failed in them."""
+    """The batches to compute: a whole one where a clip of it was never tried, else the clips of it that failed."""
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         failed = [item for item in batch if output.known.get(item.key, {}).get("status") == "error"]
@@ -120,73 +105,42 @@ def _batches(items: Sequence[Item], output: Output, kept: set[str | int], batch_
             yield failed
 
 
-def _records(
-    batch: Sequence[Item],
-    reads: dict[str | int, Read | UserError],
-    source: Videos | Recorded,
-    predictor: Predictor,
-    asked: Asked,
-) -> list[Record]:
-    """The records of a batch."""
-    records: dict[str | int, Record] = {}
-    good: list[tuple[Item, Read]] = []
-    for item in batch:
-        read = reads.get(item.key)
-        if isinstance(read, Read):
-            good.append((item, read))
-        else:
-            records[item.key] = _error(item, "manifest" if item.fault else "read", item.fault or str(read))
-    clock = _Clock()
-    with clock("encode"):
-        clips = source.encoded([item for item, _ in good], [read for _, read in good]) if good else []
-    fitting: list[tuple[Item, Read, ClipInput]] = []
-    for (item, read), clip in zip(good, clips, strict=True):
-        try:
-            predictor.check(clip, asked.of(item))
-            fitting.append((item, read, clip))
-        except UserError as error:
-            records[item.key] = _error(item, "prompt", str(error), clip.name)
-    if fitting:
-        for (item, _, _), record in zip(fitting, _ask(fitting, predictor, asked, clock), strict=True):
-            records[item.key] = record
-    return [records[item.key] for item in batch]
-
-
 def _ask(
-    batch: Sequence[tuple[Item, Read, ClipInput]], predictor: Predictor, asked: Asked, clock: "_Clock"
-) -> list[Record]:
-    """The records of clips that can be asked about."""
-    clips, requests = [clip for _, _, clip in batch], [asked.of(item) for item, _, _ in batch]
-    with clock("label"):
-        soft = predictor.soft_tokens(clips)
-        scores = predictor.labels(clips, soft)
-    answers: list[list[str]] = [[] for _ in batch]
-    if any(requests):
-        with clock("generate"):
-            answers = predictor.answers(clips, soft, requests)
-    shared = {kind: seconds / len(batch) for kind, seconds in clock.seconds.items()}
-    records = []
-    for i, (item, read, clip) in enumerate(batch):
-        probabilities = dict(zip(scores.labels, map(float, scores.probabilities[i]), strict=True))
-        if not np.isfinite([*probabilities.values()]).all():
-            message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
-            records.append(_error(item, "model", message, clip.name))
-            continue
-        likeliest = sorted(scores.labels, key=lambda label: -probabilities[label])
-        records.append(
-            {
-                **_head(item, clip.name),
-                "status": "success",
-                "answer": answers[i][-1] if answers[i] else likeliest[0],
-                **({"answers": answers[i]} if len(answers[i]) > 1 else {}),
-                "probabilities": {label: round(probabilities[label], DIGITS) for label in likeliest},
-                "subtitle": clip.subtitle,
-                "clip": read.clip_info,
-                "fingerprint": read.fingerprint,
-                "timings_s": {kind: round(s, 4) for kind, s in (read.seconds | shared).items()},
-            }
-        )
+    engine: Engine,
+    source: ClipSource,
+    items: Sequence[Item],
+    reads: Sequence[ItemRead | UserError],
+    questions: Sequence[str],
+) -> dict[str | int, Record]:
+    """The records of a batch, by `Item.key`."""
+    records = {
+        item.key: _error(item, "read", str(read))
+        for item, read in zip(items, reads, strict=True)
+        if isinstance(read, UserError)
+    }
+    good = [(item, read) for item, read in zip(items, reads, strict=True) if item.key not in records]
+    queries = [Query(item.name, (item.question,) if item.question else tuple(questions)) for item, _ in good]
+    results = engine.answer_batch(queries, good, source) if good else []
+    for (item, _), result in zip(good, results, strict=True):
+        records[item.key] = _record(item, result)
     return records
+
+
+def _record(item: Item, result: ClipAnswer | ClipError) -> Record:
+    if isinstance(result, ClipError):
+        return _error(item, result.stage, str(result), result.name)
+    probabilities = {label: round(probability, DIGITS) for label, probability in result.probabilities.items()}
+    return {
+        **_head(item, result.name),
+        "status": "success",
+        "answer": result.answer,
+        **({"answers": list(result.answers)} if len(result.answers) > 1 else {}),
+        **({"probabilities": probabilities} if probabilities else {}),
+        "subtitle": result.subtitle,
+        "clip": dict(result.clip_info),
+        "fingerprint": result.fingerprint,
+        "timings_s": {kind: round(seconds, 4) for kind, seconds in result.timings_s.items()},
+    }
 
 
 def _head(item: Item, name: str) -> Record:
@@ -200,16 +154,3 @@ def _head(item: Item, name: str) -> Record:
 
 def _error(item: Item, stage: str, message: str, name: str | None = None) -> Record:
     return {**_head(item, name or item.name), "status": "error", "stage": stage, "error": message}
-
-
-class _Clock:
-    """The seconds that named blocks take."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[kind] = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """What is predicted about: a video, a folder of videos, a manifest that names videos, or the records of a data set.
 
     items = find_items("clips.csv")
-    source = Videos(config, encode, wanted, frame="peak", workers=8)
+    source = VideoClips(config, encode, spec, frame_rule="peak", workers=8)
     for item, read in zip(items, source.read(items)): ...
 
 A manifest is a list or table as `data/tables.py` reads them: `video`, a path from its folder of videos, or a `name`
@@ -12,33 +12,31 @@ Axes: N clips, F feature size.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
-from emollama_jax.data.builders import FACTS
 from emollama_jax.data.clip_files import files_of, select_file
-from emollama_jax.data.records import Records
+from emollama_jax.data.records import Records, read_clip_info
 from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
 from emollama_jax.errors import UserError
-from emollama_jax.infer.predictor import ClipInput
-from emollama_jax.io.worker_pool import map_ahead
-from emollama_jax.media.clip import ClipConfig, ClipMedia, ReadSpec, read_clip
-from emollama_jax.media.subtitles import Transcribe, find_subtitle_file, subtitle_of
+from emollama_jax.infer.clip_input import ClipInput
+from emollama_jax.io.checksums import file_digest
+from emollama_jax.media.clip import ClipMedia, ClipRequest, ReadSpec
+from emollama_jax.media.clip_reader import ClipReader
+from emollama_jax.media.subtitles import Transcribe, find_subtitle_file
 
 MANIFESTS = (".csv", ".jsonl", ".txt")
 
-Encode = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
+EncodeFeatures = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemRead:
     """What was read of an item.
 
     Attributes:
@@ -87,7 +85,7 @@ class Read:
 
 
 def find_items(where: str | Path, videos: Path | None = None) -> list[Item]:
-    """The clips that a video, a folder of videos or a manifest means.
+    """Find the clips that a video, a folder of videos or a manifest means.
 
     Args:
         videos: the folder of a manifest's videos; default: its own.
@@ -143,58 +141,71 @@ def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], dict[str, P
     return Item(name or video, found, fault=fault, **known)
 
 
-class Videos:
-    """Reads videos, in worker processes ahead of their turn, and encodes them in batches.
+@runtime_checkable
+class ClipSource(Protocol):
+    """Where clips come from that are asked about."""
+
+    def fingerprint(self, item: Item) -> str:
+        """Return the fingerprint of all that is read of an item; "" where that cannot be read."""
+        ...
+
+    def read(self, items: Sequence[Item]) -> Iterator[ItemRead | UserError]:
+        """Yield what was read of each item, or why it could not be, in their order."""
+        ...
+
+    def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
+        """Return the clips with their features."""
+        ...
+
+
+class VideoClips:
+    """Videos, read in worker processes ahead of their turn and encoded in batches: a `ClipSource`.
 
     Args:
         encode: from what was read to features and which there are: an `Encoders.features`.
-        wanted: what is read of a video for that: an `Encoders.wanted`.
-        frame: see `read_clip`.
-        subtitles: where the words are looked for of a clip that has none: any of `media.subtitles.SOURCES`.
-        transcribe: listens, for the source `speech`.
-        workers: processes; 0 reads in this one.
+        spec: what is read of a video for that: an `Encoders.read_spec`.
+        frame_rule, subtitle_sources, transcribe, workers: see `ClipReader`.
     """
 
     def __init__(
         self,
         config: Config,
-        encode: Encode,
-        wanted: ReadSpec,
+        encode: EncodeFeatures,
+        spec: ReadSpec,
         *,
-        frame: str = "first",
-        subtitles: Sequence[str] = (),
+        frame_rule: str = "first",
+        subtitle_sources: Sequence[str] = (),
         transcribe: Transcribe | None = None,
         workers: int = 0,
     ):
-        self._encode, self._transcribe, self._workers = encode, transcribe, workers
-        self._subtitles = tuple(subtitles)
-        self._work = functools.partial(
-            _read_video, config=config.clip, wanted=wanted, frame=frame, subtitles=self._subtitles
+        self._encode, self._subtitle_sources = encode, subtitle_sources
+        self._reader = ClipReader(
+            config.clip,
+            spec,
+            frame_rule=frame_rule,
+            subtitle_sources=subtitle_sources,
+            transcribe=transcribe,
+            workers=workers,
         )
 
     def fingerprint(self, item: Item) -> str:
-        """Of all that is read of an item; "" where that cannot be read."""
-        return _video_fingerprint(item, self._subtitles)
-
-    def read(self, items: Sequence[Item]) -> Iterator[Read | UserError]:
-        """What was read of each item, or why it could not be, in their order."""
-        with contextlib.closing(map_ahead(self._work, items, self._workers)) as results:
-            for item, result in zip(items, results, strict=True):
-                yield self._heard(item, result)
-
-    def _heard(self, item: Item, result: Read | Exception) -> Read | UserError:
-        if isinstance(result, BrokenProcessPool):
-            return UserError(f"{item.video}: the process that decoded it died; it is damaged, or too large for memory")
-        if isinstance(result, UserError) or result.subtitle or "speech" not in self._subtitles:
-            return result
+        beside = find_subtitle_file(item.video) if "file" in self._subtitle_sources else None
         try:
-            text = subtitle_of(item.video, self._subtitles, self._transcribe).text
-        except UserError as error:
-            return error
-        return dataclasses.replace(result, subtitle=text)
+            return _fingerprint(item, *(file_digest(path) for path in (item.video, beside) if path))
+        except OSError:
+            return ""
 
-    def encoded(self, items: Sequence[Item], reads: Sequence[Read]) -> list[ClipInput]:
-        """The clips with their features."""
+    def read(self, items: Sequence[Item]) -> Iterator[ItemRead | UserError]:
+        requests = (ClipRequest(item.name, item.video, item.subtitle, item.peak_index) for item in items)
+        with contextlib.closing(self._reader.read(requests)) as reads:
+            for item, read in zip(items, reads, strict=True):
+                if isinstance(read, UserError):
+                    yield read
+                    continue
+                media, fingerprint = read.media, self.fingerprint(item)
+                yield ItemRead(read.subtitle, fingerprint, None, media, media.clip_info, media.seconds)
+
+    def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
         features, has = self._encode([read.media for read in reads])
         return [
             ClipInput(item.name, read.subtitle, features[i], has[i], frame=read.media.frame)
@@ -202,33 +213,8 @@ class Videos:
         ]
 
 
-def _read_video(
-    item: Item, config: ClipConfig, wanted: ReadSpec, frame: str, subtitles: tuple[str, ...]
-) -> Read | UserError:
-    """In a worker. Speech is left to the process that has the recogniser."""
-    fingerprint = _video_fingerprint(item, subtitles)
-    try:
-        media = read_clip(item.video, config, wanted, frame=frame, peak_index=item.peak_index)
-        text = item.subtitle
-        if not text and "speech" not in subtitles:
-            text = subtitle_of(item.video, subtitles).text
-        return Read(text, fingerprint, media=media, clip_info=media.clip_info, seconds=media.seconds)
-    except UserError as error:
-        return error
-    except MemoryError:
-        return UserError(f"{item.video}: does not fit into the memory; cut it, or make it smaller")
-
-
-def _video_fingerprint(item: Item, subtitles: tuple[str, ...]) -> str:
-    beside = find_subtitle_file(item.video) if "file" in subtitles else None
-    try:
-        return _fingerprint(item, *(_file_digest(path) for path in (item.video, beside) if path))
-    except OSError:
-        return ""
-
-
-class Recorded:
-    """The records of a split, with the same methods as `Videos`.
+class RecordClips:
+    """The records of a split: a `ClipSource`.
 
     Attributes:
         items: the clips, in their order.
@@ -237,17 +223,17 @@ class Recorded:
     def __init__(self, records: Records):
         """Raises UserError where there are no records."""
         self._records = records
-        clip_info = records.path / FACTS
-        lines = clip_info.read_text(encoding="utf-8").splitlines() if clip_info.is_file() else []
-        known = [info for info in map(json.loads, lines) if info["split"] == records.split]
         own = ("name", "split", "subtitle")
-        self._facts = {info["name"]: {k: v for k, v in info.items() if k not in own} for info in known}
+        self._clip_info = {
+            info["name"]: {name: value for name, value in info.items() if name not in own}
+            for info in read_clip_info(records.path)
+            if info["split"] == records.split
+        }
         if not len(records):
             raise UserError(f"no clips in {records.path}:{records.split}; give a split that has some")
         self.items = [Item(f"{records.split}[{i}]", index=i) for i in range(len(records))]
 
     def fingerprint(self, item: Item) -> str:
-        """Of the record; "" where it cannot be read."""
         try:
             return self._fingerprint(item, self._records[item.index])
         except UserError:
@@ -259,25 +245,20 @@ class Recorded:
         digests = [hashlib.sha256(part).hexdigest() for part in parts]
         return _fingerprint(item, record["name"], record["subtitle"], *digests)
 
-    def read(self, items: Sequence[Item]) -> Iterator[Read | UserError]:
+    def read(self, items: Sequence[Item]) -> Iterator[ItemRead | UserError]:
         for item in items:
             try:
                 record = self._records[item.index]
             except UserError as error:
                 yield error
                 continue
-            clip, clip_info = ClipInput.of_record(record), self._facts.get(record["name"], {})
-            yield Read(clip.subtitle, self._fingerprint(item, record), clip, clip_info=clip_info)
+            clip, clip_info = ClipInput.of_record(record), self._clip_info.get(record["name"], {})
+            yield ItemRead(clip.subtitle, self._fingerprint(item, record), clip, clip_info=clip_info)
 
-    def encoded(self, items: Sequence[Item], reads: Sequence[Read]) -> list[ClipInput]:
+    def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
         return [read.clip for read in reads]
 
 
 def _fingerprint(item: Item, *parts: str) -> str:
     told = [item.subtitle, item.question, item.peak_index, *parts]
     return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,19 +9,23 @@ all is done, the file is put in the order of the clips, each once.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from absl import logging
+from etils import epath
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_text
+from emollama_jax.io.json_lines import JsonLinesFile, read_json_lines
+from emollama_jax.io.paths import PathLike, as_path, is_remote
 
 Record = dict[str, Any]
-
-TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # of a name that is not UTF-8, JSON's own escapes
 
 
 class OutputError(UserError):
@@ -37,9 +41,9 @@ class Output:
         known: the last record about each clip, by `key_of`.
     """
 
-    def __init__(self, path: Path, run: IO[str], records: Sequence[Record]):
+    def __init__(self, path: epath.Path, identity: epath.Path, lock: IO[str], records: Sequence[Record]):
         self.known = {key_of(record): record for record in records}
-        self._path, self._run = path, run
+        self._file, self._identity, self._lock = JsonLinesFile(path), identity, lock
         self._order = [key_of(record) for record in records]
 
     def claim(self, identity: Mapping[str, Any]) -> None:
@@ -50,35 +54,36 @@ class Output:
             OutputError: nobody knows whose they are.
         """
         if self.known:
-            self._run.seek(0)
-            self._check_same(self._run.read(), identity)
-        self._run.truncate(0)
-        self._run.write(json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
-        self._run.flush()
-        os.fsync(self._run.fileno())
+            self._check_same(self._identity.read_text() if self._identity.exists() else "", identity)
+        text = json.dumps(identity, indent=1, ensure_ascii=False) + "\n"
+        if is_remote(self._identity):
+            write_text(self._identity, text)
+            return
+        self._lock.truncate(0)  # the file itself is locked, so it is not replaced
+        self._lock.write(text)
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
 
     def _check_same(self, saved: str, identity: Mapping[str, Any]) -> None:
+        path = self._file.path
         try:
             before = dict(_flat(json.loads(saved)))
         except ValueError as error:
             raise OutputError(
-                f"{self._run.name} is missing or damaged, so nobody knows whose answers there are in {self._path}; "
+                f"{self._identity} is missing or damaged, so nobody knows whose answers there are in {path}; "
                 "name another output"
             ) from error
         now = dict(_flat(json.loads(json.dumps(identity))))
         for name in (*now, *(name for name in before if name not in now)):
             if before.get(name) != now.get(name):
                 raise UserError(
-                    f"{name} was {before.get(name)!r} for the answers in {self._path} and is {now.get(name)!r} now; "
+                    f"{name} was {before.get(name)!r} for the answers in {path} and is {now.get(name)!r} now; "
                     "set it back, or name another output"
                 )
 
     def write(self, records: Sequence[Record]) -> None:
         """Appends records; when it returns, they are on the disk."""
-        with self._path.open("a", **TEXT) as file:
-            file.write("".join(map(_line, records)))
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.append(records)
         for record in records:
             self.known[key_of(record)] = record
             self._order.append(key_of(record))
@@ -87,15 +92,30 @@ class Output:
         """Puts the file in the order of these clips; those of others, which an earlier run wrote, come last."""
         asked = dict.fromkeys(keys)
         order = [key for key in asked if key in self.known] + [key for key in self.known if key not in asked]
-        if order == self._order:
-            return
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", **TEXT) as file:
-            file.writelines(_line(self.known[key]) for key in order)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._path)
-        self._order = order
+        if order != self._order:
+            self._file.replace(self.known[key] for key in order)
+            self._order = order
+
+
+class PrintedOutput(Output):
+    """An output that prints its records and keeps no file."""
+
+    def __init__(self, file: IO[str]):
+        self.known, self._printed = {}, file
+
+    def __enter__(self) -> "PrintedOutput":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, records: Sequence[Record]) -> None:
+        for record in records:
+            print(json.dumps(record, ensure_ascii=False, allow_nan=False), file=self._printed, flush=True)
+        self.known |= {key_of(record): record for record in records}
+
+    def finish(self, keys: Sequence[str | int]) -> None:
+        pass
 
 
 def key_of(record: Mapping[str, Any]) -> str | int:
@@ -104,8 +124,8 @@ def key_of(record: Mapping[str, Any]) -> str | int:
 
 
 @contextlib.contextmanager
-def open_output(path: Path, *, resume: bool) -> Iterator[Output]:
-    """The output, locked until the block ends.
+def open_output(path: PathLike, *, resume: bool) -> Iterator[Output]:
+    """The output, locked until the block ends; one in an object store is locked for the processes of this machine.
 
     Args:
         resume: go on with what is there, if anything.
@@ -114,44 +134,50 @@ def open_output(path: Path, *, resume: bool) -> Iterator[Output]:
         OutputError: another process writes it, or it is damaged.
         UserError: there is one already and `resume` is not asked for, or it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.run.json")
+    out = as_path(path)
+    identity = out.with_name(f"{out.name}.run.json")
     is_there = UserError(f"the output exists already: {path}; give --resume to go on, or another name")
-    if path.exists() and not resume and not beside.exists():
+    if out.exists() and not resume and not identity.exists():
         raise is_there
+    lock_file = _lock_file(identity)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run = beside.open("a+", encoding="utf-8")
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_file.open("a+", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"cannot write the answers ({error.strerror}): {path}; choose another place") from error
-    with run:
+    with lock:
         try:
-            fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"another process writes this output: {path}; wait for it, or name another") from error
-        if path.exists() and not resume:
+        if out.exists() and not resume:
             raise is_there
         try:
-            yield Output(path, run, _read(path) if path.exists() else [])
+            yield Output(out, identity, lock, _read(out) if out.exists() else [])
         finally:
-            if not os.fstat(run.fileno()).st_size:  # nothing came of it
-                beside.unlink()
+            if not is_remote(out) and not os.fstat(lock.fileno()).st_size:  # nothing came of it
+                lock_file.unlink()
 
 
-def _read(path: Path) -> list[Record]:
-    """The records. A last line that was not finished is cut off."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    records = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            key_of(record), record["status"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"line {number} is damaged: {path}; mend or remove it, then --resume") from error
-        records.append(record)
-    if len(whole) < len(data):
+def _lock_file(identity: epath.Path) -> pathlib.Path:
+    """Returns the file that is locked: the one with the identity, or for an object store one on this machine."""
+    if not is_remote(identity):
+        return pathlib.Path(identity)
+    name = hashlib.sha256(str(identity).encode()).hexdigest()[:16]
+    return pathlib.Path(tempfile.gettempdir()) / f"emollama-{os.getuid()}-{name}.lock"
+
+
+def _read(path: epath.Path) -> list[Record]:
+    """Returns the records. A last line that was not finished is left out."""
+    try:
+        records = read_json_lines(path)
+        for number, record in enumerate(records, 1):
+            if not ({"record", "name"} & set(record) and "status" in record):
+                raise ValueError(f"line {number} is damaged")
+    except ValueError as error:
+        raise OutputError(f"{error}: {path}; mend or remove it, then --resume") from error
+    if not path.read_bytes().endswith(b"\n") and path.stat().length:
         logging.warning("%s: the last line was not finished; its clip is asked about again", path)
-        os.truncate(path, len(whole))
     return records
 
 
@@ -161,7 +187,3 @@ def _flat(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in tree.items():
         yield from _flat(value, f"{where}.{name}" if where else name)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

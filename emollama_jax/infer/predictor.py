@@ -1,40 +1,40 @@
-"""What the model says about clips: their labels' probabilities, and answers to questions.
+"""The model's results for batches of clips given as arrays: label probabilities, and answers to questions.
 
     predictor = Predictor(model, tokenizer, config, modalities="AV")
-    soft = predictor.soft_tokens(clips)
-    scores = predictor.labels(clips, soft)
-    answers = predictor.answers(clips, soft, [requests_of(config.prompt, "reason")] * len(clips))
-
-    predicted = predict_labels(model, tokenizer, config, Records("data/clips/frame/1.0.0", "test"))
+    results = predictor.answer([Query(clip, ("[reason] Why?",)) for clip in clips])
 
 Clips become prompts and soft tokens by the transforms of training. A clip's results depend on the clip alone, up to
 rounding: not on those beside it.
 
-A modality that is left out is what a clip without it would be: no subtitle (T), no HuBERT feature (A), and for the
-video (V) neither MAE's nor VideoMAE's and zeros for EVA-ViT's tokens. A zero is projected, as in training, or, of a
-feature, its token is left out where `prompt.missing` says so.
+A modality that is left out is as in a clip without it: no subtitle (T), no HuBERT feature (A), and for the video (V)
+neither the MAE nor the VideoMAE feature and zeros for EVA-ViT's tokens. A zero is projected, as in training; the token
+of a missing feature is left out where `prompt.missing` is "omit".
 
-Axes: N clips, F feature size, I x I pixels, P image tokens, W their width, S soft tokens, D model width.
+Axes: N clips, S soft tokens, D model width.
 """
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float
 
 from emollama_jax.config import Config
-from emollama_jax.data.records import Records, decode_frame
 from emollama_jax.errors import UserError
-from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
+from emollama_jax.infer.clip_input import ALL, ClipInput, check_modalities
 from emollama_jax.infer.score import LabelScorer, LabelScores
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.infer.shared_batcher import Conversation, SharedBatcher
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
+from emollama_jax.io.stopwatch import Stopwatch
+from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.text.prompts import (
     QUESTION_SETS,
     PromptConfig,
@@ -44,111 +44,155 @@ from emollama_jax.text.prompts import (
     encode_turns,
     request,
 )
+from emollama_jax.text.stream_decoder import StreamDecoder
 from emollama_jax.text.tokenizers import Tokenizer
-
-MODALITIES = {"A": (2,), "V": (0, 1), "T": ()}  # audio, video, text -> those of a clip's features
-ALL = "AVT"
-
-
-@dataclass(frozen=True)
-class ClipInput:
-    """A clip as the model takes it; its image is a frame or EVA-ViT's tokens of one."""
-
-    name: str
-    subtitle: str
-    features: Float[np.ndarray, "3 F"]
-    """MAE, VideoMAE, HuBERT; zeros for what is missing."""
-    has_feature: Bool[np.ndarray, " 3"]
-    frame: UInt8[np.ndarray, "I I 3"] | None = None
-    image_tokens: Float[np.ndarray, "P W"] | None = None
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> "ClipInput":
-        """The clip in a record."""
-        return cls(
-            name=record["name"],
-            subtitle=record["subtitle"],
-            features=np.asarray(record["features"], np.float32),
-            has_feature=np.asarray(record["has_feature"], bool),
-            frame=decode_frame(record["frame"]) if "frame" in record else None,
-            image_tokens=record.get("image_tokens"),
-        )
-
-    def restricted(self, modalities: str, config: Config) -> "ClipInput":
-        """The clip as if only these modalities of it were there."""
-        has = self.has_feature.copy()
-        for modality, features in MODALITIES.items():
-            if modality not in modalities:
-                has[list(features)] = False
-        changes: dict[str, Any] = {"has_feature": has, "features": np.where(has[:, None], self.features, 0)}
-        if "T" not in modalities:
-            changes["subtitle"] = ""
-        if "V" not in modalities:
-            shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
-            changes |= {"frame": None, "image_tokens": np.zeros(shape, np.float16)}
-        return dataclasses.replace(self, **changes)
 
 
 class Predictor:
-    """Asks one model about clips.
+    """Batched inference with one model.
 
     Args:
-        model: with its encoder where clips have frames; its parameters stay where they are placed.
+        model: with EVA-ViT where clips have frames; its parameters stay where they are placed.
         config: the experiment: `prompt`, `generate`, `data.sequence_length` (the longest prompt) and `seed`.
-        modalities: those that are used, any of A (audio), V (video) and T (text).
+        modalities: the ones used, any of A (audio), V (video) and T (text).
         orders: see `LabelScorer`.
+        batcher: of this model's answers, where several predictors share one; default: one of its own.
 
     Raises:
         UserError: no or unknown modalities, or labels that cannot be chosen from.
     """
 
     def __init__(
-        self, model: EmotionLlama, tokenizer: Tokenizer, config: Config, *, modalities: str = ALL, orders: int = 1
+        self,
+        model: EmotionLlama,
+        tokenizer: Tokenizer,
+        config: Config,
+        *,
+        modalities: str = ALL,
+        orders: int = 1,
+        batcher: SharedBatcher | None = None,
     ):
         self.modalities = check_modalities(modalities)
         self._model, self._tokenizer, self._config = model, tokenizer, config
-        self._image_tokens = image_tokens_of(config.eva_vit, config.projectors)
+        self._image_tokens = num_image_tokens(config.eva_vit, config.projectors)
         self._scorer = LabelScorer(model.llama, tokenizer, config.prompt, orders=orders)
-        self._generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
+        self._batcher = batcher or SharedBatcher(SlotBatcher(model.llama, [tokenizer.eos_id]))
+
+    def answer(self, queries: Sequence[Query]) -> list[ClipAnswer | ClipError]:
+        """The results of queries about `ClipInput`s, computed together: labels are scored, and answers generated, for
+        those that ask for them."""
+        errors = {i: error for i, query in enumerate(queries) if (error := self._fault(query)) is not None}
+        good = [query for i, query in enumerate(queries) if i not in errors]
+        results = iter(self._compute(good) if good else [])
+        return [errors[i] if i in errors else next(results) for i in range(len(queries))]
+
+    def _fault(self, query: Query) -> ClipError | None:
+        """Why a query cannot be answered, if it cannot."""
+        try:
+            if query.clip.image_tokens is None and self._model.eva_vit is None and "V" in self.modalities:
+                raise UserError(f"clip {query.clip.name}: a frame needs EVA-ViT; load the engine with inputs='frames'")
+            if query.scores_labels:
+                self.check(query.clip)
+            if query.questions and not query.history:
+                self.check(query.clip, query.questions[0])
+        except UserError as error:
+            return ClipError("prompt", query.clip.name, str(error))
+
+    def _compute(self, queries: Sequence[Query]) -> list[ClipAnswer | ClipError]:
+        clock = Stopwatch()
+        clips = [query.clip for query in queries]
+        with clock("encode"):
+            soft = jax.block_until_ready(self.soft_tokens(clips))
+        labelled, fields = [i for i, query in enumerate(queries) if query.scores_labels], {}
+        if labelled:
+            with clock("label"):
+                scores = self.labels([clips[i] for i in labelled], soft[np.array(labelled)])
+            fields = {i: _label_fields(scores, row) for row, i in enumerate(labelled)}
+        answers: list[list[str]] = [[] for _ in clips]
+        if any(query.questions for query in queries):
+            with clock("generate"):
+                questions, history = [query.questions for query in queries], [query.history for query in queries]
+                answers = self.answers(clips, soft, questions, history)
+        timings = {kind: s / len(clips) for kind, s in clock.seconds.items()}
+        results: list[ClipAnswer | ClipError] = []
+        for i, (clip, of_clip) in enumerate(zip(clips, answers, strict=True)):
+            scored = fields.get(i, {})
+            if not np.isfinite([*scored.get("probabilities", {}).values()]).all():
+                message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
+                results.append(ClipError("model", clip.name, message))
+                continue
+            answer = of_clip[-1] if of_clip else scored.get("label", "")
+            said = {"answers": tuple(of_clip), "subtitle": clip.subtitle, "timings_s": timings}
+            results.append(ClipAnswer(clip.name, answer, **said, **scored))
+        return results
 
     def soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
-        """The clips' soft tokens, for the methods below."""
+        """The soft tokens of the clips, for the methods below."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
-        arrays = {"features": np.stack([clip.features for clip in clips])}
-        if clips[0].image_tokens is None:
-            arrays["frames"] = np.stack([clip.frame for clip in clips])
-        else:
-            arrays["image_tokens"] = np.stack([clip.image_tokens for clip in clips])
+        kinds = [[i for i, clip in enumerate(clips) if (clip.frame is None) == stored] for stored in (False, True)]
+        if all(kinds):
+            soft = jnp.concatenate([self.soft_tokens([clips[i] for i in kind]) for kind in kinds])
+            return soft[np.argsort(np.concatenate(kinds))]
+        images = "frame" if clips[0].image_tokens is None else "image_tokens"
         rows = 1 << (len(clips) - 1).bit_length()  # few programs compile
         pad = lambda x: np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])[:, None]
-        batch = {name: pad(array) for name, array in arrays.items()}
-        return _soft_tokens(*nnx.split(self._model), batch)[: len(clips)]
+        features, image = (pad(np.stack([getattr(clip, name) for clip in clips])) for name in ("features", images))
+        arrays = {"frames" if images == "frame" else images: image}
+        return _soft_tokens(*nnx.split(self._model), features, arrays)[: len(clips)]
 
     def labels(self, clips: Sequence[ClipInput], soft: Float[Array, "N S D"]) -> LabelScores:
-        """How likely each label of `prompt.labels` is for each clip."""
+        """The probabilities of the labels of `prompt.labels` for each clip."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
         has_feature = [tuple(map(bool, clip.has_feature)) for clip in clips]
         return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature)
 
     def answers(
-        self, clips: Sequence[ClipInput], soft: Float[Array, "N S D"], requests: Sequence[Sequence[str]]
+        self,
+        clips: Sequence[ClipInput],
+        soft: Float[Array, "N S D"],
+        questions: Sequence[Sequence[str]],
+        history: Sequence[Sequence[Turn]] | None = None,
     ) -> list[list[str]]:
-        """What the model answers to each clip's requests (see `requests_of`), which it is asked one after another, each
-        with those before and their answers in sight.
+        """The answers to each clip's questions, asked one after another, each with those before in sight.
 
-        What is drawn, at a temperature above 0, depends on `seed` and the clip's name.
+        Sampling, at a temperature above 0, depends on `seed`, the clip's name and the number of the question.
+
+        Args:
+            questions: of each clip; see `task_questions`.
+            history: earlier turns of each clip's conversation, with their answers.
         """
-        turns: list[list[Turn]] = [[] for _ in clips]
-        for number in range(max(map(len, requests), default=0)):
-            asked = [i for i, of_clip in enumerate(requests) if number < len(of_clip)]
-            prompts = [self.prompt(clips[i], [*turns[i], Turn(requests[i][number])]) for i in asked]
-            seeds = [self._seed(clips[i].name, number) for i in asked]
-            completions = self._generator.generate(
-                prompts, self._config.generate, seeds, soft=soft[np.array(asked, np.int32)]
-            )
-            for i, completion in zip(asked, completions, strict=True):
-                turns[i].append(Turn(requests[i][number], self._tokenizer.decode(completion.tokens).strip()))
-        return [[turn.answer or "" for turn in of_clip] for of_clip in turns]
+        history = history or [()] * len(clips)
+        rows = zip(clips, (soft[i] for i in range(len(clips))), questions, history, strict=True)
+        return self._batcher.run([self._converse(*row) for row in rows])
+
+    def _converse(
+        self, clip: ClipInput, soft: Float[Array, "S D"], questions: Sequence[str], history: Sequence[Turn]
+    ) -> Conversation:
+        """Asks about one clip: a coroutine of requests and completions whose result are the answers."""
+        turns = list(history)
+        for question in questions:
+            completion = yield self._request(clip, soft, [*turns, Turn(question)])
+            turns.append(Turn(question, self._tokenizer.decode(completion.tokens).strip()))
+        return [turn.answer for turn in turns[len(history) :]]
+
+    def _request(self, clip: ClipInput, soft: Float[Array, "S D"], turns: Sequence[Turn]) -> GenerationRequest:
+        digest = hashlib.sha256(f"{self._config.seed} {len(turns) - 1} {clip.name}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "little")
+        return GenerationRequest(self.prompt(clip, turns), self._config.generate, seed, soft)
+
+    def stream(self, query: Query) -> Iterator[str]:
+        """The answer to a query's one question in pieces, as it is generated; joined they are that of `answer`.
+
+        Raises:
+            ClipError: the prompt is too long.
+        """
+        if error := self._fault(query):
+            raise error
+        (soft,), decoder = self.soft_tokens([query.clip]), StreamDecoder(self._tokenizer)
+        events = self._batcher.stream(self._request(query.clip, soft, [*query.history, Turn(*query.questions)]))
+        with contextlib.closing(events):
+            pieces = itertools.chain((decoder.push(event.tokens) for event in events), (decoder.finish() for _ in [0]))
+            yield from _stripped(pieces)
 
     def prompt(self, clip: ClipInput, turns: Sequence[Turn]) -> Sample:
         """A conversation about the clip as the model reads it."""
@@ -162,37 +206,27 @@ class Predictor:
             image_tokens=self._image_tokens,
         )
 
-    def check(self, clip: ClipInput, requests: Sequence[str] = ()) -> None:
-        """Raises UserError where a request, or that for a label, makes a prompt longer than a row of training."""
-        longest = self._config.data.sequence_length
-        for asked in (*requests[:1], *requests_of(self._config.prompt)):
-            if (tokens := len(self.prompt(clip, [Turn(asked)]).tokens)) > longest:
-                raise UserError(
-                    f"clip {clip.name}: its prompt has {tokens} tokens, a row {longest}; shorten the subtitle or the "
-                    "question, or give data.sequence_length more"
-                )
-
-    def _seed(self, name: str, number: int) -> int:
-        digest = hashlib.sha256(f"{self._config.seed} {number} {name}".encode()).digest()
-        return int.from_bytes(digest[:4], "little")
+    def check(self, clip: ClipInput, question: str | None = None) -> None:
+        """Raises UserError where a question, by default that for a label, makes a prompt longer than a row of training
+        (`data.sequence_length`)."""
+        question = task_questions(self._config.prompt)[0] if question is None else question
+        longest, tokens = self._config.data.sequence_length, len(self.prompt(clip, [Turn(question)]).tokens)
+        if tokens > longest:
+            raise UserError(
+                f"clip {clip.name}: its prompt has {tokens} tokens, a row {longest}; shorten the subtitle or the "
+                "question, or give data.sequence_length more"
+            )
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _soft_tokens(graphdef, state, batch):
-    return nnx.merge(graphdef, state).soft_tokens(batch)
+def _soft_tokens(graphdef, state, features, images):
+    return nnx.merge(graphdef, state).soft_tokens(features, **images)
 
 
-def check_modalities(text: str) -> str:
-    """The modalities in the order A, V, T. Raises UserError for none, unknown or repeated ones."""
-    if not text or set(text) - set(MODALITIES) or len(set(text)) < len(text):
-        raise UserError(f"modalities {text!r}: give any of A (audio), V (video) and T (text), as in AV")
-    return "".join(modality for modality in MODALITIES if modality in text)
+def task_questions(config: PromptConfig, task: str = "emotion", questions: Sequence[str] = ()) -> tuple[str, ...]:
+    """The questions given, or else the one of the task.
 
-
-def requests_of(config: PromptConfig, task: str = "emotion", questions: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a clip is asked: the questions as they are, each a turn, or the task's own one.
-
-    Of a reason task it is the first of those that training draws from, so that runs can be compared.
+    Of a reason task it is the first of the questions that training draws from, so that runs can be compared.
     """
     if questions:
         return tuple(questions)
@@ -201,59 +235,22 @@ def requests_of(config: PromptConfig, task: str = "emotion", questions: Sequence
     return (request(task, (config.questions or QUESTION_SETS[config.question_set])[0]),)
 
 
-@dataclass(frozen=True)
-class LabelPredictions:
-    """Labels predicted for the clips of a data set."""
-
-    names: list[str]
-    truth: list[str | None]
-    """The clips' own labels; None where they have none."""
-    scores: LabelScores
-
-
-def predict_labels(
-    model: EmotionLlama,
-    tokenizer: Tokenizer,
-    config: Config,
-    records: Records,
-    *,
-    modalities: str = ALL,
-    orders: int = 1,
-    batch_size: int = 16,
-    progress: Callable[[int], None] = lambda count: None,
-) -> LabelPredictions:
-    """The probabilities of `config.prompt.labels` for every clip of a split.
-
-    Args:
-        progress: is told how many more clips are done.
-
-    Raises:
-        UserError: as `Predictor`, or records that cannot be read.
-    """
-    predictor = Predictor(model, tokenizer, config, modalities=modalities, orders=orders)
-    names, truth, found = [], [], []
-    for clips, labels in batches_of(records, batch_size):
-        for clip in clips:
-            predictor.check(clip)
-        found.append(predictor.labels(clips, predictor.soft_tokens(clips)))
-        names += [clip.name for clip in clips]
-        truth += labels
-        progress(len(clips))
-    return LabelPredictions(names, truth, join_scores(found))
+def _stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text without the white space at both of its ends."""
+    held, begun = "", False
+    for piece in pieces:
+        held = held + piece if begun else (held + piece).lstrip()
+        if text := held.rstrip():  # white space waits for what follows
+            held, begun = held[len(text) :], True
+            yield text
 
 
-def batches_of(records: Records, batch_size: int) -> Iterator[tuple[list[ClipInput], list[str | None]]]:
-    """The clips of a split in their order, with their labels. Raises UserError where there are none."""
-    if not len(records):
-        raise UserError(f"no clips in {records.path}:{records.split}; give a split that has some")
-    labels = records.metadata["labels"]
-    for start in range(0, len(records), batch_size):
-        batch = [records[i] for i in range(start, min(start + batch_size, len(records)))]
-        truth = [labels[record["emotion"]] if record["emotion"] >= 0 else None for record in batch]
-        yield [ClipInput.of_record(record) for record in batch], truth
-
-
-def join_scores(parts: Sequence[LabelScores]) -> LabelScores:
-    """The scores of all clips, from those of parts of them."""
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("log_likelihoods", "by_order")}
-    return dataclasses.replace(parts[0], **joined)
+def _label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
+    """The fields of a `ClipAnswer` about labels."""
+    probabilities = dict(zip(scores.labels, map(float, scores.probabilities[row]), strict=True))
+    best_first = sorted(scores.labels, key=lambda label: -probabilities[label])
+    return {
+        "label": best_first[0],
+        "probabilities": {label: probabilities[label] for label in best_first},
+        "label_by_order": tuple(of_order[row] for of_order in scores.best_by_order),
+    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from emollama_jax.config import GenerateConfig
 
@@ -17,13 +17,13 @@ from emollama_jax.config import GenerateConfig
 @jax.tree_util.register_dataclass
 @dataclass
 class Sampling:
-    """The settings of a batch of requests, one entry a row."""
+    """The sampling settings of a batch of requests, one entry a row."""
 
     temperature: Float[Array, " B"]
     top_p: Float[Array, " B"]
     repetition_penalty: Float[Array, " B"]
     max_new_tokens: Int[Array, " B"]
-    key: Key[Array, " B"]
+    seed: UInt32[Array, " B"]
 
     @classmethod
     def of(cls, configs: Sequence[GenerateConfig], seeds: Sequence[int]) -> "Sampling":
@@ -33,14 +33,15 @@ class Sampling:
             top_p=column("top_p", jnp.float32),
             repetition_penalty=column("repetition_penalty", jnp.float32),
             max_new_tokens=column("max_new_tokens", jnp.int32),
-            key=jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)),
+            seed=jnp.asarray(np.asarray(seeds, np.uint32)),
         )
 
 
 def sample(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], step: Int[Array, ""], sampling: Sampling
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], step: Int[Array, " B"], sampling: Sampling
 ) -> Int[Array, " B"]:
-    """The token after `logits`; `step` counts the tokens a request has had, `seen` marks those in its text so far.
+    """Sample the token after `logits`. `step` is the number of tokens a request has had, `seen` marks the tokens of its
+    text so far. A draw depends on the row's seed and step, on nothing of other rows.
 
     In this order, as in Hugging Face's `generate`: the repetition penalty divides positive logits of seen tokens and
     multiplies negative ones (arXiv:1909.05858); the temperature divides all; nucleus sampling keeps the most likely
@@ -57,7 +58,7 @@ def sample(
         kept = jnp.cumsum(probability, axis=-1) - probability < sampling.top_p[:, None]
         threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
         nucleus = jnp.where(scaled >= threshold, scaled, -jnp.inf)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.key, step)
+        keys = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed, step)
         return jnp.where(sampling.temperature > 0, jax.vmap(jax.random.categorical)(keys, nucleus), greedy)
 
     return jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy).astype(jnp.int32)

@@ -22,13 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
+from scipy.special import softmax
 
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.generate import bucket
-from emollama_jax.models.emotion_llama import place
+from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import Llama
+from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
 from emollama_jax.text.prompts import PromptConfig, Sample, Turn, emotion_question, encode_turns, request
 from emollama_jax.text.tokenizers import Tokenizer
@@ -81,8 +84,6 @@ class LabelScorer:
         orders: 1 asks once, with the labels in the order of `prompt.labels`, as the model was trained. More asks under
             that many cyclic orders and averages the probabilities. Then the labels are sorted first and the orders
             spread evenly over all L, so the order in which the labels are given makes no difference.
-        per_token: whether a label's log-likelihood is divided by its tokens (its end is one of them) before the
-            probabilities are taken, which favours labels of many tokens.
 
     Raises:
         UserError: there are fewer than two labels, or fewer labels than orders.
@@ -95,7 +96,6 @@ class LabelScorer:
         prompt: PromptConfig,
         *,
         orders: int = 1,
-        per_token: bool = False,
     ):
         labels = prompt.labels
         if len(labels) < 2:
@@ -109,7 +109,6 @@ class LabelScorer:
         self._labels = self._orders[0]
         encode = lambda label: tokenizer.encode(normalize_answer(label), specials=False)  # as in training
         self._answers = [(*encode(label), tokenizer.eos_id) for label in self._labels]
-        self._per_token = per_token
 
     def score(
         self,
@@ -132,13 +131,13 @@ class LabelScorer:
         shape = (clips, len(self._orders), len(self._labels))
         log_likelihoods = np.zeros(shape, np.float64)
         if clips:
-            asked = [self._ask(*clip, soft.shape[1] - 4) for clip in zip(subtitles, has_feature, strict=True)]
+            image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
+            asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, strict=True)]
             batch = _batch(asked, self._answers, soft.shape[1])
             soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
-            nll = np.asarray(_nll(*nnx.split(self._model), batch, soft), np.float64)[:clips]
+            nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
             log_likelihoods = -nll.reshape(*shape, -1).sum(axis=-1)
-        lengths = np.array([len(answer) for answer in self._answers])
-        by_order = _softmax(log_likelihoods / lengths if self._per_token else log_likelihoods)
+        by_order = softmax(log_likelihoods, axis=-1)
         given = [self._labels.index(label) for label in self._prompt.labels]
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
 
@@ -149,20 +148,24 @@ class LabelScorer:
         return [encode_turns(self._tokenizer, [turn], self._prompt, **settings) for turn in turns]
 
 
+def _on_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array that may be spread over several processes, in each of them."""
+    return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+
+
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _nll(graphdef, state, batch, soft):
     """Negative log-likelihoods [B, G] of the answers' tokens, 0 where an answer has none."""
     model: Llama = nnx.merge(graphdef, state)
     prefix_slots, tree_slots = batch["tokens"].shape[1], batch["tree_tokens"].shape[1]
-    x = place(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
-    _, cache = model.prefill(x, batch["positions"], batch["segment_ids"], prefix_slots + tree_slots)
+    prefix_lengths = (batch["segment_ids"] > 0).sum(axis=1)
+    x = insert_soft_tokens(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
+    _, cache = model.prefill(x, prefix_lengths, prefix_slots + tree_slots)
     order, label = batch["tree_order"], batch["tree_label"]
     in_tree = (order[:, :, None] == order[:, None, :]) & (jnp.arange(tree_slots) <= jnp.arange(tree_slots)[:, None])
     in_tree &= (label[:, None, :] == 0) | (label[:, :, None] == label[:, None, :])
-    in_prefix = jnp.broadcast_to(batch["segment_ids"][:, None, :] > 0, (*order.shape, prefix_slots))
-    visible = jnp.concatenate([in_prefix, in_tree], axis=-1)
     x = model.embed_tokens(batch["tree_tokens"])
-    hidden, _ = model.extend(x, batch["tree_positions"], jnp.ones_like(order), cache, visible)
+    hidden, _ = model.extend(x, cache, batch["tree_positions"], in_tree)
     before = jnp.take_along_axis(hidden, batch["before"][..., None], axis=1)
     return jnp.where(batch["target"] >= 0, model.token_nll(before, jnp.maximum(batch["target"], 0)), 0)
 
@@ -180,7 +183,8 @@ def _batch(
     shared = [_shared(prompts) for prompts in asked]
     idle = [[]] * ((1 << (len(asked) - 1).bit_length()) - len(asked))
     prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
-    batch = pack_rows(prefixes + idle, length=bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
+    rows = pack_rows(prefixes + idle, length=bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
+    batch = {name: getattr(rows, name) for name in ("tokens", "soft_index", "segment_ids", "positions")}
     trees = [_tree(prompts, length, answers) for prompts, length in zip(asked, shared, strict=True)]
     slots = bucket(max(len(columns) for columns, _ in trees))
     padded = np.zeros((len(prefixes + idle), slots, 4), np.int32)
@@ -219,8 +223,3 @@ def _tree(prompts: Sequence[Sample], shared: int, answers: Sequence[Sequence[int
             asks[order, label, : len(answer), 0] = [question_end, *range(start, start + len(answer) - 1)]
             asks[order, label, : len(answer), 1] = answer
     return np.array(columns, np.int32), asks.reshape(-1, 2)
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)

@@ -1,1 +1,2 @@
-"""Files and processes: atomic writes, files out of wheels, worker processes. Imports only errors."""
+"""Reading and writing: paths (local and in object stores), atomic writes, checksums, JSON lines, files out of wheels,
+worker processes, the chat-completions client. Imports only errors."""

@@ -1,65 +1,124 @@
-"""Outputs that are either complete or absent."""
+"""Outputs that are either complete or absent, on this machine and in object stores."""
 
+import contextlib
+import errno
+import json
 import os
+import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import PathLike, as_path, is_remote
 
 
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that becomes `path` when the block ends well.
+@contextlib.contextmanager
+def atomic_folder(path: PathLike) -> Iterator[pathlib.Path]:
+    """Gives a temporary local folder that becomes `path` when the block ends without an error.
 
-    When the block raises, the temporary folder is removed and nothing appears at `path`. Missing parents are made.
+    After an error the temporary folder is removed and nothing appears at `path`. Missing parents are made. In an object
+    store files appear one by one, in the order they were last written in: write a manifest last.
 
     Raises:
         UserError: `path` is a file or a folder that is not empty, or its parent cannot be written to.
     """
-    target = Path(path).resolve()
-    if target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
+    target = as_path(path)
+    if target.exists() and not (target.is_dir() and next(iter(target.iterdir()), None) is None):
         raise UserError(f"the output exists already: {path}; remove it or choose another folder")
-    # A sibling, so that the final rename stays within one file system.
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _partial(path, "folder") as partial:
         partial.mkdir()
-    except OSError as error:
-        raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another folder") from error
-    try:
         yield partial
+        if is_remote(path):
+            _upload(partial, path)
+            return
         try:
-            os.replace(partial, target)
-        except OSError as error:  # somebody filled `path` meanwhile
+            os.replace(partial, _resolved(path))
+        except OSError as error:  # something else was put at `path` meanwhile
             raise UserError(
                 f"cannot put the output in place ({error.strerror}): {path}; choose another folder"
             ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give the path of a temporary file beside `path` that becomes `path` when the block ends well.
+@contextlib.contextmanager
+def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
+    """Gives the path of a temporary local file that becomes `path` when the block ends without an error.
 
     Raises:
         UserError: `path` exists already, or its folder cannot be written to.
     """
-    target = Path(path).resolve()
-    if target.exists():
+    if as_path(path).exists():
         raise UserError(f"the output exists already: {path}; remove it or choose another name")
+    with _partial(path, "place") as partial:
+        partial.touch()
+        yield partial
+        if is_remote(path):
+            as_path(partial).copy(as_path(path))
+        else:
+            os.replace(partial, _resolved(path))
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Writes a file, in place of one that is there; on a local disk it is durable when this returns."""
+    if is_remote(path):
+        as_path(path).write_bytes(data)  # an object appears whole
+        return
+    with _partial(path, "place") as partial:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, _resolved(path))
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes a file in UTF-8, as `write_bytes` does; characters that UTF-8 does not have become backslash escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes a value as an indented JSON file, as `write_bytes` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _partial(path: PathLike, place: str) -> Iterator[pathlib.Path]:
+    """Gives a path on which an output can be made before it is put in place; what is left there is removed.
+
+    Of a local output it is beside it, so that the final rename stays within one file system.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
+            yield pathlib.Path(folder) / as_path(path).name
+        return
+    target = _resolved(path)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another place") from error
+        raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another {place}") from error
     try:
         yield partial
-        os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _resolved(path: PathLike) -> pathlib.Path:
+    return pathlib.Path(as_path(path)).resolve()
+
+
+def _upload(folder: pathlib.Path, target: PathLike) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    try:
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+            as_path(file).copy(as_path(target) / file.relative_to(folder).as_posix())
+    except BaseException:
+        as_path(target).rmtree(missing_ok=True)
+        raise

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.media.audio import read_sound
 from emollama_jax.media.container import damaged, import_av, open_media, read_packets
 
@@ -77,16 +77,22 @@ def subtitle_of(path: str | Path, sources: Sequence[str], transcribe: Transcribe
     Raises:
         UserError: a source that is none, `speech` without what listens, or a file or track that cannot be read.
     """
-    for source in sources:
-        if source not in SOURCES:
-            raise UserError(f"no source of subtitles: {source!r}; give any of {', '.join(SOURCES)}")
-        if source == "speech" and transcribe is None:
-            raise UserError("subtitles from speech need a model of Whisper; name one, or leave out the source 'speech'")
+    check_subtitle_sources(sources, transcribe)
     readers = {"file": _beside, "track": read_subtitle_track, "speech": lambda path: _heard(path, transcribe)}
     for source in sources:
         if text := readers[source](path):
             return Subtitle(text, source)
     return Subtitle("", "")
+
+
+def check_subtitle_sources(sources: Sequence[str], transcribe: Transcribe | None = None) -> tuple[str, ...]:
+    """Return the sources. Raises UserError for an unknown one, or `speech` without what listens."""
+    for source in sources:
+        if source not in SOURCES:
+            raise UserError(f"no source of subtitles: {source!r}; give any of {', '.join(SOURCES)}")
+        if source == "speech" and transcribe is None:
+            raise UserError("subtitles from speech need a model of Whisper; name one, or leave out the source 'speech'")
+    return tuple(sources)
 
 
 def find_subtitle_file(video: str | Path) -> Path | None:
@@ -195,8 +201,7 @@ class Recogniser:
                 str(model), device=device, compute_type=compute, local_files_only=folder.is_dir()
             )
         except Exception as error:  # the hub, the network and CTranslate2 each have their own kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"the model of Whisper {model} cannot be loaded ({reason}); give another") from error
+            raise UserError(f"cannot load Whisper model {model} ({first_line(error)}); give another") from error
         self._language = language
 
     def transcribe(self, waveform: Float[np.ndarray, " S"]) -> str:

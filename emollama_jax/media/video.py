@@ -22,7 +22,6 @@ MIN_JUMP = 32
 """Frames. Over a shorter gap decoding goes on; it is more than any decoder holds back, so that a jump goes ahead."""
 WITHOUT_TIMES = ("avi",)
 """Formats that know when a frame is decoded, but not when it is shown."""
-MICROSECOND = 1e-6  # times are rounded
 
 
 class Video:
@@ -255,11 +254,6 @@ def _turns(frame) -> tuple[bool, bool, bool]:
     if abs(a) >= abs(b):
         return False, a < 0, d < 0
     return True, c < 0, b < 0
-
-
-def index_at(times: Float[np.ndarray, " n"], second: float) -> int:
-    """The number of the frame that is shown at a time; before the first it is the first."""
-    return max(int(np.searchsorted(times, second + MICROSECOND, side="right")) - 1, 0)
 
 
 def read_frame(path: str | Path, index: int | Callable[[int], int] = 0) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,13 +1,18 @@
-"""Attention by backend: causal over packed rows (the decoder), and bidirectional (the encoders).
+"""Attention kernels: causal over packed rows and on a cache (the decoder), and bidirectional (the encoders).
 
-Axes: B batch, T queries, S keys, N heads, K key/value heads (N a multiple of K), H head size.
+Axes: B batch, T tokens, S cache slots, N heads, K key/value heads (N a multiple of K), H head size.
 
 In packed rows a query sees a key when both lie in the same segment and the key does not come later in the row. Segment
 0 is padding. Positions within a segment rise along the row, so the order in the row is the order in the segment: no
-implementation needs the positions themselves, which enter through the rotary embedding.
+kernel needs the positions themselves, which enter through the rotary embedding.
+
+Which kernel runs is decided once, by `resolve_attention`, from the devices a model is made for. Nothing here looks at
+the devices of the process.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,52 +22,125 @@ from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.sharding import partition_spec
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "chunked")
-BIDIRECTIONAL = ("auto", "xla", "cudnn", "chunked")
+CAUSAL_KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
+BIDIRECTIONAL_KERNELS = ("auto", "xla", "cudnn", "chunked")
 CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
-CHUNK_QUERIES = 256  # of a causal row that are worked on at once, with the keys up to the last of them
-SPLASH_LANES = 128  # splash attention works on rows of a multiple of this length
+CHUNK_QUERIES = 256  # queries of a causal row that are computed at once, against the keys up to the last of them
+SPLASH_LANES = 128  # splash attention takes rows of a multiple of this length
+
+
+def resolve_attention(
+    kernel: str,
+    *,
+    causal: bool,
+    platform: str,
+    num_devices: int,
+    head_dim: int,
+    dtype: str,
+    compute_capability: float = 0.0,
+) -> str:
+    """The kernel that a configured name stands for on the devices a model is made for.
+
+    "auto" is the flash kernel of the platform where it takes the model: "splash" on TPUs (causal), "cudnn" on GPUs
+    from Ampere on for half precision and heads up to 128; "chunked" on a CPU, for the decoder on a single device only;
+    otherwise "xla". "splash" away from TPUs is "splash_interpret". All other names stand for themselves.
+
+    Args:
+        platform: of the devices: "tpu", "gpu" (or "cuda") or "cpu".
+        num_devices: devices of the mesh.
+        head_dim: size H of a head.
+        dtype: of queries, keys and values.
+        compute_capability: of the GPU, as in 8.0; 0 for other devices.
+    """
+    if kernel == "splash" and platform != "tpu":
+        return "splash_interpret"
+    if kernel != "auto":
+        return kernel
+    if platform == "tpu" and causal:
+        return "splash"
+    if platform == "cpu" and (num_devices == 1 or not causal):
+        return "chunked"
+    takes_heads = head_dim <= 128 and head_dim % 8 == 0  # cuDNN's flash attention, forward and backward
+    if platform in ("gpu", "cuda") and compute_capability >= 8.0 and dtype in ("bfloat16", "float16") and takes_heads:
+        return "cudnn"
+    return "xla"
+
+
+def resolve_for_devices(kernel: str, devices: Iterable[Any], *, causal: bool, head_dim: int, dtype: str) -> str:
+    """`resolve_attention` for devices, all of one kind, such as `mesh.devices.flat`."""
+    first, *others = devices
+    return resolve_attention(
+        kernel,
+        causal=causal,
+        platform=first.platform,
+        num_devices=1 + len(others),
+        head_dim=head_dim,
+        dtype=dtype,
+        compute_capability=float(getattr(first, "compute_capability", 0)),
+    )
 
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    q_segment_ids: Int[Array, "B T"],
-    kv_segment_ids: Int[Array, "B S"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
     *,
-    q_offset: int | Int[Array, ""] = 0,
-    visible: Bool[Array, "B T S"] | None = None,
-    implementation: str = "auto",
+    kernel: str = "xla",
 ) -> Float[Array, "B T N H"]:
-    """Attention with scale 1/sqrt(H) and the softmax in float32.
+    """Causal attention of packed rows on themselves, with scale 1/sqrt(H) and the softmax in float32.
 
-    `q_offset` is the place of the first query among the keys: 0 for a row on itself, the number of keys already
-    cached otherwise. `visible`, where given, names the keys that each query sees, in place of segments and order.
-    `implementation`: "xla" runs everywhere; "cudnn" is cuDNN's flash attention (GPU, half precision); "splash" is the
-    Pallas kernel for TPUs; "chunked" works on a few heads at a time, whose scores stay in a processor's cache; "auto"
-    takes the flash kernel of the backend where it fits, and "chunked" on a single CPU device.
-    These serve rows on themselves; queries against a cache and `visible` always go through "xla".
+    Rows of a single token, and for splash attention rows of a length that is no multiple of 128, go through "xla"
+    whatever the kernel.
+
+    Args:
+        kernel: "xla" runs everywhere, and is what "auto" means where nobody resolved it; "cudnn" is cuDNN's flash
+            attention (GPU, half precision); "splash" is the Pallas kernel for TPUs and "splash_interpret" the same by
+            Pallas's interpreter, on any device; "chunked" computes a few heads at a time, whose scores stay in a CPU's
+            cache.
 
     Raises:
-        ValueError: the kernel named does not take these shapes or dtypes.
+        ValueError: the kernel is unknown, or does not take these shapes or dtypes.
     """
-    if q.shape[1] != k.shape[1] or visible is not None:
-        implementation = "xla"
-    elif implementation == "auto":
-        implementation = _best(q)
-    if implementation == "splash":
-        return _splash(q, k, v, q_segment_ids)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "chunked":
+    if kernel not in CAUSAL_KERNELS:
+        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(CAUSAL_KERNELS)}")
+    length, is_splash = q.shape[1], kernel.startswith("splash")
+    if length == 1 or (is_splash and length % SPLASH_LANES):
+        kernel = "xla"
+    elif is_splash:
+        return _splash(q, k, v, segment_ids, interpret=kernel == "splash_interpret")
+    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+    if kernel == "chunked":
         groups = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
-        return _chunked(q, k, v, q_segment_ids[:, :, None] == kv_segment_ids[:, None, :], causal=True)
-    if visible is None:
-        same_segment = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
-        visible = same_segment & (jnp.arange(k.shape[1]) <= jnp.arange(q.shape[1])[:, None] + q_offset)
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation=implementation)
+        return _chunked(q, k, v, same_segment, causal=True)
+    visible = same_segment & jnp.tri(length, dtype=bool)
+    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation=_of_jax(kernel))
+
+
+def cached_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cached_k: Float[Array, "B S K H"],
+    cached_v: Float[Array, "B S K H"],
+    lengths: Int[Array, " B"],
+    visible: Bool[Array, "B T T"],
+) -> Float[Array, "B T N H"]:
+    """Attention of T new tokens on the first `lengths[b]` cached tokens of their row and on those of the new ones that
+    `visible` names (each names one or more), with scale 1/sqrt(H) and softmax in float32. The cache is only read."""
+    batch, length, heads, head_dim = q.shape
+    slots, kv_heads = cached_k.shape[1:3]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    cached_k, cached_v = (x.astype(q.dtype) for x in (cached_k, cached_v))
+    score = lambda keys: jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)
+    in_cache = jnp.broadcast_to(jnp.arange(slots) < lengths[:, None, None], (batch, length, slots))
+    scores = head_dim**-0.5 * jnp.concatenate([score(cached_k), score(k)], axis=-1)
+    seen = jnp.concatenate([in_cache, visible], axis=-1)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    mix = lambda weights, values: jnp.einsum("bkgts,bskh->btkgh", weights, values, preferred_element_type=jnp.float32)
+    y = mix(weights[..., :slots], cached_v) + mix(weights[..., slots:], v)
+    return y.astype(q.dtype).reshape(batch, length, heads, head_dim)
 
 
 def bidirectional_attention(
@@ -71,30 +149,34 @@ def bidirectional_attention(
     v: Float[Array, "B T N H"],
     lengths: Int[Array, " B"] | None = None,
     *,
-    implementation: str = "auto",
+    kernel: str = "xla",
 ) -> Float[Array, "B T N H"]:
-    """Attention with scale 1/sqrt(H) and the softmax in float32, every token of a row on the first `lengths[b]` of it
-    (1 or more; default: all). What the tokens beyond get means nothing.
+    """Attention of every token of a row on the row's first `lengths[b]` tokens (1 or more; default: all), with scale
+    1/sqrt(H) and the softmax in float32. The output at tokens beyond `lengths[b]` is undefined.
 
-    `implementation`: "xla" and "cudnn" as in `attention`; "chunked" works on a few heads at a time, whose scores stay
-    in a processor's cache, and is what "auto" takes on CPUs.
+    Args:
+        kernel: "xla", "cudnn" or "chunked", as in `attention`; "auto" is "xla" where nobody resolved it.
 
     Raises:
-        ValueError: the kernel named does not take these shapes or dtypes.
+        ValueError: the kernel is unknown, or does not take these shapes or dtypes.
     """
-    if implementation == "auto":
-        implementation = "chunked" if jax.default_backend() == "cpu" else _best_bidirectional(q)
-    if implementation == "chunked":
+    if kernel not in BIDIRECTIONAL_KERNELS:
+        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(BIDIRECTIONAL_KERNELS)}")
+    if kernel == "chunked":
         seen = jnp.arange(q.shape[1]) < (q.shape[1] if lengths is None else lengths[:, None, None])
         return _chunked(q, k, v, jnp.broadcast_to(seen, (q.shape[0], 1, q.shape[1])))
-    if implementation not in BIDIRECTIONAL:
-        raise ValueError(f"attention {implementation!r} is unknown; choose one of {', '.join(BIDIRECTIONAL)}")
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+    kernel = "xla" if q.shape[1] == 1 else kernel
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=_of_jax(kernel))
+
+
+def _of_jax(kernel: str) -> str:
+    """The kernel by the name that `jax.nn.dot_product_attention` has for it."""
+    return "cudnn" if kernel == "cudnn" else "xla"
 
 
 def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = False) -> Array:
-    """`visible` [B, T or 1, T] names the keys that a query sees, of those that `causal` leaves it. The backward pass
-    computes the weights again, which are more to keep than to compute."""
+    """`visible` [B, T or 1, T] marks the keys that a query sees, among those that `causal` leaves it. The backward pass
+    recomputes the weights, which cost more to keep than to compute."""
     length, heads, head_dim = q.shape[1:]
     step = CHUNK_QUERIES if causal else length
 
@@ -125,29 +207,10 @@ def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = Fal
     return y.swapaxes(1, 2)
 
 
-def _best(q: Array) -> str:
-    if jax.devices()[0].platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
-        return "splash"
-    if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
-        return "chunked"
-    return _best_bidirectional(q)
-
-
-def _best_bidirectional(q: Array) -> str:
-    device, (_, length, _, head_dim) = jax.devices()[0], q.shape
-    if device.platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and length > 1:
-        # What cuDNN's flash attention takes, forward and backward, from Ampere on.
-        if float(getattr(device, "compute_capability", 0)) >= 8.0 and head_dim <= 128 and head_dim % 8 == 0:
-            return "cudnn"
-    return "xla"
-
-
-def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, interpret: bool) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, head_dim = q.shape[1], q.shape[3]
-    if length % SPLASH_LANES:
-        raise ValueError(f"splash attention needs rows of a multiple of {SPLASH_LANES} tokens, not {length}")
     block = math.gcd(length, 512)
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
@@ -156,9 +219,7 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
 
     def local(q, k, v, segment_ids):  # one device's rows and heads: [B, N, T, H]
         mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * q.shape[1])
-        kernel = splash.make_splash_mha(
-            mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=jax.default_backend() == "cpu"
-        )
+        kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
 
     mesh, rules = jax.sharding.get_abstract_mesh(), spmd.get_logical_axis_rules()

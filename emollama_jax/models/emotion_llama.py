@@ -1,23 +1,17 @@
-"""Emotion-LLaMA: what the encoders saw and heard, as soft tokens among the text that LLaMA reads.
+"""Emotion-LLaMA: LLaMA over text tokens and the soft tokens that projectors make of the encoders' outputs.
 
-Axes: B rows, T positions, K clips a row, S soft tokens a clip, I x J pixels, P patches, D width.
+The positions of soft tokens are decided before (`data/packing.py`): the model projects the clips, gathers their soft
+tokens by `soft_index`, and runs LLaMA with segment-masked causal attention.
 
-A batch holds packed rows (see `data/packing.py`), all of whose placement is decided already:
-
-    tokens         int32 [B, T]
-    soft_index     int32 [B, T]           -1 at text, else which of the row's K S soft tokens stands here
-    segment_ids    int32 [B, T]           0 is padding
-    positions      int32 [B, T]           from 0 in every segment
-    loss_mask      bool [B, T]            the next token is a target
-    frames         uint8 [B, K, I, J, 3]  or, computed before, image_tokens float [B, K, 1 + P, EVA width]
-    features       float32 [B, K, 3, 1024]  MAE, VideoMAE, HuBERT; zeros for what is missing
+Axes: B rows, T positions, K clips a row, S soft tokens a clip, I x I pixels, N tokens of EVA-ViT, W their width, F
+feature size, D model width.
 """
 
-from collections.abc import Mapping
-
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from emollama_jax.models.eva_vit import EvaVit, EvaVitConfig
 from emollama_jax.models.llama import Llama, LlamaConfig
@@ -38,22 +32,20 @@ def is_trainable(path: tuple, variable: nnx.Variable, parts: tuple[str, ...] = T
     return "projectors" in path and not set(parts).isdisjoint(path)
 
 
-def image_tokens_of(eva_vit: EvaVitConfig, projectors: ProjectorsConfig) -> int:
-    """Soft tokens that a clip's image becomes; all its soft tokens are four more.
+def num_image_tokens(eva_vit: EvaVitConfig, projectors: ProjectorsConfig) -> int:
+    """Count the image tokens of a clip; its soft tokens are these and NUM_FEATURE_TOKENS.
 
     Raises:
-        ValueError: the image's patches are no multiple of those of a token.
+        ValueError: the number of patches is not a multiple of `projectors.patches_per_token`.
     """
     patches = eva_vit.grid**2
     if patches % projectors.patches_per_token:
-        raise ValueError(
-            f"projectors.patches_per_token={projectors.patches_per_token}: must divide the image's {patches} patches"
-        )
+        raise ValueError(f"patches_per_token={projectors.patches_per_token}: must divide the image's {patches} patches")
     return patches // projectors.patches_per_token
 
 
 class EmotionLlama(nnx.Module):
-    """The language model, the projectors, and, where batches hold frames, the encoder of the frame."""
+    """The language model, the projectors, and the encoder of the frame unless `image_tokens` are given."""
 
     def __init__(self, llama: Llama, projectors: Projectors, eva_vit: EvaVit | None = None):
         self.llama = llama
@@ -71,8 +63,8 @@ class EmotionLlama(nnx.Module):
         with_encoder: bool = True,
         rngs: nnx.Rngs,
     ) -> "EmotionLlama":
-        """A model with new parameters everywhere; `with_encoder=False` for batches of stored `image_tokens`."""
-        image_tokens_of(eva_vit, projectors)
+        """Make a model of new parameters; `with_encoder=False` for batches of stored `image_tokens`."""
+        num_image_tokens(eva_vit, projectors)
         return cls(
             Llama(llama, lora, rngs=rngs),
             Projectors(
@@ -85,35 +77,55 @@ class EmotionLlama(nnx.Module):
             EvaVit(eva_vit, rngs=rngs) if with_encoder else None,
         )
 
-    def soft_tokens(self, batch: Mapping[str, Array]) -> Float[Array, "B KS D"]:
-        """The soft tokens of each row's clips, from `features` and `frames` or `image_tokens`.
+    def soft_tokens(
+        self,
+        features: Float[jax.Array | np.ndarray, "B K 3 F"],
+        *,
+        frames: UInt8[jax.Array | np.ndarray, "B K I I 3"] | None = None,
+        image_tokens: Float[jax.Array | np.ndarray, "B K N W"] | None = None,
+    ) -> Float[Array, "B KS D"]:
+        """Project each row's clips to soft tokens, from `image_tokens` or from the `frames` that are encoded to them.
 
         Raises:
-            ValueError: the batch holds frames and the model no encoder.
+            ValueError: there are frames and the model has no encoder, or neither is given.
         """
         merged = lambda x: x.reshape(-1, *x.shape[2:])  # rows and clips: [B, K, ...] to [B K, ...]
-        if "image_tokens" in batch:
-            image = merged(batch["image_tokens"])
-        elif self.eva_vit is not None:
-            image = self.eva_vit.encode(merged(batch["frames"]))
-        else:
+        if image_tokens is not None:
+            image = merged(image_tokens)
+        elif frames is not None and self.eva_vit is not None:
+            image = self.eva_vit.encode(merged(frames))
+        elif frames is not None:
             raise ValueError("the batch holds frames; make the model with its encoder, or give image_tokens")
-        rows = batch["features"].shape[0]
-        soft = self.projectors(image, merged(batch["features"]))
-        return constrain(soft.reshape(rows, -1, soft.shape[-1]), "batch", None, None)
+        else:
+            raise ValueError("the batch holds no clips; give frames or image_tokens")
+        soft = self.projectors(image, merged(features))
+        return constrain(soft.reshape(features.shape[0], -1, soft.shape[-1]), "batch", None, None)
 
     def __call__(
-        self, batch: Mapping[str, Array], *, dropout_key: Key[Array, ""] | None = None
+        self,
+        tokens: Int[jax.Array | np.ndarray, "B T"],
+        soft: Float[Array, "B KS D"],
+        soft_index: Int[jax.Array | np.ndarray, "B T"],
+        positions: Int[jax.Array | np.ndarray, "B T"],
+        segment_ids: Int[jax.Array | np.ndarray, "B T"],
+        *,
+        dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm; `dropout_key` turns the adapters' dropout on."""
-        x = self.llama.embed_tokens(batch["tokens"])
-        x = place(x, self.soft_tokens(batch), batch["soft_index"])
-        return self.llama(x, batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
+        """Compute hidden states after the final norm; `dropout_key` turns the adapters' dropout on.
+
+        Args:
+            soft: each row's soft tokens (`soft_tokens`).
+            soft_index: index among the row's soft tokens, -1 at text.
+            positions: from 0 in every segment.
+            segment_ids: 0 is padding; a token sees those before it in its own segment.
+        """
+        x = insert_soft_tokens(self.llama.embed_tokens(tokens), soft, soft_index)
+        return self.llama(x, positions, segment_ids, dropout_key=dropout_key)
 
 
-def place(
-    x: Float[Array, "B T D"], soft: Float[Array, "B KS D"], soft_index: Int[Array, "B T"]
+def insert_soft_tokens(
+    x: Float[Array, "B T D"], soft: Float[Array, "B N D"], soft_index: Int[jax.Array | np.ndarray, "B T"]
 ) -> Float[Array, "B T D"]:
-    """`x` with the row's soft tokens where `soft_index` names one."""
+    """Replace the embeddings `x` by the row's soft tokens where `soft_index` names one (-1 at text)."""
     picked = jnp.take_along_axis(soft, jnp.maximum(soft_index, 0)[..., None], axis=1)
     return constrain(jnp.where((soft_index >= 0)[..., None], picked.astype(x.dtype), x), "batch", None, None)

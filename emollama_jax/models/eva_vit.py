@@ -1,4 +1,4 @@
-"""EVA-ViT-G (arXiv:2211.07636), the global encoder: what the whole frame shows.
+"""EVA-ViT-G (arXiv:2211.07636), the encoder of the whole frame.
 
 Axes: B batch, I x J pixels, T tokens (the class token, then the patches row by row), D width.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm
 from emollama_jax.models.vit import Block, ImageEmbed, VitConfig, normalize, run_blocks
 
@@ -18,14 +19,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class EvaVitConfig(VitConfig):
     """The defaults are the released Emotion-LLaMA's: 39 of the checkpoint's layers, at 448 pixels."""
 
-    group = "eva_vit"
-
-    hidden_size: int = 1408
-    intermediate_size: int = 6144
-    num_layers: int = 39
-    image_size: int = 448
-    patch_size: int = 14
-    output_norm_eps: float = 1e-5
+    hidden_size: int = field(1408, gt=0)
+    intermediate_size: int = field(6144, gt=0)
+    num_layers: int = field(39, gt=0)
+    image_size: int = field(448, gt=0)
+    patch_size: int = field(14, gt=0)
+    output_norm_eps: float = field(1e-5, gt=0)
     """Epsilon of `ln_vision`, the norm of the tokens that the language model's projection sees."""
 
 

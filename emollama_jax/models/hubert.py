@@ -1,8 +1,8 @@
-"""HuBERT (arXiv:2106.07447), large and base: what a voice tells.
+"""HuBERT (arXiv:2106.07447), large and base: the encoder of the voice.
 
 Axes: B batch, S samples (16 kHz), T frames (one every 320 samples), C channels of the convolutions, K taps, D width.
 
-Rows may be shorter than the batch is wide: the first `lengths[b]` samples count, and what follows changes nothing.
+Rows may be padded: only the first `lengths[b]` samples of row b have an effect.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm, Linear, param
 from emollama_jax.models.vit import Block, EncoderConfig, gelu, run_blocks
 
@@ -25,48 +26,41 @@ CONV_NORM_EPS = 1e-5
 class HubertConfig(EncoderConfig):
     """The defaults are HuBERT-large's."""
 
-    group = "hubert"
-
-    layer_norm_eps: float = 1e-5
-    conv_dims: tuple[int, ...] = (512,) * 7
+    layer_norm_eps: float = field(1e-5, gt=0)
+    conv_dims: tuple[int, ...] = field((512,) * 7, gt=0)
     """Channels C of each convolution."""
-    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_kernels: tuple[int, ...] = field((10, 3, 3, 3, 3, 2, 2), gt=0)
     """Taps K of each convolution."""
-    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_strides: tuple[int, ...] = field((5, 2, 2, 2, 2, 2, 2), gt=0)
     """Stride of each convolution."""
-    conv_norm: str = "layer"
-    """Norms of the convolutions: layer (over the channels, after each) or group (over time, after the first)."""
+    conv_norm: str = field("layer", choices=CONV_NORMS)
+    """Norm of the convolutions: layer (over the channels, after each) or group (over time, after the first)."""
     conv_bias: bool = True
     """Whether the convolutions have biases."""
     feature_norm: bool = True
-    """Whether a norm stands before the projection of the convolutions' output."""
+    """Whether the convolutions' output is normalised before its projection."""
     norm_first: bool = True
-    """Whether a block's norms come before attention and MLP, and one after all blocks (large), or after (base)."""
-    position_kernel: int = 128
+    """Pre-norm blocks and a norm after the last (large) if true, post-norm blocks (base) if false."""
+    position_kernel: int = field(128, gt=0)
     """Taps of the convolution that adds positions."""
-    position_groups: int = 16
-    """Its groups of channels."""
+    position_groups: int = field(16, gt=0)
+    """Channel groups of that convolution."""
     layer: int = -1
-    """Whose hidden states are a clip's: those after so many blocks; or from the end, -1 after all and the last norm."""
+    """Block after which hidden states are taken as features, 0 before the first; -1 after the last one and its norm."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)
-        if self.conv_norm not in CONV_NORMS:
-            raise ValueError(f"hubert.conv_norm={self.conv_norm!r}: choose one of {', '.join(CONV_NORMS)}")
-        sizes = (self.conv_dims, self.conv_kernels, self.conv_strides)
-        if len(set(map(len, sizes))) > 1 or min(map(len, sizes)) == 0 or min(map(min, sizes)) < 1:
-            raise ValueError(
-                "hubert.conv_dims, conv_kernels and conv_strides must hold one number above 0 a convolution"
-            )
+        if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
+            raise ValueError("conv_dims, conv_kernels and conv_strides must hold one number for each convolution")
         if not -self.num_layers - 1 <= self.layer <= self.num_layers:
-            raise ValueError(f"hubert.layer={self.layer}: give 0 to num_layers={self.num_layers}, or -1 and down")
+            raise ValueError(f"layer={self.layer}: give 0 to num_layers={self.num_layers}, or -1 and down")
         if self.hidden_size % self.position_groups:
             raise ValueError(
-                f"hubert.hidden_size={self.hidden_size} must be a multiple of position_groups={self.position_groups}"
+                f"hidden_size={self.hidden_size} must be a multiple of position_groups={self.position_groups}"
             )
 
     def num_frames(self, samples: Any) -> Any:
-        """Frames of as many samples (an int or an integer array); 0 or less when they are too few for one."""
+        """Frames of so many samples (an int or an integer array); 0 or less if they are too few for one."""
         for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
@@ -113,7 +107,7 @@ class Conv(nnx.Module):
 
 
 class TimeNorm(nnx.Module):
-    """Each channel to zero mean and unit variance over the frames that count, in float32 (a group norm with one
+    """Normalises each channel over the valid frames to zero mean and unit variance, in float32 (a group norm with one
     channel a group)."""
 
     def __init__(self, features: int, *, dtype: str):
@@ -147,7 +141,7 @@ class ConvLayer(nnx.Module):
             self.norm = TimeNorm(features, dtype=config.param_dtype)
 
     def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> Float[Array, "B t c"]:
-        """`lengths`: the frames of this layer's output that count."""
+        """`lengths`: the valid frames of this layer's output."""
         x = self.conv(x)
         match getattr(self, "norm", None):
             case TimeNorm() as norm:
@@ -162,7 +156,7 @@ def _counts(x: Float[Array, "B T C"], lengths: Int[Array, " B"]) -> Bool[Array, 
 
 
 class Hubert(nnx.Module):
-    """Convolutions, positions by a convolution too, and the transformer."""
+    """Convolutions over the samples, a convolution that adds positions, and the transformer."""
 
     def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -183,7 +177,7 @@ class Hubert(nnx.Module):
         self.layers = Block(config, key_bias=True, norm_first=config.norm_first, rngs=rngs)
 
     def __call__(self, waveforms: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
-        """Hidden states after `config.layer`, float32. Of row b the first `num_frames(lengths[b])` count.
+        """Hidden states after `config.layer`, float32. Of row b the first `num_frames(lengths[b])` are valid.
 
         Args:
             waveforms: 16 kHz mono, each of zero mean and unit variance.

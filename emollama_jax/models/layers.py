@@ -1,4 +1,4 @@
-"""Layers that every transformer here is made of.
+"""Layers shared by all transformers.
 
 Axes: B batch, T tokens, D width, N heads, H head size, L layers (leading, when a layer's parameters are stacked).
 """
@@ -17,12 +17,12 @@ FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def param(value, axes: tuple[str | None, ...], kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
-    """A parameter with one logical axis name a dimension. Placing it on a mesh is `sharding.py`'s business."""
+    """A parameter with one logical axis name a dimension. `sharding.py` maps the names to a mesh."""
     return kind(value, out_sharding=axes, eager_sharding=False)
 
 
 def stacked(init: Callable[[jax.Array], Array], key: jax.Array, num_layers: int | None):
-    """`init(key)` for one layer; for several, a leading axis, one layer's memory at a time."""
+    """`init(key)` for one layer; for several, stacked along a leading axis, initialised one after another."""
     return init(key) if num_layers is None else jax.lax.map(init, jax.random.split(key, num_layers))
 
 

@@ -5,23 +5,25 @@ V vocabulary. The parameters of all layers are stacked along a leading L.
 
 The model is used in three ways, all of which take embeddings, so that image and feature tokens fit in:
   `model(x, positions, segment_ids)`            training and scoring: hidden states of packed rows
-  `model.prefill(x, ..., cache_size)`           the same, and keeps the keys and values
-  `model.extend(x, ..., cache)`                 further tokens after the cached ones
+  `model.prefill(x, lengths, cache_size)`        one prompt a row, and keeps the keys and values
+  `model.extend(x, cache)`                       further tokens after the cached ones
 Logits are computed only where asked for, with `model.logits(hidden)` or inside `model.token_nll(hidden, targets)`.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models import attention
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
-from emollama_jax.models.lora import LoRAConfig, LoRALinear
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear
 from emollama_jax.sharding import constrain
 
 REMAT_POLICIES = {
@@ -29,91 +31,91 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# What a projection's dropout folds into the block's key. A run that is resumed must draw the same: never renumber.
+DROPOUT_FOLDS = {name: fold for fold, name in enumerate(PROJECTIONS)}
+
+BlockKey = Key[Array, ""] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaConfig:
     """Architecture and execution of the decoder; the defaults are LLaMA-2-7B."""
 
-    vocab_size: int = 32000
+    vocab_size: int = field(32000, gt=0)
     """Rows of the embedding and columns of the head."""
-    hidden_size: int = 4096
+    hidden_size: int = field(4096, gt=0)
     """Width D of the residual stream."""
-    intermediate_size: int = 11008
+    intermediate_size: int = field(11008, gt=0)
     """Width F of the SwiGLU MLP."""
-    num_layers: int = 32
+    num_layers: int = field(32, gt=0)
     """Decoder blocks L."""
-    num_heads: int = 32
+    num_heads: int = field(32, gt=0)
     """Attention heads N."""
-    num_kv_heads: int = 32
+    num_kv_heads: int = field(32, gt=0)
     """Key/value heads K; fewer than `num_heads` is grouped-query attention."""
-    head_dim: int = 128
+    head_dim: int = field(128, gt=0)
     """Size H of a head."""
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = field(1e-5, gt=0)
     """Epsilon of the RMS norms."""
-    rope_theta: float = 10000.0
+    rope_theta: float = field(10000.0, gt=0)
     """Base θ of the rotary embedding."""
     tie_embeddings: bool = False
     """Whether the head is the transposed embedding."""
-    kernel_dtype: str = "bfloat16"
+    kernel_dtype: str = field("bfloat16", choices=FLOAT_DTYPES + QUANTISED, affects=AFFECTS)
     """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
-    param_dtype: str = "bfloat16"
+    param_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Storage of embedding, head and norms: float32, bfloat16 or float16."""
-    compute_dtype: str = "bfloat16"
+    compute_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Dtype of activations; norms, softmax, logits and loss are float32 throughout."""
-    scan_layers: bool = True
+    scan_layers: bool = field(True, affects=("prediction", "execution"))
     """Compile one block and scan over it; false unrolls the layers."""
-    remat: str = "full"
+    remat: str = field("full", choices=tuple(REMAT_POLICIES), affects=("prediction", "execution"))
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
-    attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn, splash or chunked."""
-    loss_chunk: int = 256
+    attention: str = field("auto", choices=attention.CAUSAL_KERNELS, affects=("prediction", "execution"))
+    """Attention kernel: xla, cudnn, splash, splash_interpret or chunked; auto is chosen by the devices."""
+    loss_chunk: int = field(256, gt=0, affects=("prediction", "execution"))
     """Tokens of each row whose logits exist at once in the loss."""
 
     def __post_init__(self):
-        choices = {
-            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
-            "param_dtype": FLOAT_DTYPES,
-            "compute_dtype": FLOAT_DTYPES,
-            "remat": tuple(REMAT_POLICIES),
-            "attention": attention.IMPLEMENTATIONS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"llama.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and value <= 0:
-                raise ValueError(f"llama.{field.name}={value}: must be above 0")
+        check_fields(self)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"llama.num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"llama.head_dim={self.head_dim} must be even for the rotary embedding")
+            raise ValueError(f"head_dim={self.head_dim} must be even for the rotary embedding")
+
+    def for_devices(self, devices: Iterable[Any]) -> "LlamaConfig":
+        """The same with the attention kernel resolved for the devices that the model is made for."""
+        kernel = attention.resolve_for_devices(
+            self.attention, devices, causal=True, head_dim=self.head_dim, dtype=self.compute_dtype
+        )
+        return dataclasses.replace(self, attention=kernel)
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class KVCache:
-    """Keys and values of the tokens so far. All rows share the slots: row b's tokens fill slots up to `length`,
-    with padding (segment 0) in front where its prompt is shorter."""
+    """Keys and values of the tokens so far: slot s of row b holds those of the row's token s, while s < `length[b]`.
+    What lies in later slots is never read."""
 
     k: Float[Array, "L B S K H"]
     v: Float[Array, "L B S K H"]
-    segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
+    length: Int[Array, " B"]
 
-    def extend(self, layer: Any, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "KVCache":
-        """With one layer's new keys and values in the slots from `length` on."""
-        start = (layer, 0, self.length, 0, 0)
-        return dataclasses.replace(
-            self,
-            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype)[None], start),
-            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype)[None], start),
-        )
+    def append(self, k: Float[Array, "L B T K H"], v: Float[Array, "L B T K H"]) -> "KVCache":
+        """Write T further tokens of every row behind the row's own last one."""
+        batch, new = k.shape[1:3]
+        rows, slots = jnp.arange(batch)[:, None], self.length[:, None] + jnp.arange(new)
+        write = lambda cached, values: cached.at[:, rows, slots].set(values.astype(cached.dtype))
+        return KVCache(write(self.k, k), write(self.v, v), self.length + new)
 
-    def at_layer(self, layer: Any) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        take = lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False)
-        return take(self.k), take(self.v)
+
+class LayerCache(NamedTuple):
+    """One layer's part of a `KVCache`, and which of the T new tokens each of them sees."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    lengths: Int[Array, " B"]
+    visible: Bool[Array, "B T T"]
 
 
 def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, int], axes, rngs) -> Linear:
@@ -123,9 +125,11 @@ def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, 
     return Linear(*sizes, **common)
 
 
-def _project(layer: Linear, x: Array, key: Array | None, fold: int) -> Array:
+def _project(block: nnx.Module, name: str, x: Float[Array, "B T in"], key: BlockKey) -> Float[Array, "B T out"]:
+    """One of a block's projections, its adapter with a dropout of its own where there is a key."""
+    layer = getattr(block, name)
     if isinstance(layer, LoRALinear):
-        return layer(x, None if key is None else jax.random.fold_in(key, fold))
+        return layer(x, None if key is None else jax.random.fold_in(key, DROPOUT_FOLDS[name]))
     return layer(x)
 
 
@@ -144,29 +148,25 @@ class Attention(nnx.Module):
         self.v_proj = _linear(config, lora, "v_proj", (d, k), ("embed", "kv_heads"), rngs)
         self.o_proj = _linear(config, lora, "o_proj", (n, d), ("heads", "embed"), rngs)
 
-    def __call__(self, x, angles, segment_ids, cache: KVCache | None, layer, key, visible=None):
-        """x [B, T, D] -> ([B, T, D], keys [B, T, K, H], values [B, T, K, H], cache)."""
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T 1 half"],
+        segment_ids: Int[Array, "B T"] | None,
+        key: BlockKey,
+        cached: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """(output, keys, values). With `cached` the tokens continue their rows, and `segment_ids` is not read."""
         cfg, (batch, length, _) = self.config, x.shape
         split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
-        q = rotate(split(_project(self.q_proj, x, key, 0), "heads"), angles)
-        k = rotate(split(_project(self.k_proj, x, key, 1), "kv_heads"), angles)
-        v = split(_project(self.v_proj, x, key, 2), "kv_heads")
-        if cache is None:
-            keys, values, kv_segment_ids, q_offset = k, v, segment_ids, 0
+        q = rotate(split(_project(self, "q_proj", x, key), "heads"), angles)
+        k = rotate(split(_project(self, "k_proj", x, key), "kv_heads"), angles)
+        v = split(_project(self, "v_proj", x, key), "kv_heads")
+        if cached is None:
+            y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
         else:
-            cache = cache.extend(layer, k, v)
-            (keys, values), kv_segment_ids, q_offset = cache.at_layer(layer), cache.segment_ids, cache.length
-        y = attention.attention(
-            q,
-            keys.astype(q.dtype),
-            values.astype(q.dtype),
-            segment_ids,
-            kv_segment_ids,
-            q_offset=q_offset,
-            visible=visible,
-            implementation=cfg.attention,
-        )
-        return _project(self.o_proj, y.reshape(batch, length, -1), key, 3), k, v, cache
+            y = attention.cached_attention(q, k, v, *cached)
+        return _project(self, "o_proj", y.reshape(batch, length, -1), key), k, v
 
 
 class MLP(nnx.Module):
@@ -178,9 +178,9 @@ class MLP(nnx.Module):
         self.up_proj = _linear(config, lora, "up_proj", (d, f), ("embed", "mlp"), rngs)
         self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "embed"), rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(_project(self.gate_proj, x, key, 4)) * _project(self.up_proj, x, key, 5)
-        return _project(self.down_proj, constrain(hidden, "batch", None, "mlp"), key, 6)
+    def __call__(self, x: Float[Array, "B T D"], key: BlockKey) -> Float[Array, "B T D"]:
+        hidden = jax.nn.silu(_project(self, "gate_proj", x, key)) * _project(self, "up_proj", x, key)
+        return _project(self, "down_proj", constrain(hidden, "batch", None, "mlp"), key)
 
 
 class Block(nnx.Module):
@@ -194,11 +194,19 @@ class Block(nnx.Module):
         self.attn = Attention(config, lora, rngs=rngs)
         self.mlp = MLP(config, lora, rngs=rngs)
 
-    def __call__(self, x, angles, segment_ids, cache, layer, key, visible=None):
-        y, k, v, cache = self.attn(self.attn_norm(x), angles, segment_ids, cache, layer, key, visible)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T 1 half"],
+        segment_ids: Int[Array, "B T"] | None,
+        key: BlockKey,
+        cached: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """(output, keys, values), as `Attention`."""
+        y, k, v = self.attn(self.attn_norm(x), angles, segment_ids, key, cached)
         x = constrain(x + y, "batch", None, None)
         x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
-        return x, k, v, cache
+        return x, k, v
 
 
 class Llama(nnx.Module):
@@ -229,34 +237,36 @@ class Llama(nnx.Module):
         return self._run(x, positions, segment_ids, dropout_key=dropout_key)[0]
 
     def prefill(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
-        cache_size: int,
+        self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], cache_size: int
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states, and a cache of `cache_size` >= T slots whose first T are filled. Prompts are padded in
-        front, so that every row ends at slot T."""
-        hidden, k, v, _ = self._run(x, positions, segment_ids, keep_kv=True)
-        length = x.shape[1]
-        room = lambda y, axis: jnp.pad(y, [(0, cache_size - length if i == axis else 0) for i in range(y.ndim)])
-        return hidden, KVCache(room(k, 2), room(v, 2), room(segment_ids, 1), jnp.int32(length))
+        """Hidden states of the first `lengths[b]` tokens of every row, and a cache of `cache_size` >= T slots that
+        holds them. The hidden states of the padding behind them mean nothing."""
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+        hidden, k, v = self._run(x, positions, segment_ids, keep_kv=True)
+        room = lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, cache_size - x.shape[1]), (0, 0), (0, 0)))
+        return hidden, KVCache(room(k), room(v), lengths)
 
     def extend(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
         cache: KVCache,
-        visible: Bool[Array, "B T S"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        visible: Bool[Array, "B T T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states of T further tokens of every row, and the cache with them. A token sees the cached tokens of
-        its segment, or the slots that `visible` names: so several continuations of one prompt fit in a row. The caller
-        keeps `cache.length + T` within the cache's slots."""
-        seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.length))
-        cache = dataclasses.replace(cache, segment_ids=seen)
-        hidden, _, _, cache = self._run(x, positions, segment_ids, cache=cache, visible=visible)
-        return hidden, dataclasses.replace(cache, length=cache.length + x.shape[1])
+        """Hidden states of T further tokens of every row, and the cache with them.
+
+        A token sees all cached tokens of its row and, among the new ones, itself and those before it; or those that
+        `visible` names, so that several continuations of one prompt fit in a row, with `positions` of their own. The
+        caller keeps `cache.length + T` within the cache's slots.
+        """
+        batch, length, _ = x.shape
+        if positions is None:
+            positions = cache.length[:, None] + jnp.arange(length)
+        if visible is None:
+            visible = jnp.broadcast_to(jnp.tri(length, dtype=bool), (batch, length, length))
+        hidden, k, v = self._run(x, positions, cache=cache, visible=visible)
+        return hidden, cache.append(k, v)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the next token."""
@@ -274,9 +284,9 @@ class Llama(nnx.Module):
         """Negative log-likelihood of `targets[b, t]` after position t, float32.
 
         Logits exist for `loss_chunk` tokens of each row at a time, in the forward and in the backward pass, and only
-        for as many chunks as hold the positions `where` it is asked for; it is 0 elsewhere.
+        for as many chunks as the positions that `where` selects fill; the result is 0 at the others.
         """
-        if where is not None:  # those that are asked for come first, and then back to their places
+        if where is not None:  # sorts the asked positions to the front, and the result back
             order = jnp.argsort(~where, axis=1, stable=True)
             hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
             targets, where = (jnp.take_along_axis(x, order, axis=1) for x in (targets, where))
@@ -312,30 +322,31 @@ class Llama(nnx.Module):
         nll = jax.lax.map(lambda args: of_one(*args), tuple(map(chunks, inputs)))
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
 
-    def _run(self, x, positions, segment_ids, *, cache=None, visible=None, dropout_key=None, keep_kv=False):
-        """All blocks: (hidden, keys and values [L, B, T, K, H] or None, cache)."""
+    def _run(self, x, positions, segment_ids=None, *, cache=None, visible=None, dropout_key=None, keep_kv=False):
+        """All blocks: (hidden, new keys and values [L, B, T, K, H] or None). The cache is only read."""
         cfg = self.config
         x = constrain(x.astype(cfg.compute_dtype), "batch", None, None)
         angles = rotary_angles(positions, cfg.head_dim, cfg.rope_theta)
         graphdef, stacked = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.num_layers)
+        keep_kv = keep_kv or cache is not None
 
-        def block(carry, inputs):
-            x, cache = carry
-            layer, params, key = inputs
-            x, k, v, cache = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, cache, layer, key, visible)
-            return (x, cache), (k, v) if keep_kv else None
+        def block(x, inputs):
+            params, key, cached = inputs
+            cached = None if cached is None else LayerCache(*cached, cache.length, visible)
+            x, k, v = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, key, cached)
+            return x, (k, v) if keep_kv else None
 
         if cfg.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=not cfg.scan_layers)
-        inputs = (jnp.arange(cfg.num_layers), stacked, keys)
+        inputs = (stacked, keys, None if cache is None else (cache.k, cache.v))
         if cfg.scan_layers:
-            (x, cache), kv = jax.lax.scan(block, (x, cache), inputs)
+            x, kv = jax.lax.scan(block, x, inputs)
         else:
             kept = []
             for layer in range(cfg.num_layers):
-                (x, cache), kv = block((x, cache), jax.tree.map(lambda a: a[layer], inputs))  # noqa: B023
+                x, kv = block(x, jax.tree.map(lambda a: a[layer], inputs))  # noqa: B023
                 kept.append(kv)
             kv = jax.tree.map(lambda *layers: jnp.stack(layers), *kept)
         k, v = kv if keep_kv else (None, None)
-        return self.final_norm(x), k, v, cache
+        return self.final_norm(x), k, v

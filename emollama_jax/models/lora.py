@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from emollama_jax.fields import check_fields, field
 from emollama_jax.models.layers import QUANTISED, Linear, as_array, matmul, param, stacked, stacked_axes
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,25 +21,18 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class LoRAConfig:
     """The adapters; the defaults are those of the released Emotion-LLaMA."""
 
-    rank: int = 64
+    rank: int = field(64, ge=0)
     """Width r of the adapters; 0 gives a model without adapters."""
     alpha: float = 16.0
     """Scale numerator α: an adapter's output is multiplied by α / r."""
-    dropout: float = 0.05
+    dropout: float = field(0.05, ge=0, lt=1)
     """Probability with which an element of the adapter's input is dropped in training."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] = field(("q_proj", "v_proj"), choices=PROJECTIONS)
     """Which linear layers of a block get an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and
     down_proj."""
 
     def __post_init__(self):
-        if self.rank < 0:
-            raise ValueError(f"lora.rank={self.rank}: must be 0 (no adapters) or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout}: must be at least 0 and below 1")
-        if unknown := sorted(set(self.targets) - set(PROJECTIONS)):
-            raise ValueError(
-                f"lora.targets={self.targets}: no layer {unknown[0]}; choose among {', '.join(PROJECTIONS)}"
-            )
+        check_fields(self)
 
 
 class LoRALinear(Linear):
@@ -94,6 +88,11 @@ def adapters(model: nnx.Module) -> Iterator[tuple[tuple, LoRALinear]]:
     return ((path, m) for path, m in nnx.iter_graph(model) if isinstance(m, LoRALinear))
 
 
+def adapter_targets(model: nnx.Module) -> tuple[str, ...]:
+    """The names of the adapted layers, as in `LoRAConfig.targets`, sorted."""
+    return tuple(sorted({path[-1] for path, _ in adapters(model)}))
+
+
 def merged_kernel(layer: Linear) -> Float[Array, "*L in out"]:
     """The kernel with its adapter added, float32, also from a quantised kernel and from a layer without adapter."""
     kernel = as_array(layer.kernel.get_value()).astype(jnp.float32)
@@ -106,20 +105,11 @@ def merge(model: nnx.Module) -> None:
     Raises:
         ValueError: a kernel is quantised; adding to it would round the adapter away.
     """
-    _shift_kernels(model, +1)
-
-
-def unmerge(model: nnx.Module) -> None:
-    """Takes merged adapters out of the kernels again, up to the rounding of the kernels' dtype."""
-    _shift_kernels(model, -1)
-
-
-def _shift_kernels(model: nnx.Module, sign: int) -> None:
-    layers = [layer for _, layer in adapters(model) if layer.merged == (sign < 0)]
+    layers = [layer for _, layer in adapters(model) if not layer.merged]
     for layer in layers:
         if not isinstance(layer.kernel.get_value(), jax.Array):
             raise ValueError(f"adapters cannot be merged into {'/'.join(QUANTISED)} kernels; load them in bfloat16")
     for layer in layers:
         kernel = layer.kernel[...]
-        layer.kernel[...] = (kernel.astype(jnp.float32) + sign * layer.delta()).astype(kernel.dtype)
-        layer.merged = sign > 0
+        layer.kernel[...] = (kernel.astype(jnp.float32) + layer.delta()).astype(kernel.dtype)
+        layer.merged = True

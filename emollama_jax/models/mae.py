@@ -1,4 +1,4 @@
-"""The encoder of MAE (arXiv:2111.06377), without masking: what a face shows.
+"""The encoder of MAE (arXiv:2111.06377), without masking: the encoder of the face.
 
 Axes: B batch, I x J pixels, T tokens (the class token, then the patches row by row), D width.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, Block, ImageEmbed, VitConfig, normalize, run_blocks
 
@@ -18,16 +19,9 @@ POOLS = ("mean", "cls")
 class MaeConfig(VitConfig):
     """The defaults are ViT-L/16's."""
 
-    group = "mae"
-
-    layer_norm_eps: float = 1e-12
-    pool: str = "mean"
-    """What stands for a face: mean (of its patches' tokens) or cls (the class token)."""
-
-    def __post_init__(self):
-        VitConfig.__post_init__(self)
-        if self.pool not in POOLS:
-            raise ValueError(f"{self.group}.pool={self.pool!r}: choose one of {', '.join(POOLS)}")
+    layer_norm_eps: float = field(1e-12, gt=0)
+    pool: str = field("mean", choices=POOLS)
+    """How a face's tokens become one vector: mean (of its patches) or cls (the class token)."""
 
 
 class Mae(nnx.Module):

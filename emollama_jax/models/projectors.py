@@ -1,4 +1,4 @@
-"""From the encoders' outputs to soft tokens of the language model: linear maps, which are trained.
+"""Trained linear maps from the encoders' outputs to soft tokens of the language model.
 
 Axes: N clips, T image tokens (the class token, then the patches), W their width, F feature size, S soft tokens, D
 width of the language model.
@@ -10,25 +10,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from emollama_jax.fields import check_fields, field
 from emollama_jax.models.layers import Linear
 from emollama_jax.sharding import constrain
 
 PROJECTORS = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_proj")
+NUM_FEATURE_TOKENS = 4  # soft tokens of a clip beside the image's: MAE, VideoMAE, HuBERT, the image's class token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorsConfig:
-    """What the soft tokens are made of; the defaults are those of the released Emotion-LLaMA."""
+    """Sizes of the inputs of the soft tokens; the defaults are those of the released Emotion-LLaMA."""
 
-    patches_per_token: int = 4
+    patches_per_token: int = field(4, ge=1)
     """Consecutive patches, row by row, that one image token is made of."""
-    feature_size: int = 1024
+    feature_size: int = field(1024, ge=1)
     """Width of the MAE, VideoMAE and HuBERT vectors."""
 
     def __post_init__(self):
-        for name in ("patches_per_token", "feature_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"projectors.{name}={getattr(self, name)}: must be at least 1")
+        check_fields(self)
 
 
 class Projectors(nnx.Module):

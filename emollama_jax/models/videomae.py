@@ -1,4 +1,4 @@
-"""The encoder of VideoMAE (arXiv:2203.12602), without masking: how a person moves.
+"""The encoder of VideoMAE (arXiv:2203.12602), without masking: the encoder of the motion.
 
 Axes: B batch, t frames, I x J pixels, P patches of two frames each, D width.
 """
@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from emollama_jax.fields import field
 from emollama_jax.models.layers import LayerNorm
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, Block, PatchEmbed, VitConfig, normalize, run_blocks
 
@@ -17,12 +18,10 @@ from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, Block, PatchEmb
 class VideoMaeConfig(VitConfig):
     """The defaults are ViT-L/16's, as pre-trained."""
 
-    group = "videomae"
-
-    layer_norm_eps: float = 1e-12
-    num_frames: int = 16
+    layer_norm_eps: float = field(1e-12, gt=0)
+    num_frames: int = field(16, gt=0)
     """Frames of a clip."""
-    tubelet_size: int = 2
+    tubelet_size: int = field(2, gt=0)
     """Frames that a patch spans."""
     final_norm: bool = True
     """Whether a norm follows the last block; fine-tuned checkpoints have none."""
@@ -30,9 +29,7 @@ class VideoMaeConfig(VitConfig):
     def __post_init__(self):
         VitConfig.__post_init__(self)
         if self.num_frames % self.tubelet_size:
-            raise ValueError(
-                f"{self.group}.num_frames={self.num_frames} must be a multiple of tubelet_size={self.tubelet_size}"
-            )
+            raise ValueError(f"num_frames={self.num_frames} must be a multiple of tubelet_size={self.tubelet_size}")
 
 
 class VideoMae(nnx.Module):

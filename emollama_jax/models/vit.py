@@ -1,4 +1,4 @@
-"""The transformer encoder that EVA-ViT, MAE, VideoMAE and HuBERT share, and what the vision ones share besides
+"""The transformer encoder of EVA-ViT, MAE, VideoMAE and HuBERT, and the embeddings of the vision ones
 (arXiv:2010.11929).
 
 Axes: B batch, T tokens, D width, N heads, H head size, F MLP width, L layers (leading: their parameters are stacked),
@@ -6,7 +6,9 @@ I x J image, t frames, P patches.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from emollama_jax.models.attention import BIDIRECTIONAL, bidirectional_attention
+from emollama_jax.fields import AFFECTS, check_fields, field
+from emollama_jax.models.attention import BIDIRECTIONAL_KERNELS, bidirectional_attention, resolve_for_devices
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, param
 from emollama_jax.sharding import constrain
 
@@ -25,62 +28,50 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class EncoderConfig:
     """Architecture and execution of a stack of encoder blocks; the defaults are ViT-L's."""
 
-    group = "encoder"  # the field's path in the experiment, for messages
-
-    hidden_size: int = 1024
+    hidden_size: int = field(1024, gt=0)
     """Width D of the residual stream."""
-    intermediate_size: int = 4096
+    intermediate_size: int = field(4096, gt=0)
     """Width F of the MLP."""
-    num_layers: int = 24
+    num_layers: int = field(24, gt=0)
     """Encoder blocks L."""
-    num_heads: int = 16
+    num_heads: int = field(16, gt=0)
     """Attention heads N."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = field(1e-6, gt=0)
     """Epsilon of the layer norms."""
-    kernel_dtype: str = "bfloat16"
+    kernel_dtype: str = field("bfloat16", choices=FLOAT_DTYPES + QUANTISED, affects=AFFECTS)
     """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
-    param_dtype: str = "float32"
+    param_dtype: str = field("float32", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Storage of all the rest: float32, bfloat16 or float16."""
-    compute_dtype: str = "bfloat16"
+    compute_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Dtype of activations; norms, softmax and the encoder's output are float32 throughout."""
-    attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn or chunked."""
+    attention: str = field("auto", choices=BIDIRECTIONAL_KERNELS, affects=AFFECTS)
+    """Attention kernel: xla, cudnn or chunked; auto is chosen by the devices."""
 
     def __post_init__(self):
-        choices = {
-            "kernel_dtype": FLOAT_DTYPES + QUANTISED,
-            "param_dtype": FLOAT_DTYPES,
-            "compute_dtype": FLOAT_DTYPES,
-            "attention": BIDIRECTIONAL,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{self.group}.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and value <= 0 < field.default:
-                raise ValueError(f"{self.group}.{field.name}={value}: must be above 0")
+        check_fields(self)
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"{self.group}.hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
-            )
+            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}")
+
+    def for_devices(self, devices: Iterable[Any]) -> "EncoderConfig":
+        """The same with the attention kernel resolved for the devices that the encoder is made for."""
+        head_dim = self.hidden_size // self.num_heads
+        kernel = resolve_for_devices(self.attention, devices, causal=False, head_dim=head_dim, dtype=self.compute_dtype)
+        return dataclasses.replace(self, attention=kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VitConfig(EncoderConfig):
     """An encoder of square images cut into square patches."""
 
-    image_size: int = 224
+    image_size: int = field(224, gt=0)
     """Pixels along each side."""
-    patch_size: int = 16
+    patch_size: int = field(16, gt=0)
     """Pixels along each side of a patch."""
 
     def __post_init__(self):
         EncoderConfig.__post_init__(self)
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"{self.group}.image_size={self.image_size} must be a multiple of patch_size={self.patch_size}"
-            )
+            raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
 
     @property
     def grid(self) -> int:
@@ -89,13 +80,12 @@ class VitConfig(EncoderConfig):
 
 
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """The exact GELU (arXiv:1606.08415), by the error function in float32."""
-    y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+    """The exact GELU (arXiv:1606.08415), computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Bidirectional attention. Queries, values and the output have biases; keys where `key_bias` says so."""
+    """Bidirectional attention. Queries, values and the output have biases, keys if `key_bias`."""
 
     def __init__(self, config: EncoderConfig, *, key_bias: bool, rngs: nnx.Rngs):
         self.config = config
@@ -119,7 +109,7 @@ class Attention(nnx.Module):
             constrain(proj(x).reshape(heads), "batch", None, "heads", None)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = bidirectional_attention(q, k, v, lengths, implementation=self.config.attention)
+        y = bidirectional_attention(q, k, v, lengths, kernel=self.config.attention)
         return self.o_proj(y.reshape(x.shape))
 
 
@@ -164,8 +154,7 @@ class Block(nnx.Module):
 def run_blocks(
     blocks: Block, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, count: int | None = None
 ) -> Float[Array, "B T D"]:
-    """Stacked blocks, all or the first `count`; of a row of `lengths[b]` tokens those beyond are not seen by the
-    others."""
+    """Runs stacked blocks, all or the first `count`. Tokens of row b beyond `lengths[b]` are masked in attention."""
     graphdef, params = nnx.split(blocks)
     if count is not None:
         params = jax.tree.map(lambda stacked: stacked[:count], params)
@@ -177,7 +166,7 @@ def run_blocks(
 
 
 class PatchEmbed(nnx.Module):
-    """A linear map of the pixels of each patch, which is what a convolution without overlap is.
+    """A linear map of the pixels of each patch (a convolution without overlap).
 
     The kernel is [t p p 3, D], for patches of p x p pixels in t frames, the channels last.
     """

@@ -1,4 +1,4 @@
-"""Compiles programs in processes of their own, several at a time, and keeps what came out of each."""
+"""Compiles programs in subprocesses, several at a time, and caches their figures."""
 
 import concurrent.futures
 import hashlib
@@ -20,11 +20,12 @@ from emollama_jax.errors import UserError
 from emollama_jax.plan.topology import Topology
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "qwix", "libtpu", "jax-cuda12-plugin")
-SOURCES = (  # what the programs and their figures are made of
+SOURCES = (  # the modules that the programs and their figures depend on
     *("models", "train", "infer", "features", "sharding.py", "config.py"),
+    *(f"data/{name}.py" for name in ("batch", "datasets")),
     *(f"plan/{name}.py" for name in ("programs", "worker", "hlo", "topology")),
 )
-QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU that may be there
+QUIET = {  # asks no cloud's metadata server, and claims no TPU of this machine
     "TPU_SKIP_MDS_QUERY": "1",
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -37,7 +38,7 @@ QUIET = {  # no question to a cloud's metadata server, and no claim of a TPU tha
 
 @dataclass(frozen=True)
 class Job:
-    """A program to be compiled, with the rows of its batch on all devices."""
+    """A program to compile, with the rows of its whole batch."""
 
     config: Config
     topology: Topology
@@ -50,9 +51,9 @@ class Compiler:
     """Compiles jobs.
 
     Attributes:
-        cache: folder of earlier results, by all that they depend on; None keeps none.
-        processes: compiles at a time.
-        deadline: of `time.monotonic`, after which no compile begins and those that run are given up; None waits.
+        cache: folder of earlier results, keyed by all that they depend on; None caches nothing.
+        processes: how many programs compile at a time.
+        deadline: on the clock of `time.monotonic`; after it no compile starts and running ones are stopped. None waits.
     """
 
     cache: Path | None = None
@@ -60,12 +61,11 @@ class Compiler:
     deadline: float | None = None
 
     def within(self, seconds: float) -> "Compiler":
-        """The same for so many seconds from now on."""
+        """The same compiler with a deadline so many seconds from now."""
         return replace(self, deadline=time.monotonic() + seconds)
 
     def compile(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-        """What `worker.compile_program` found of each, in their order and as it is found, or what was wrong as
-        `error`."""
+        """Yields the figures of each job in order, as `worker.compile_program` returns them, or one line of `error`."""
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(self.processes) as pool:
             try:
@@ -131,11 +131,7 @@ class Compiler:
 
 
 def figures(compiler: Compiler, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """As `Compiler.compile`.
-
-    Raises:
-        UserError: one of them cannot be compiled.
-    """
+    """The figures of all jobs. Raises UserError for the first that cannot be compiled."""
     found = list(compiler.compile(jobs))
     for one in found:
         if "error" in one:
@@ -144,7 +140,7 @@ def figures(compiler: Compiler, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def _key(request: dict[str, Any]) -> str:
-    """A name for all that a result depends on: what is asked, the packages and our sources."""
+    """The cache key of a result: a digest of the request, the packages' versions and our sources."""
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
     for package in PACKAGES:
         try:

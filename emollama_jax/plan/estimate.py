@@ -6,6 +6,7 @@ operations are added at the chip's peak. Collectives that run beside computation
 the others are added.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -16,27 +17,29 @@ import jax
 from flax import nnx
 
 from emollama_jax.config import Config
-from emollama_jax.models.emotion_llama import image_tokens_of
+from emollama_jax.data.batch import soft_tokens_per_clip
+from emollama_jax.data.datasets import expected_images
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.models.vit import EncoderConfig
-from emollama_jax.plan.programs import ENCODERS, PROMPT_TEXT, SECONDS, takes_frames
+from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS
 from emollama_jax.plan.topology import Chip, Topology
 from emollama_jax.sharding import abstract
 from emollama_jax.train.speed import Cost, cost_of
+from emollama_jax.weights.encoders import ENCODERS
 
 RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in the backward pass
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of one run of a program, and what it is made of.
+    """Seconds of one run of a program, and its parts.
 
     Attributes:
-        arithmetic: the operations that are run, recomputed ones too, at the peak.
-        memory: the arguments once through the chip's memory.
-        compute: by the compiler's cycles; the larger of the two above where it counts none.
-        hidden: collectives beside computation.
+        arithmetic: all operations, recomputed ones too, at the peak.
+        memory: the arguments read once.
+        compute: by the compiler's cycles; the larger of the two above if it counts none.
+        hidden: collectives that overlap with computation.
         exposed: collectives that computation waits for.
         mfu: model FLOPs utilisation, without recomputation; None for programs other than the step.
         rate: `unit`s a second, on all devices.
@@ -66,10 +69,10 @@ def estimate(name: str, config: Config, topology: Topology, rows: int, figures: 
         counted += kernels * share / chip.flops
     compute = counted or max(arithmetic, memory)
     hidden, exposed = (_wire(chip, figures, hidden=hidden) for hidden in (True, False))
-    result = Estimate(arithmetic, memory, compute, hidden, exposed, None, 0.0, "")
     amount, unit = _amount(name, config, rows)
+    result = Estimate(arithmetic, memory, compute, hidden, exposed, None, 0.0, unit)
     mfu = useful * share / chip.flops / result.seconds if name == "step" else None
-    return Estimate(arithmetic, memory, compute, hidden, exposed, mfu, amount / result.seconds, unit)
+    return dataclasses.replace(result, mfu=mfu, rate=amount / result.seconds)
 
 
 def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
@@ -82,7 +85,7 @@ def _wire(chip: Chip, figures: Mapping[str, Any], *, hidden: bool) -> float:
 
 
 def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
-    """What one run of a program on `rows` gets done."""
+    """The amount of work in one run of a program on `rows`, and its unit."""
     if name == "step":
         return float(rows * config.data.sequence_length), "tokens"
     units = {"prefill": "prompts", "decode": "tokens", "mae": "faces", "eva_vit": "frames"}
@@ -90,13 +93,13 @@ def _amount(name: str, config: Config, rows: int) -> tuple[float, str]:
 
 
 def _operations(name: str, config: Config, rows: int) -> tuple[float, float, float]:
-    """Floating-point operations on all devices: those that are run, those that the mathematics of training asks for,
-    and those of the attention kernel among the first."""
+    """Floating-point operations on all devices: (executed, required by the mathematics of training, executed by the
+    attention kernel)."""
     if name in ENCODERS:
         return rows * _encoder(name, getattr(config, name)), 0.0, 0.0
     if name != "step":
         cost = _cost(config.llama, LoRAConfig(rank=0))
-        length = image_tokens_of(config.eva_vit, config.projectors) + 4 + PROMPT_TEXT
+        length = soft_tokens_per_clip(config) + PROMPT_TEXT
         tokens = rows * (length if name == "prefill" else 1)
         return tokens * (2 * cost.frozen + cost.attention / 3 * length), 0.0, 0.0
     cost, tokens = _cost(config.llama, config.lora), float(rows * config.data.sequence_length)
@@ -105,7 +108,7 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
     segments = config.data.sequence_length / config.data.clips_per_row
     again = RECOMPUTED[config.llama.remat]
     forward = 2 * tokens * (cost.frozen + cost.adapters)
-    frames = rows * config.data.clips_per_row * takes_frames(config)
+    frames = rows * config.data.clips_per_row if expected_images(config.data.train) == "frames" else 0
     encoded = frames * _encoder("eva_vit", config.eva_vit) if frames else 0.0
     kernels = attention * (1 + again / 3)
     matrices = tokens * (4 * cost.frozen + 6 * cost.adapters) + again * forward

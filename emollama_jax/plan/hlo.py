@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text: collectives with the bytes they move, and the compiler's cycles.
+"""Reads the text of a compiled program: its collectives with the bytes they move, and the compiler's cycles.
 
-A program's text gives the body of a loop once. Here everything counts as often as it runs: the condition of a loop says
-how often, and where it does not (as in decoding, which ends when all have ended) the body counts once.
+The text holds the body of a loop once. Here it counts as often as it runs, by the loop's condition; where the condition
+does not say (decoding ends when all answers have ended) it counts once.
 """
 
 import math
@@ -50,7 +50,7 @@ class Work:
     cycles: float
 
     def moved(self, *, crosses: bool | None = None) -> dict[str, float]:
-        """Bytes that one device sends, by kind; between slices or within them, where asked for."""
+        """Bytes that one device sends, by kind: in all, or only between slices or only within them."""
         sums: dict[str, float] = defaultdict(float)
         for one in self.collectives:
             if crosses is None or one.crosses == crosses:
@@ -58,7 +58,7 @@ class Work:
         return dict(sums)
 
 
-def work_of(text: str, slice_of: Sequence[int]) -> Work:
+def read_work(text: str, slice_of: Sequence[int]) -> Work:
     """The work of an optimised program.
 
     Args:

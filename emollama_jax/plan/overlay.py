@@ -1,4 +1,4 @@
-"""A candidate of the search as a config file: the experiment that it was made from, and what it changes."""
+"""Writes a candidate of the search as a config file: its base experiment, and the fields that it changes."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from emollama_jax.plan.topology import GIB
 
 
 def write_overlay(file: Path, base: str, one: ProgramPlan) -> None:
-    """A config file: the experiment `base` with what a candidate changes, its figures in the docstring.
+    """Writes a config file: the experiment `base` with a candidate's changes, and its figures in the docstring.
 
     Raises:
         UserError: the candidate does not fit.

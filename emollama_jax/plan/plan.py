@@ -1,4 +1,7 @@
-"""A plan: what the programs of an experiment take of a topology, as a table and as JSON. All are compiler estimates."""
+"""A plan: the memory, time and communication of an experiment's programs on a topology, as a table and as JSON.
+
+All figures are compiler estimates.
+"""
 
 import dataclasses
 import json
@@ -9,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.errors import UserError
+from emollama_jax.io.text_table import align
 from emollama_jax.plan.compiler import Compiler, Job, figures
 from emollama_jax.plan.estimate import Estimate, estimate
+from emollama_jax.plan.hlo import Collective, Work
 from emollama_jax.plan.topology import GIB, Topology
 from emollama_jax.sharding import mesh_sizes
 
-ROWS = 8  # requests, images or sounds of a device, as prediction and extraction have them by default
+ROWS = 8  # requests, images or sounds on a device, the default of prediction and extraction
 SERVED = ("data", "fsdp")
 
 
@@ -24,9 +28,9 @@ class ProgramPlan:
     """One program of a plan.
 
     Attributes:
-        figures: the compiler's, as `worker.compile_program` gives them.
+        figures: the compiler's, as `worker.compile_program` returns them.
         estimate: None where the program does not fit.
-        largest: rows of the largest batch that fits, by a line through two compiled ones; None where not asked for.
+        largest: rows of the largest batch that fits, extrapolated from two compiled ones; None if not computed.
     """
 
     program: str
@@ -48,7 +52,7 @@ class ProgramPlan:
 
     @property
     def kinds(self) -> dict[str, float]:
-        """Bytes of a device by what they hold. Padding is what layouts add to the arguments."""
+        """Bytes of a device by their content. Padding is what layouts add to the arguments."""
         kinds = dict(self.figures["bytes"])
         arguments = self.figures.get("arguments", sum(kinds.values()))
         kinds["padding"] = max(0, arguments - sum(kinds.values()))
@@ -56,12 +60,11 @@ class ProgramPlan:
         return {kind: float(size) for kind, size in kinds.items()}
 
     def moved(self, *, crosses: bool | None = None) -> dict[str, float]:
-        """Bytes that one device sends, by the kind of collective; between slices or within them, where asked for."""
-        sums: dict[str, float] = {}
-        for one in self.figures.get("collectives", ()):
-            if crosses is None or one["crosses"] == crosses:
-                sums[one["kind"]] = sums.get(one["kind"], 0.0) + one["bytes"] * one["times"]
-        return sums
+        """As `Work.moved`."""
+        collectives = tuple(
+            Collective(**one | {"bytes": float(one["bytes"])}) for one in self.figures.get("collectives", ())
+        )
+        return Work(collectives, cycles=0.0).moved(crosses=crosses)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Plan:
         return all(planned.fits for planned in self.programs)
 
     def __str__(self) -> str:
-        mesh = " x ".join(f"{axis}={size}" for axis, size in sizes_of(self.config, self.topology).items())
+        mesh = " x ".join(f"{axis}={size}" for axis, size in get_mesh_sizes(self.config, self.topology).items())
         lines = [
             f"{self.name} on {self.topology.name}: {self.topology.size} x {self.topology.chip.kind}, mesh {mesh}",
             "Compiler estimates under the assumptions below; nothing has been measured.",
@@ -122,7 +125,7 @@ def make_plan(
     *,
     with_largest: bool = True,
 ) -> Plan:
-    """Compiles the programs (of `programs.PROGRAMS`) and plans with what came out.
+    """Compiles programs, of `programs.PROGRAMS`, and makes a plan of their figures.
 
     Args:
         with_largest: also compile a step of twice the rows, for the largest batch.
@@ -130,13 +133,13 @@ def make_plan(
     Raises:
         UserError: the experiment does not fit the topology, or cannot be compiled for it.
     """
-    sizes_of(config, topology)
+    get_mesh_sizes(config, topology)
     jobs = [Job(config, topology, program, default_rows(program, config, topology)) for program in programs]
     more = [dataclasses.replace(job, rows=2 * job.rows) for job in jobs if with_largest and job.program == "step"]
     found = figures(compiler, [*jobs, *more])
-    planned = [planned_of(job, one) for job, one in zip(jobs, found, strict=False)]
+    planned = [make_program_plan(job, one) for job, one in zip(jobs, found, strict=False)]
     if more:
-        twice, at = planned_of(more[0], found[-1]), programs.index("step")
+        twice, at = make_program_plan(more[0], found[-1]), programs.index("step")
         planned[at] = dataclasses.replace(planned[at], largest=largest_rows(planned[at], twice))
     return Plan(name, config, topology, tuple(planned))
 
@@ -145,33 +148,26 @@ def default_rows(program: str, config: Config, topology: Topology) -> int:
     """Rows of the whole batch of a program: the experiment's for a step, ROWS a device for the others."""
     if program == "step":
         return config.data.batch_rows
-    sizes = sizes_of(config, topology)
+    sizes = get_mesh_sizes(config, topology)
     split = topology.size if program not in ("prefill", "decode") else math.prod(sizes[axis] for axis in SERVED)
     return ROWS * split
 
 
-def sizes_of(config: Config, topology: Topology) -> dict[str, int]:
-    """The sizes of the experiment's mesh on the topology.
-
-    Raises:
-        UserError: it does not fit.
-    """
-    try:
-        return mesh_sizes(dataclasses.asdict(config.mesh), topology.size)
-    except ValueError as error:
-        raise UserError(f"config.mesh on {topology.name}: {error}; set --config.mesh.fsdp=-1 for all") from error
+def get_mesh_sizes(config: Config, topology: Topology) -> dict[str, int]:
+    """The sizes of the experiment's mesh on the topology. Raises UserError where it does not fit."""
+    return mesh_sizes(dataclasses.asdict(config.mesh), topology.size)
 
 
-def planned_of(job: Job, found: Mapping[str, Any]) -> ProgramPlan:
-    """The program, with its estimate where it was compiled."""
+def make_program_plan(job: Job, found: Mapping[str, Any]) -> ProgramPlan:
+    """The plan of one program, with an estimate if it compiled."""
     seconds = "peak" in found and estimate(job.program, job.config, job.topology, job.rows, found)
     return ProgramPlan(job.program, job.config, job.topology, job.rows, found, seconds or None)
 
 
 def largest_rows(one: ProgramPlan, other: ProgramPlan) -> int:
-    """Rows of the largest batch that fits, on the line through the memory of two of different rows."""
+    """Rows of the largest batch that fits, by the line through the memory of two batches of different rows."""
     slope = (other.peak - one.peak) / (other.rows - one.rows)
-    sizes = sizes_of(one.config, one.topology)
+    sizes = get_mesh_sizes(one.config, one.topology)
     step = math.prod(sizes[axis] for axis in SERVED) * one.config.train.grad_accum_steps
     room = one.topology.chip.memory - one.peak
     if slope <= 0:
@@ -180,7 +176,7 @@ def largest_rows(one: ProgramPlan, other: ProgramPlan) -> int:
 
 
 def remedy(planned: ProgramPlan) -> str:
-    """What to do about a program that does not fit, in one line."""
+    """One line with the remedy for a program that does not fit."""
     chip, config = planned.topology.chip, planned.config
     line = (
         f"{planned.program} does not fit: it needs {planned.peak / GIB:.2f} GiB of {chip.memory / GIB:.2f} GiB a chip; "
@@ -192,7 +188,7 @@ def remedy(planned: ProgramPlan) -> str:
         ways.append("--config.llama.kernel_dtype=int8")
     if config.llama.remat != "full":
         ways.append("--config.llama.remat=full")
-    if sizes_of(config, planned.topology)["data"] > planned.topology.slices:
+    if get_mesh_sizes(config, planned.topology)["data"] > planned.topology.slices:
         ways.append("a mesh with less data and more fsdp")
     return line + f"try {' or '.join([*ways, 'a larger topology'])}"
 
@@ -268,10 +264,3 @@ def summary(planned: ProgramPlan) -> dict[str, Any]:
         "host_gib": planned.figures["host_gib"],
         "cached": planned.figures["cached"],
     }
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    places = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    return ["  ".join(p(c, w) for p, c, w in zip(places, row, widths, strict=True)).rstrip() for row in rows]

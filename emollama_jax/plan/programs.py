@@ -1,7 +1,6 @@
-"""The programs of an experiment, with the shapes and places of what they take: nothing is loaded or allocated.
+"""The programs of an experiment with abstract arguments, shapes and shardings alone: nothing is loaded or allocated.
 
-They are the functions that training, prediction and extraction run, given abstract arrays on a mesh of devices that
-need not be there.
+They are the functions that training, prediction and extraction run, on a mesh of the devices to compile for.
 
 Axes: B rows, T tokens, K clips a row, P prompt tokens, S soft tokens, D width.
 """
@@ -20,25 +19,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import batch_sharding
+from emollama_jax.data.batch import batch_sharding, batch_spec, soft_tokens_per_clip
+from emollama_jax.data.datasets import expected_images
 from emollama_jax.errors import UserError
 from emollama_jax.features import encode
 from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
 from emollama_jax.media.audio import SAMPLE_RATE
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
-from emollama_jax.models.eva_vit import EvaVit
-from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.models.mae import Mae
-from emollama_jax.models.videomae import VideoMae
 from emollama_jax.sharding import abstract, shardings, use_mesh
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
+from emollama_jax.weights.encoders import ENCODERS
 
-ENCODERS = {"eva_vit": EvaVit, "mae": Mae, "videomae": VideoMae, "hubert": Hubert}
 PROGRAMS = ("step", "prefill", "decode", *ENCODERS)
 PROMPT_TEXT = 96  # tokens of a question about a clip, beside its soft tokens
 SECONDS = 8  # of sound, for the encoder of the voice
@@ -56,7 +52,7 @@ class Program:
     bytes: dict[str, int]
 
 
-def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
+def make_program(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
     """One of PROGRAMS.
 
     Args:
@@ -73,16 +69,13 @@ def program_of(name: str, config: Config, mesh: Mesh, *, rows: int) -> Program:
             f"{what}: not split over {split} devices{f' in {parts} parts' if parts > 1 else ''}; give a multiple of "
             f"{split * parts}, or a mesh with less data x fsdp"
         )
+    models = {group: getattr(config, group).for_devices(mesh.devices.flat) for group in ("llama", *ENCODERS)}
+    config = dataclasses.replace(config, **models)
     if name == "step":
         return _step(config, mesh, rows)
     if name in ENCODERS:
         return _encoder(name, config, mesh, rows)
     return _answers(name, config, mesh, rows)
-
-
-def takes_frames(config: Config) -> bool:
-    """Whether the batches hold frames, as EVA-ViT sees them, rather than its tokens: by the data sets' folders."""
-    return not any("/image_tokens/" in path for path in config.data.train)
 
 
 def _batch_axes(config: Config) -> tuple[str, ...]:
@@ -94,37 +87,25 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     optimizer, rules = make_optimizer(config.train), config.sharding
     graphdef, frozen, state = jax.eval_shape(lambda: init_state(multimodal_model(config), optimizer, config.trainable))
     frozen = _placed(frozen, shardings(frozen, mesh, rules))
-    places = shardings(state.trainable, mesh, rules)
+    trainable_shardings = shardings(state.trainable, mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = dataclasses.replace(
         state,
-        trainable=_placed(state.trainable, places),
+        trainable=_placed(state.trainable, trainable_shardings),
         opt_state=optax.tree_utils.tree_map_params(
             optimizer,
             _at,
             state.opt_state,
-            places,
+            trainable_shardings,
             transform_non_params=lambda x: _at(x, everywhere),
         ),
         step=_at(state.step, everywhere),
     )
-    length, clips = config.data.sequence_length, config.data.clips_per_row
-    text = dict.fromkeys(("tokens", "soft_index", "segment_ids", "positions"), ((length,), jnp.int32))
-    side, eva_vit = config.eva_vit.image_size, config.eva_vit
-    image = (
-        {"frames": ((clips, side, side, 3), jnp.uint8)}
-        if takes_frames(config)
-        else {"image_tokens": ((clips, 1 + eva_vit.grid**2, eva_vit.hidden_size), jnp.float16)}
-    )
-    arrays = {
-        **text,
-        "loss_mask": ((length,), jnp.bool_),
-        **image,
-        "features": ((clips, 3, config.projectors.feature_size), jnp.float32),
-    }
-    batch = {name: _rows(mesh, config, (rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    spec = batch_spec(config, images=expected_images(config.data.train), rows=rows)
+    batch = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, rules, x.shape)), spec)
     key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=config.train.grad_accum_steps)
+    parts = config.train.grad_accum_steps
+    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=parts, mesh=mesh)
 
     def lower():
         with use_mesh(mesh, rules):
@@ -140,16 +121,16 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     lora = config.lora if config.llama.kernel_dtype in QUANTISED else LoRAConfig(rank=0)
     graphdef, state = abstract(lambda: Llama(config.llama, lora, rngs=nnx.Rngs(0)))
     state = _placed(state, shardings(state, mesh, config.sharding))
-    soft = image_tokens_of(config.eva_vit, config.projectors) + 4
+    soft = soft_tokens_per_clip(config)
     prompt = generate.bucket(soft + PROMPT_TEXT)
-    sizes = {"cache_size": prompt + generate.bucket(config.generate.max_new_tokens)}
+    sizes = {"cache_size": generate.bucket(soft + PROMPT_TEXT + config.generate.max_new_tokens - 1)}
     whole = lambda shape, dtype: _rows(mesh, config, (rows, *shape), dtype)
     sampling = jax.eval_shape(lambda: Sampling.of([config.generate] * rows, [0] * rows))
     sampling = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, config.sharding, x.shape)), sampling)
     eos = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     tokens = whole((prompt,), jnp.int32)
     embedded = whole((soft, config.llama.hidden_size), config.llama.compute_dtype)
-    inputs = (tokens, tokens, embedded, tokens, sampling, eos)
+    inputs = (tokens, whole((), jnp.int32), tokens, embedded, sampling, eos)
 
     def prefill():
         with use_mesh(mesh, config.sharding):
@@ -161,17 +142,12 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     heads = dict(config.sharding)["kv_heads"]
     cache = NamedSharding(mesh, PartitionSpec(None, _batch_axes(config), None, heads, None))
     before = jax.tree.map(
-        lambda x: (
-            _at(x, cache if x.ndim == 5 else batch_sharding(mesh, config.sharding, x.shape))
-            if x.ndim
-            else _at(x, NamedSharding(mesh, PartitionSpec()))
-        ),
-        like,
+        lambda x: _at(x, cache if x.ndim == 5 else batch_sharding(mesh, config.sharding, x.shape)), like
     )
 
     def decode():
         with use_mesh(mesh, config.sharding):
-            return generate.decode_chunk.lower(graphdef, state, before, sampling, eos, length=1)
+            return generate.decode_chunk.lower(graphdef, state, before, eos, length=1)
 
     return Program(decode, {"parameters": _bytes(state), "cache": _bytes(before)})
 
@@ -197,19 +173,20 @@ def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
 def multimodal_model(config: Config) -> EmotionLlama:
     """The model that is trained; with the encoder of the frame where the batches hold frames."""
     sizes = (config.llama, config.lora, config.projectors, config.eva_vit)
-    return EmotionLlama.init(*sizes, with_encoder=takes_frames(config), rngs=nnx.Rngs(0))
+    encodes = expected_images(config.data.train) == "frames"
+    return EmotionLlama.init(*sizes, with_encoder=encodes, rngs=nnx.Rngs(0))
 
 
 def _rows(mesh: Mesh, config: Config, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, config.sharding, shape))
 
 
-def _at(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+def _at(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _placed(tree: Any, places: Any) -> Any:
-    return jax.tree.map(_at, tree, places)
+def _placed(tree: Any, tree_shardings: Any) -> Any:
+    return jax.tree.map(_at, tree, tree_shardings)
 
 
 def _bytes(tree: Any) -> int:

@@ -15,9 +15,10 @@ from typing import Any
 
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
+from emollama_jax.io.text_table import align
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.plan.compiler import Compiler, Job
-from emollama_jax.plan.plan import SERVED, ProgramPlan, align, planned_of, sizes_of, summary
+from emollama_jax.plan.plan import SERVED, ProgramPlan, get_mesh_sizes, make_program_plan, summary
 from emollama_jax.plan.topology import GIB, Topology
 
 ROWS = (1, 2, 4, 8)  # that a chip of data x fsdp works on at once
@@ -28,10 +29,10 @@ CHOICES = {"remat": ("full", "dots", "none"), "kernel_dtype": ("bfloat16", "int8
 def search(
     config: Config, topology: Topology, compiler: Compiler, log: Callable[[str], None] = lambda line: None
 ) -> list[ProgramPlan]:
-    """The candidates that were compiled, the best first: those that fit by tokens a second, then the others.
+    """Compiles candidates and returns them, the best first: those that fit by tokens a second, then the others.
 
     Args:
-        log: is told of each that was compiled, and of each that could not be.
+        log: receives a line for each candidate, compiled or not.
 
     Raises:
         UserError: none could be compiled.
@@ -47,8 +48,8 @@ def search(
                 errors.append(figures["error"])
                 log(errors[-1])
             else:
-                found[job.config] = planned_of(job, figures)
-                log("  ".join(cells_of(found[job.config])))
+                found[job.config] = make_program_plan(job, figures)
+                log("  ".join(ranking_row(found[job.config])))
         if not found:
             raise UserError(f"no candidate could be compiled; the first: {errors[0]}")
         return ranked(found.values())[0].config
@@ -102,7 +103,7 @@ def copies(config: Config, topology: Topology) -> Iterator[Config]:
 
 def splits(best: Config, tensor: int, config: Config, topology: Topology) -> Iterator[Config]:
     """Candidates whose layers are split over so many devices, taken from either axis of the best so far."""
-    before = sizes_of(best, topology)
+    before = get_mesh_sizes(best, topology)
     more = tensor // before["tensor"]
     for axis in SERVED:
         mesh = before | {axis: before[axis] // more, "tensor": tensor}
@@ -115,7 +116,7 @@ def with_rows(one: Config, number: int, config: Config, topology: Topology) -> C
     """The candidate with so many rows at once on a chip: in parts of the batch of `config`, the experiment, where that
     is larger, else of its own. It trains on as many rows in all: in larger batches there are fewer steps, and the rates
     are the experiment's times the root, as Adam wants (Malladi et al. 2022, arXiv:2205.10287)."""
-    sizes = sizes_of(one, topology)
+    sizes = get_mesh_sizes(one, topology)
     at_once = number * math.prod(sizes[axis] for axis in SERVED)
     parts = math.ceil(config.data.batch_rows / at_once)
     times, before, train = parts * at_once / config.data.batch_rows, config.train, {"grad_accum_steps": parts}
@@ -141,11 +142,11 @@ def changed(config: Config, **groups: dict[str, Any]) -> Config:
 
 def ranking_table(found: list[ProgramPlan]) -> list[str]:
     head = ["mesh data x fsdp x tensor", "rows", "parts", *CHOICES, "GiB", "tokens/s", "MFU"]
-    return align([head, *map(cells_of, found)])
+    return align([head, *map(ranking_row, found)])
 
 
-def cells_of(one: ProgramPlan) -> list[str]:
-    mesh = " x ".join(map(str, sizes_of(one.config, one.topology).values()))
+def ranking_row(one: ProgramPlan) -> list[str]:
+    mesh = " x ".join(map(str, get_mesh_sizes(one.config, one.topology).values()))
     speed = [f"{one.estimate.rate:,.0f}", f"{one.estimate.mfu:.0%}"] if one.fits else ["does not fit", ""]
     fields = [getattr(one.config.llama, field) for field in CHOICES]
     return [mesh, str(one.rows), str(one.config.train.grad_accum_steps), *fields, f"{one.peak / GIB:.2f}", *speed]

@@ -1,4 +1,4 @@
-"""Named sets of chips: the clouds' names for them, the compiler's, and what the makers say of the chips."""
+"""Topologies by the clouds' names, the compiler's names for them, and the makers' specifications of their chips."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, first_line
 from emollama_jax.train.speed import device_peak_flops
 
 GIB = 2**30
@@ -17,24 +17,24 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What a plan assumes of a chip. Bandwidths are of one chip, in bytes a second."""
+    """The specification of a chip that a plan assumes. Bandwidths are of one chip, in bytes a second."""
 
     kind: str
-    """As JAX names the device; its speed and memory bandwidth are `train/speed.py`'s."""
+    """JAX's `device_kind`; peak speed and memory bandwidth are those of `train/speed.py`."""
     memory: float
-    """Bytes that a program may take."""
+    """Bytes available to a program."""
     clock: float
-    """Of a TPU's cores, cycles a second, for the compiler's counts of cycles; 0 where it gives none."""
+    """Cycles a second of a TPU's cores, for the compiler's counts of cycles; 0 where it counts none."""
     link: float
-    """To the chips of its slice or node, in both directions of one axis of the torus, or through the switch."""
+    """Bandwidth within the slice or node: both directions of one axis of the torus, or through the switch."""
     network: float
-    """To other slices or nodes, its share of the host's."""
+    """Bandwidth to other slices or nodes: the chip's share of the host's."""
     shapes: tuple[tuple[int, ...], ...]
     """The arrangements of chips that the compiler knows, or the numbers of devices in a node."""
     cores: int = 1
-    """What the cloud's name of a slice counts of a chip."""
+    """Cores a chip, where the cloud's name of a slice counts cores."""
     target: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    """Of a GPU, its description for the compiler (a GpuTargetConfig)."""
+    """A GPU's description for the compiler (GpuTargetConfig)."""
 
     @property
     def flops(self) -> float:
@@ -123,7 +123,7 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     def devices(self) -> list[jax.Device]:
-        """What stands for the devices, for a mesh to compile for.
+        """Descriptions of the devices to compile for; the hardware is not needed.
 
         Raises:
             UserError: the compiler for them is not installed.
@@ -144,15 +144,15 @@ class Topology:
         try:
             return topologies.get_topology_desc(platform=self.platform, topology_name=name, **options).devices
         except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"--topology {self.name}: there is no compiler for it ({first}); pip install 'emollama_jax[{extra}]'"
+                f"--topology {self.name}: there is no compiler for it ({first_line(error)}); "
+                f"pip install 'emollama_jax[{extra}]'"
             ) from error
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology that a cloud calls `name`: v5e-16, v5litepod-16, v5p-16 (16 cores are 8 chips), h100-8; in front of
-    it the number of slices, where there are several: 2xv5e-16.
+    """The topology of a cloud's name: v5e-16, v5litepod-16, v5p-16 (16 cores are 8 chips), h100-8; several slices have
+    their number in front: 2xv5e-16.
 
     Raises:
         UserError: there is no such topology.

@@ -1,4 +1,4 @@
-"""Compiles one program, in a process of its own: its memory goes back when it ends, and it fails alone.
+"""Compiles one program in a process of its own, which returns its memory and whose crash harms no other.
 
     python -m emollama_jax.plan.worker REQUEST.json RESULT.json
 
@@ -18,36 +18,30 @@ from typing import Any
 import jax
 
 from emollama_jax.config import Config, from_dict
-from emollama_jax.errors import UserError
-from emollama_jax.plan.hlo import work_of
-from emollama_jax.plan.programs import ENCODERS, program_of
+from emollama_jax.errors import UserError, first_line
+from emollama_jax.plan.hlo import read_work
+from emollama_jax.plan.programs import make_program
 from emollama_jax.plan.topology import GIB, Topology, parse_topology
 from emollama_jax.sharding import make_mesh
+from emollama_jax.weights.encoders import ENCODERS
 
-# Kernels are chosen by trying them on the GPU: without one the library's are taken.
+# Autotuning runs kernels on the GPU; without one the library's are used.
 WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def compile_program(config: Config, topology: Topology, name: str, rows: int) -> dict[str, Any]:
-    """The compiler's figures: `bytes` of the arguments by kind, `peak` memory, `collectives` and `cycles`; where the
-    memory does not suffice only `bytes` and `needs`, what the compiler says it would take. All are of one device.
+    """Returns the compiler's figures, each of one device: `bytes` of the arguments by kind, `peak` memory,
+    `collectives` and `cycles`; if the memory does not suffice only `bytes` and `needs`, the memory it would take.
 
     Raises:
         UserError: the experiment does not fit the topology, or a part of it cannot be compiled for it.
     """
-    devices = topology.devices()
-    # Models choose their kernels by the devices that JAX has; here those are the ones that are compiled for.
-    jax.devices = lambda *_: devices
-    jax.default_backend = lambda: devices[0].platform
-    try:
-        mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    except ValueError as error:
-        raise UserError(f"config.mesh on {topology.name}: {error}") from error
+    mesh = make_mesh(dataclasses.asdict(config.mesh), topology.devices())
     if topology.platform == "cuda":
         check_bfloat16(config, topology, name)
         config = without_cudnn(config)
-    program = program_of(name, config, mesh, rows=rows)
+    program = make_program(name, config, mesh, rows=rows)
     start = time.monotonic()
     try:
         options = WITHOUT_GPU if topology.platform == "cuda" else None
@@ -55,12 +49,12 @@ def compile_program(config: Config, topology: Topology, name: str, rows: int) ->
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         needs = memory_needed(str(error), sum(program.bytes.values()))
         if needs is None:
-            line = re.sub(r"\s+", " ", str(error).strip().splitlines()[0])[:200]
             raise UserError(
-                f"{name} on {topology.name}: the compiler refuses it ({line}); try --config.llama.attention=xla"
+                f"{name} on {topology.name}: the compiler refuses it ({first_line(error)}); "
+                "try --config.llama.attention=xla"
             ) from error
         return {"bytes": program.bytes, "needs": needs}
-    memory, work = compiled.memory_analysis(), work_of(compiled.as_text(), _slices(topology, mesh))
+    memory, work = compiled.memory_analysis(), read_work(compiled.as_text(), _slices(topology, mesh))
     return {
         "bytes": program.bytes,
         "arguments": memory.argument_size_in_bytes,
@@ -85,7 +79,7 @@ def check_bfloat16(config: Config, topology: Topology, name: str) -> None:
 
 
 def without_cudnn(config: Config) -> Config:
-    """The experiment with XLA's attention in place of cuDNN's, which is not compiled without a GPU."""
+    """The experiment with XLA's attention in place of cuDNN's, which cannot be compiled without a GPU."""
     groups = {name: getattr(config, name) for name in ("llama", *ENCODERS)}
     plain = {
         name: dataclasses.replace(group, attention="xla")
@@ -96,10 +90,10 @@ def without_cudnn(config: Config) -> Config:
 
 
 def memory_needed(message: str, arguments: int) -> float | None:
-    """Bytes of a device that the compiler's complaint about its memory names; None for another complaint.
+    """Bytes of a device that the compiler's out-of-memory error names; None for another error.
 
     Args:
-        arguments: bytes of the program's arguments, which some complaints leave out.
+        arguments: bytes of the program's arguments, which some of these errors leave out.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None

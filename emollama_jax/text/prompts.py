@@ -1,7 +1,7 @@
 """What the model is asked about a clip, as token ids and places for soft tokens.
 
 Axes: T tokens. A clip has S soft tokens, in this order: its image tokens, then MAE (face), VideoMAE (motion), HuBERT
-(voice) and the image's class token; S = image tokens + 4.
+(voice) and the image's class token (`models/projectors.py`).
 
 Two layouts, the second for comparison with published numbers:
 
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from emollama_jax.fields import check_fields, field
 from emollama_jax.text.answers import MAX_WORDS, normalize_answer
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.tokenizers import Tokenizer
@@ -60,43 +61,34 @@ QUESTION_SETS = {
 class PromptConfig:
     """What is asked, and how it is laid out; the defaults are those of the released model's training."""
 
-    layout: str = "trained"
+    layout: str = field("trained", choices=LAYOUTS)
     """Where the soft tokens stand: trained (as in training) or reference (as the original generates)."""
     labels: tuple[str, ...] = MERR
     """The emotions to choose from, in the order of the question."""
-    tasks: tuple[str, ...] = ("emotion",)
+    tasks: tuple[str, ...] = field(("emotion",), choices=TASKS)
     """What is asked, one drawn for each sample: emotion (answered by a label), reason (the coarse caption) or reason_v2
     (the fine one)."""
-    task_weights: tuple[float, ...] = ()
+    task_weights: tuple[float, ...] = field((), gt=0)
     """How often each task is drawn, relative to the others; none given is equally often."""
-    question_set: str = "released"
+    question_set: str = field("released", choices=tuple(QUESTION_SETS))
     """The questions of the reason tasks, one drawn for each sample: released or varied."""
     questions: tuple[str, ...] = ()
     """Questions of your own, in place of the set's."""
-    missing: str = "zeros"
+    missing: str = field("zeros", choices=MISSING)
     """What stands for a face, motion or voice that a clip does not have: zeros (a zero vector, projected) or omit
     (nothing: its token is left out)."""
-    max_answer_words: int = MAX_WORDS
+    max_answer_words: int = field(MAX_WORDS, ge=1)
     """Words of an answer that are kept for training."""
-    max_answer_tokens: int = 1024
+    max_answer_tokens: int = field(1024, ge=1)
     """Tokens of an answer, with its end, that are kept for training; a longer one loses its end."""
 
     def __post_init__(self):
-        choices = {"layout": LAYOUTS, "question_set": tuple(QUESTION_SETS), "missing": MISSING}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"prompt.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if unknown := [task for task in self.tasks if task not in TASKS]:
-            raise ValueError(f"prompt.tasks={self.tasks}: no task {unknown[0]!r}; choose among {', '.join(TASKS)}")
+        check_fields(self)
         for name in ("labels", "tasks"):
             if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"prompt.{name}={getattr(self, name)}: give one or more, each once")
-        if self.task_weights and (len(self.task_weights) != len(self.tasks) or min(self.task_weights) <= 0):
-            given = f"prompt.task_weights={self.task_weights}"
-            raise ValueError(f"{given}: give one number above 0 for each of prompt.tasks")
-        for name in ("max_answer_words", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"prompt.{name}={getattr(self, name)}: must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: give one or more, each once")
+        if self.task_weights and len(self.task_weights) != len(self.tasks):
+            raise ValueError(f"task_weights={self.task_weights}: give one number above 0 for each of prompt.tasks")
 
 
 class Turn(NamedTuple):
@@ -175,8 +167,8 @@ def encode_turns(
     features = [
         image_tokens + i for i, has in enumerate((*has_feature, True)) if has or config.missing == "zeros"
     ]  # and the class token, which every clip has
-    said = f"The person in video says: {subtitle}.  " if subtitle.strip() else ""
-    first = f"</feature> {said}{turns[0].request}  [/INST]"
+    said = f"The person in video says: {subtitle}. " if subtitle.strip() else ""
+    first = f"</feature> {said} {turns[0].request}  [/INST]"  # two spaces before the request, with nothing said too
     writer.bos()
     if config.layout == "reference":
         writer.bos()

@@ -9,7 +9,6 @@ other ids for the same text in other versions.
 """
 
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -19,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers as hf
+from etils import epath
 from sentencepiece import SentencePieceProcessor
 from tokenizers import decoders, models
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import PathLike, as_path
 
 Token = str | int | None  # a special token by name or id, or none
 
@@ -70,7 +71,7 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: PathLike) -> None:
         """Write what `load_tokenizer(folder)` reads back as an identical tokenizer; the folder is made if needed."""
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
@@ -144,7 +145,7 @@ class SentencePieceTokenizer(Tokenizer):
             text += "".join(map(self._model.id_to_piece, run)) if is_special else self._model.decode(run)
         return text
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: PathLike) -> None:
         file, content = Path(folder) / "tokenizer.model", self._model.serialized_model_proto()
         self._write(file, content, self._model.id_to_piece, tokenizer_class="LlamaTokenizer", legacy=True)
 
@@ -191,7 +192,7 @@ class HFTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
         return self._parsing.decode(self._checked(ids), skip_special_tokens=skip_specials)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: PathLike) -> None:
         """As in the base class. Raises UserError where a `tokenizer.model` would hide what is saved."""
         if (other := Path(folder) / "tokenizer.model").exists():
             raise UserError(f"another tokenizer is stored here: {other}; save to a new folder")
@@ -203,7 +204,7 @@ def _special_ids(tokenizer: hf.Tokenizer) -> set[int]:
     return {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str | os.PathLike[str]) -> None:
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: PathLike) -> None:
     """Raise UserError when the tokenizer has ids for which the model (`vocab_size` rows) has no embedding.
 
     A model padded to more rows than there are ids is fine. `where` is what the error names, e.g. the model's folder.
@@ -215,14 +216,14 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str | os.Path
         )
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(path: PathLike) -> Tokenizer:
     """Read a folder with `tokenizer.model` (preferred) or `tokenizer.json`, or one of these files itself.
 
     The configuration files beside it name the special tokens and the chat template; only BOS and EOS of a
     `tokenizer.model` are its own, because old LLaMA folders name them wrongly. Raises UserError when there is no such
     file or it cannot be used.
     """
-    file = Path(path)
+    file = as_path(path)
     if file.is_dir():
         file = next((f for f in (file / "tokenizer.model", file / "tokenizer.json") if f.is_file()), file)
     if file.suffix not in (".model", ".json"):
@@ -239,7 +240,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise UserError(f"unusable tokenizer: {file} ({error}); get all files of the tokenizer again") from error
 
 
-def _read_configs(folder: Path) -> tuple[dict[str, Token], str | None]:
+def _read_configs(folder: epath.Path) -> tuple[dict[str, Token], str | None]:
     """Special tokens `{"bos", "eos", "pad"}` by name or id, and the chat template, as the folder's files give them."""
     files = ("tokenizer_config.json", "special_tokens_map.json", "config.json")  # the first that says something wins
     config, names, model = (_read_json(folder / name) for name in files)
@@ -257,11 +258,11 @@ def _read_configs(folder: Path) -> tuple[dict[str, Token], str | None]:
         template = {named["name"]: named["template"] for named in template}.get("default")
     file = folder / "chat_template.jinja"
     if template is None and file.is_file():
-        template = file.read_text(encoding="utf-8")
+        template = file.read_text()
     return tokens, template
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: epath.Path) -> dict[str, Any]:
     """Content of a configuration file; empty when there is none."""
     if not file.is_file():
         return {}

@@ -2,11 +2,9 @@
 
     outcome = train(config)
 
-Where a run begins is decided in one place (`train/start.py`): it resumes from the newest sound checkpoint of its
-folder; without one it begins with the weights of `weights.trained`; without these with new adapters and projectors. All
-randomness comes from `seed` and a step's number, so a run that was stopped anywhere goes on as if it had not been.
-
-A step's numbers are fetched while the devices work on the next one, so that they never wait for the host.
+`train/setup.py` decides where a run starts. All randomness comes from `seed` and a step's number, so a run that was
+stopped anywhere resumes as if it had not been. A step's numbers are fetched while the devices work on the next one, so
+that they never wait for the host.
 """
 
 import contextlib
@@ -14,25 +12,25 @@ import dataclasses
 import enum
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config, to_dict
-from emollama_jax.distributed import PreemptionGuard, barrier
+from emollama_jax.distributed import PreemptionGuard, barrier, use_compile_cache
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import as_path
+from emollama_jax.runs.checkpoint_files import CONFIG
+from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.sharding import make_mesh, use_mesh
-from emollama_jax.train.checkpoints import Checkpoints
-from emollama_jax.train.identity import check_paths
-from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard
-from emollama_jax.train.optimizer import learning_rate, make_optimizer
-from emollama_jax.train.report import NonFiniteError, Report, make_describe
-from emollama_jax.train.setup import setup_run
+from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard, Writer
+from emollama_jax.train.optimizer import make_optimizer
+from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, make_describe
+from emollama_jax.train.setup import TrainSetup, check_paths, setup_run
 from emollama_jax.train.step import make_step, multimodal_loss
 from emollama_jax.train.validation import MoreMetrics
-from emollama_jax.weights.runs import CHECKPOINTS, CONFIG, located
 
 PROFILE = "profile"  # folder of the trace, in the run's
 
@@ -60,21 +58,20 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     """Trains until `train.steps`, or as long as the validation gets better, or until asked to end.
 
     Args:
-        more_metrics: from the model to further metrics of a validation, such as scores of its labels; called by all
-            processes.
+        more_metrics: from the model to further metrics of a validation, such as those of its labels
+            (`eval.validation`), which `train.best_metric` may name; called by all processes.
 
     Raises:
         UserError: paths, data, sizes or devices that do not fit, or another run in the folder.
     """
     check_paths(config)
     watch, settings = Stopwatch(), config.train
-    workdir, is_first = located(settings.workdir), jax.process_index() == 0
+    workdir, is_first = as_path(settings.workdir), jax.process_index() == 0
     progress = Progress(settings.steps)
     log = progress.log if is_first else lambda message: None
     mesh = _mesh_of(config)
-    _use_compile_cache(settings.compile_cache)
+    use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
-
     with use_mesh(mesh, config.sharding), PreemptionGuard() as guard, contextlib.ExitStack() as stack:
         with watch.on("start"):
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=settings.keep, log=log))
@@ -82,81 +79,109 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
             stack.callback(run.iterator.close)
             if is_first:
                 (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-            places = [JsonLines, TensorBoard] if is_first else []
-            writer = MultiWriter([place(workdir, after=run.step) for place in places] + [progress] * is_first)
+            files = [JsonLines, TensorBoard] if is_first else []
+            writer = MultiWriter([file(workdir, after=run.step) for file in files] + [progress] * is_first)
             stack.callback(writer.close)
-        report = Report(
-            writer,
-            watch,
-            run.sources,
-            positions=config.data.batch_rows * config.data.sequence_length,
-            cost=run.cost,
-            rate=lambda step: float(learning_rate(settings, step - 1)),
-            interval=settings.log_interval,
-            skip=settings.non_finite == "skip",
-            log=log,
+        report = Report(config, mesh, writer, watch, run.datasets, run.cost)
+        policy = NonFinitePolicy(skip=settings.non_finite == "skip", log=log)
+        train_step = make_step(
+            run.graphdef, optimizer, multimodal_loss, grad_accum_steps=settings.grad_accum_steps, mesh=mesh
         )
-        train_step = make_step(run.graphdef, optimizer, multimodal_loss, grad_accum_steps=settings.grad_accum_steps)
-        describe = make_describe(mesh)
-        compiled = None
-        rng = jax.device_put(jax.random.key(config.seed), NamedSharding(mesh, PartitionSpec()))
-        step, state, best, end = run.step, run.state, run.best, End.DONE
-        first, last = settings.profile or (0, 0)
-        profile = stack.enter_context(contextlib.ExitStack())
-
-        def enough() -> bool:
-            return bool(settings.patience) and best.worse >= settings.patience
-
+        loop = _Loop(config, mesh, run, train_step, checkpoints, report, policy, writer, watch)
         try:
-            while step < settings.steps and not enough():
-                step += 1
-                if step == first:
-                    profile.enter_context(jax.profiler.trace(str(workdir / PROFILE)))
-                with watch.on("data"):
-                    batch = next(run.iterator)
-                if compiled is None:
-                    with watch.on("compile"):
-                        compiled = train_step.lower(state, run.frozen, batch, rng).compile()
-                        barrier("compiled")
-                state, values = compiled(state, run.frozen, batch, rng)
-                report.add(step, values | describe(batch))
-                if step == last:
-                    jax.block_until_ready(state)
-                    profile.close()
-
-                ending, best_before = guard.should_stop(step), best
-                if run.validation and (step % settings.validation_interval == 0 or step == settings.steps):
-                    report.flush()
-                    with watch.on("validation"):
-                        found = run.validation(state, run.frozen)
-                    best = best.after(step, found, settings.best_metric)
-                    writer.write_scalars(step, {f"validation_{name}": value for name, value in found.items()})
-                is_due = step % settings.checkpoint_interval == 0 or step == settings.steps
-                if is_due or ending or best.step != best_before.step or enough():
-                    report.flush()
-                    writer.flush()
-                    with watch.on("checkpoint"):
-                        meta = {**run.identity, "best": dataclasses.asdict(best)}
-                        checkpoints.save(step, state, run.iterator, meta, best=best.step)
-                if ending and step < settings.steps:
-                    end = End.PREEMPTED
-                    break
+            end = loop.run(guard)
         except NonFiniteError as error:
+            writer.flush()
             checkpoints.wait()
-            good = f"last good checkpoint: {workdir / CHECKPOINTS / str(checkpoints.newest)}"
-            good = good if checkpoints.newest is not None else "no checkpoint yet"
-            return Outcome(End.NON_FINITE, error.step, best.step, f"{error}; {good}")
-        if end is End.DONE and step < settings.steps:
-            end = End.EARLY
-        return Outcome(end, step, best.step)
+            newest = checkpoints.newest
+            good = "no checkpoint yet" if newest is None else f"last good checkpoint: {checkpoints.folder(newest)}"
+            return Outcome(End.NON_FINITE, error.step, loop.best.step, f"{error}; {good}")
+        return Outcome(end, loop.step, loop.best.step)
+
+
+@dataclass
+class _Loop:
+    """The steps of a run, its validations and its checkpoints."""
+
+    config: Config
+    mesh: Mesh
+    setup: TrainSetup
+    train_step: Callable
+    checkpoints: Checkpoints
+    report: Report
+    policy: NonFinitePolicy
+    writer: Writer
+    watch: Stopwatch
+
+    def __post_init__(self):
+        self.step, self.state, self.best = self.setup.step, self.setup.state, self.setup.best
+        self._settings, self._describe = self.config.train, make_describe(self.mesh)
+        self._compiled: Callable | None = None
+        self._rng = jax.device_put(jax.random.key(self.config.seed), NamedSharding(self.mesh, PartitionSpec()))
+
+    def run(self, guard: PreemptionGuard) -> End:
+        """Trains to the end. Raises NonFiniteError where a step that is not finite ends the run."""
+        settings = self._settings
+        first_profiled, last_profiled = settings.profile or (0, 0)
+        with contextlib.ExitStack() as profile:
+            while self.step < settings.steps and not self._is_stale():
+                self.step += 1
+                if self.step == first_profiled:
+                    profile.enter_context(jax.profiler.trace(str(self.checkpoints.workdir / PROFILE)))
+                self._take_step()
+                if self.step == last_profiled:
+                    jax.block_until_ready(self.state)
+                    profile.close()
+                is_asked_to_end = guard.should_stop(self.step)
+                is_better = self._validate()
+                if self._is_every(settings.checkpoint_interval) or is_asked_to_end or is_better or self._is_stale():
+                    self._save()
+                if is_asked_to_end and self.step < settings.steps:
+                    return End.PREEMPTED
+        return End.DONE if self.step >= settings.steps else End.EARLY
+
+    def _take_step(self) -> None:
+        with self.watch.on("data"):
+            batch = next(self.setup.iterator)
+        arguments = (self.state, self.setup.frozen, batch, self._rng)
+        if self._compiled is None:
+            with self.watch.on("compile"):
+                self._compiled = self.train_step.lower(*arguments).compile()
+                barrier("compiled")
+        self.state, values = self._compiled(*arguments)
+        self.policy.check(self.report.add(self.step, values | self._describe(batch)))
+
+    def _validate(self) -> bool:
+        """Validates where it is due; returns whether it is the best validation so far."""
+        if not self.setup.validation or not self._is_every(self._settings.validation_interval):
+            return False
+        self.policy.check(self.report.flush())
+        with self.watch.on("validation"):
+            found = self.setup.validation(self.state, self.setup.frozen)
+        self.best = self.best.after(self.step, found, self._settings.best_metric)
+        self.writer.write_scalars(self.step, {f"validation_{name}": value for name, value in found.items()})
+        return self.best.step == self.step
+
+    def _save(self) -> None:
+        """Starts to write a checkpoint. Every step up to it is reported first."""
+        self.policy.check(self.report.flush())
+        self.writer.flush()
+        with self.watch.on("checkpoint"):
+            meta = {**self.setup.meta, "best": dataclasses.asdict(self.best)}
+            self.checkpoints.save(self.step, self.state, self.setup.iterator, meta, best=self.best.step)
+
+    def _is_every(self, interval: int) -> bool:
+        """Whether something that is done every so many steps, and after the last, is due."""
+        return self.step % interval == 0 or self.step == self._settings.steps
+
+    def _is_stale(self) -> bool:
+        """Whether the validation has got no better for `train.patience` times."""
+        return bool(self._settings.patience) and self.best.worse >= self._settings.patience
 
 
 def _mesh_of(config: Config) -> Mesh:
     """The mesh of the experiment over all devices. Raises UserError when they or the batch do not fit it."""
-    try:
-        mesh = make_mesh(dataclasses.asdict(config.mesh))
-    except ValueError as error:
-        raise UserError(f"config.{error}; change config.mesh") from error
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows, parts, shards = (
         config.data.batch_rows,
         config.train.grad_accum_steps,
@@ -168,9 +193,3 @@ def _mesh_of(config: Config) -> Mesh:
             f"mesh's data x fsdp, {shards}"
         )
     return mesh
-
-
-def _use_compile_cache(folder: str) -> None:
-    """Keeps compiled programs in the folder, unless JAX was told of another one already."""
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))

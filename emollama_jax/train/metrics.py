@@ -5,7 +5,6 @@ Writers have the method names of clu's MetricWriter (`write_scalars`, `flush`, `
 
 import contextlib
 import io
-import json
 import math
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from emollama_jax.io.json_lines import JsonLinesFile
 
 METRICS = "metrics.jsonl"
 
@@ -37,42 +38,17 @@ class JsonLines:
     """
 
     def __init__(self, folder: epath.Path, *, after: int):
-        self._path = folder / METRICS
-        self._lines = list(_lines_until(self._path, after))
-        self._rewrite()
-        # Objects of a bucket cannot be appended to: there the file is written anew as often as it is flushed.
-        self._file = None if "://" in str(folder) else open(self._path, "a", encoding="utf-8")
+        self._file = JsonLinesFile(folder / METRICS, keep=lambda line: line["step"] <= after)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in scalars.items()}
-        line = json.dumps({"step": step, **finite}) + "\n"
-        if self._file:
-            self._file.write(line)
-            self._file.flush()
-        else:
-            self._lines.append(line)
+        self._file.append([{"step": step, **finite}], durable=False)
 
     def flush(self) -> None:
-        if not self._file:
-            self._rewrite()
+        self._file.flush()
 
     def close(self) -> None:
-        self.flush()
-        if self._file:
-            self._file.close()
-
-    def _rewrite(self) -> None:
-        partial = self._path.with_name(f"{METRICS}.partial")
-        partial.write_text("".join(self._lines))
-        partial.replace(self._path)
-
-
-def _lines_until(path: epath.Path, step: int) -> Iterator[str]:
-    """The whole lines of steps up to `step`."""
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        with contextlib.suppress(ValueError):  # cut short as the process died
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                yield line
+        self._file.flush()
 
 
 class TensorBoard:

@@ -1,9 +1,9 @@
 """A picture of how runs went."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from emollama_jax.io.json_lines import read_json_lines
 from emollama_jax.train.metrics import METRICS
 
 SMOOTH = 0.8  # how much of the running mean a logged step keeps
@@ -18,7 +18,7 @@ def plot_loss(workdirs: Sequence[Path], file: Path) -> None:
     axes = figure.subplots()
     before = 0
     for number, workdir in enumerate(workdirs):
-        lines = [json.loads(line) for line in (workdir / METRICS).read_text(encoding="utf-8").splitlines()]
+        lines = read_json_lines(workdir / METRICS)
         logged = [(before + line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
         if not logged:
             continue

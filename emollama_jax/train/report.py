@@ -4,22 +4,33 @@ Axes: B rows, K clips a row.
 """
 
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int, UInt32
 
-from emollama_jax.data.pipeline import IndexedRecords, name_of
+from emollama_jax.config import Config
+from emollama_jax.data.batch import Batch
+from emollama_jax.data.datasets import IndexedRecords, find_clip_name
 from emollama_jax.train.metrics import Stopwatch, Writer
+from emollama_jax.train.optimizer import learning_rate
 from emollama_jax.train.speed import Cost, device_peak_flops
 
 SKIPS_IN_A_ROW = 10  # of steps that are not finite, before a run that skips them ends
 NOT_TRAINING = ("start", "compile", "validation", "checkpoint")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step that is done: whether its loss and gradient were finite, and the names of its clips if they were not."""
+
+    step: int
+    is_finite: bool
+    clips: tuple[str, ...] = ()
 
 
 class NonFiniteError(Exception):
@@ -27,101 +38,105 @@ class NonFiniteError(Exception):
 
     Attributes:
         step: which one.
-        clips: the names of its batch's clips.
     """
 
-    def __init__(self, step: int, clips: Sequence[str]):
-        super().__init__(f"step {step}: the loss or its gradient is not finite; clips of the batch: {', '.join(clips)}")
-        self.step, self.clips = step, clips
+    def __init__(self, report: StepReport):
+        clips = ", ".join(report.clips)
+        super().__init__(f"step {report.step}: the loss or its gradient is not finite; clips of the batch: {clips}")
+        self.step = report.step
 
 
-def with_row_hash(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch on the host with `row_hash` uint32 [B], of each row's tokens and clips."""
-    rows = zip(batch["tokens"], batch["clip"], strict=True)
-    hashes = [zlib.crc32(clips.tobytes(), zlib.crc32(tokens.tobytes())) for tokens, clips in rows]
-    return {**batch, "row_hash": np.array(hashes, np.uint32)}
+class NonFinitePolicy:
+    """Decides whether a step that is not finite ends the run.
+
+    Args:
+        skip: such a step is only logged, unless it is the tenth in a row.
+    """
+
+    def __init__(self, *, skip: bool, log: Callable[[str], None]):
+        self._skip, self._log, self._in_a_row = skip, log, 0
+
+    def check(self, report: StepReport | None) -> None:
+        """Takes the next report. Raises NonFiniteError where the step ends the run."""
+        if report is None:
+            return
+        self._in_a_row = 0 if report.is_finite else self._in_a_row + 1
+        if not report.is_finite:
+            error = NonFiniteError(report)
+            if not self._skip or self._in_a_row == SKIPS_IN_A_ROW:
+                raise error
+            self._log(f"{error}; skipped")
 
 
-def make_describe(mesh: Mesh) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """The compiled function from a batch to what is reported of it, on every process: how many `tokens` and `clips` it
-    has, which (`clip` int32 [B, K], -1 is none), and the `batch` hash of its rows in their order."""
+def make_describe(mesh: Mesh) -> Callable[[Batch], dict[str, Array]]:
+    """Make the compiled function from a batch to what is reported of it, on every process.
+
+    It gives the numbers of `tokens` and `clips`; `clip` int32 [B, K], which clips (-1 for none); and `batch` uint32, a
+    hash of the tokens and clips in their places.
+    """
 
     def describe(batch):
-        rows = batch["row_hash"]
         return {
-            "tokens": (batch["segment_ids"] > 0).sum(dtype=jnp.int32),
-            "clips": batch["clip_mask"].sum(dtype=jnp.int32),
-            "clip": batch["clip"],
-            "batch": (rows * (2 * jnp.arange(len(rows), dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32),
+            "tokens": (batch.segment_ids > 0).sum(dtype=jnp.int32),
+            "clips": batch.clip_mask.sum(dtype=jnp.int32),
+            "clip": batch.clip,
+            "batch": _hash(batch.tokens) + 31 * _hash(batch.clip),
         }
 
     return jax.jit(describe, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+def _hash(values: Int[Array, "..."]) -> UInt32[Array, ""]:
+    """Hash the values in their places: integer sums, which no sharding changes."""
+
+    def mix(x):  # MurmurHash3's last step
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    places = jnp.arange(values.size, dtype=jnp.uint32).reshape(values.shape)
+    return mix(values.astype(jnp.uint32) + mix(places)).sum(dtype=jnp.uint32)
+
+
 class Report:
-    """From the arrays of steps to lines of metrics."""
+    """Makes lines of metrics from the arrays of steps."""
 
     def __init__(
         self,
+        config: Config,
+        mesh: Mesh,
         writer: Writer,
         watch: Stopwatch,
-        sources: Sequence[IndexedRecords],
-        *,
-        positions: int,
+        datasets: Sequence[IndexedRecords],
         cost: Cost,
-        rate: Callable[[int], float],
-        interval: int,
-        skip: bool,
-        log: Callable[[str], None],
     ):
-        """
-        Args:
-            positions: of a batch: rows by their length.
-            rate: from a step's number to its learning rate.
-            interval: steps between lines.
-            skip: whether a step that is not finite is only told of.
-        """
-        self._writer, self._watch, self._sources = writer, watch, sources
-        self._positions, self._cost, self._rate, self._interval, self._skip = positions, cost, rate, interval, skip
-        self._log = log
+        self._settings, self._positions = config.train, config.data.batch_rows * config.data.sequence_length
+        self._writer, self._watch, self._datasets, self._cost = writer, watch, datasets, cost
         self._pending: tuple[int, Mapping[str, Array]] | None = None
-        self._skipped = 0
         self._since: dict[str, float] = {}  # sums since the last line
         self._marks = self._now()
-        peak = device_peak_flops(jax.devices()[0].device_kind)
-        self._peak = peak and peak.flops * jax.device_count()
+        peak = device_peak_flops(mesh.devices.flat[0].device_kind)
+        self._peak = peak and peak.flops * mesh.devices.size
 
-    def add(self, step: int, values: Mapping[str, Array]) -> None:
-        """Takes a step's arrays, and reports the step before.
-
-        Raises:
-            NonFiniteError: that one was not finite, and such steps are not skipped, or were too often in a row.
-        """
+    def add(self, step: int, values: Mapping[str, Array]) -> StepReport | None:
+        """Takes a step's arrays, and reports the step before, if there is one."""
         before, self._pending = self._pending, (step, values)
-        if before:
-            self._report(*before)
+        return self._report(*before) if before else None
 
-    def flush(self) -> None:
-        """Reports the last step, waiting for it. Raises NonFiniteError as `add`."""
+    def flush(self) -> StepReport | None:
+        """Reports the last step, waiting for it; None if it has been reported."""
         before, self._pending = self._pending, None
-        if before:
-            self._report(*before)
+        return self._report(*before) if before else None
 
-    def _report(self, step: int, values: Mapping[str, Array]) -> None:
+    def _report(self, step: int, values: Mapping[str, Array]) -> StepReport:
         found = jax.device_get(values)
-        finite = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
+        is_finite = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
         for name in ("tokens", "targets", "clips"):
             self._since[name] = self._since.get(name, 0) + int(found[name])
-        if step % self._interval == 0 or not finite:
-            self._writer.write_scalars(step, self._scalars(step, found) | ({} if finite else {"skipped": True}))
-        self._skipped = 0 if finite else self._skipped + 1
-        if not finite:
-            clips = [name_of(self._sources, int(number)) for number in found["clip"].ravel() if number >= 0]
-            error = NonFiniteError(step, clips)
-            if not self._skip or self._skipped == SKIPS_IN_A_ROW:
-                self._writer.flush()
-                raise error
-            self._log(f"{error}; skipped")
+        if step % self._settings.log_interval == 0 or not is_finite:
+            self._writer.write_scalars(step, self._scalars(step, found) | ({} if is_finite else {"skipped": True}))
+        numbers = [] if is_finite else [int(number) for number in found["clip"].ravel() if number >= 0]
+        return StepReport(step, is_finite, tuple(find_clip_name(self._datasets, number) for number in numbers))
 
     def _scalars(self, step: int, found: Mapping[str, Any]) -> dict[str, Any]:
         start, self._marks = self._marks, self._now()
@@ -131,7 +146,7 @@ class Report:
         scalars = {
             "loss": float(found["loss"]),
             "grad_norm": float(found["grad_norm"]),
-            "learning_rate": self._rate(step),
+            "learning_rate": float(learning_rate(self._settings, step - 1)),
             "targets": int(found["targets"]),
             "tokens": int(found["tokens"]),
             "clips": int(found["clips"]),

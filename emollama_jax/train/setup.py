@@ -1,4 +1,4 @@
-"""Where a run begins: resumed, from given weights, or new; with its model, data and state on the mesh."""
+"""Sets up a run: resumed, from trained weights, or new; with its model, data and state on the mesh."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,34 +9,28 @@ import grain
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from etils import epath
+from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import (
-    IndexedRecords,
-    encoders_of,
-    image_of,
-    onto_devices,
-    open_sources,
-    process_share,
-    train_dataset,
-)
+from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images, open_datasets
+from emollama_jax.data.pipeline import onto_devices, process_shard, train_dataset
 from emollama_jax.distributed import barrier
+from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.runs.checkpoints import Checkpoints
+from emollama_jax.runs.identity import describe_run
+from emollama_jax.runs.run import Run
 from emollama_jax.text.tokenizers import Tokenizer
-from emollama_jax.train.checkpoints import Checkpoints
-from emollama_jax.train.identity import check_encoders, check_same, identity_of
-from emollama_jax.train.report import with_row_hash
 from emollama_jax.train.speed import Cost, cost_of
 from emollama_jax.train.step import TrainState, init_state
 from emollama_jax.train.validation import Best, MoreMetrics, Validation
-from emollama_jax.weights.emotion_llama import is_carried, load_emotion_llama, open_trained
+from emollama_jax.weights.base_checkpoint import is_base_checkpoint
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values, set_params
-from emollama_jax.weights.pretrained import load_tokenizer_of
-from emollama_jax.weights.runs import FIXED
+from emollama_jax.weights.pretrained import load_base_tokenizer
+from emollama_jax.weights.trained import TrainedWeights, open_trained
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,11 @@ class TrainSetup:
 
     Attributes:
         step: steps done.
+        best: the best validation so far.
         state: to be given to the next step, which takes its memory over.
-        identity: what the run is, as its checkpoints keep it: `identity_of`, and what it carries along.
+        datasets: the training data.
+        cost: of a step, for its utilisation of the devices.
+        meta: what checkpoints keep of the run beside its arrays: `describe_run`, and what it carries along.
     """
 
     step: int
@@ -56,9 +53,9 @@ class TrainSetup:
     state: TrainState
     iterator: grain.DatasetIterator
     validation: Validation | None
-    sources: Sequence[IndexedRecords]
+    datasets: Sequence[IndexedRecords]
     cost: Cost
-    identity: Mapping[str, Any]
+    meta: Mapping[str, Any]
 
 
 def setup_run(
@@ -70,46 +67,69 @@ def setup_run(
     more_metrics: MoreMetrics | None,
     log: Callable[[str], None],
 ) -> TrainSetup:
-    """Resumes from the newest sound checkpoint; without one begins with the weights of `weights.trained`; without
-    these with new ones.
+    """Resumes from the newest sound checkpoint of the run's folder; without one starts with the weights of
+    `weights.trained`; without these with new adapters and projectors.
 
     Raises:
         UserError: as `train`.
     """
-    workdir, step = checkpoints.workdir, checkpoints.newest
-    sources = open_sources(config.data.train, config, "data.train")
-    tokenizer = load_tokenizer_of(config.weights.base, config.llama.vocab_size)
-    share = process_share(config, mesh)
-    identity, best = identity_of(config, sources, share[1]), Best()
-    if step is not None:
-        meta = checkpoints.meta(step)
-        check_same(meta, identity, workdir)
-        identity |= {name: meta[name] for name in ("carried", "adapter_name")}
-        best = Best(**meta["best"])
-        model = _load_model(config, mesh, identity, None)
-        _restore_fixed(workdir, model, config)
+    workdir, resumed = checkpoints.workdir, checkpoints.open_newest()
+    datasets = open_datasets(config.data.train, config, "data.train")
+    tokenizer = load_base_tokenizer(config.weights.base, config.llama.vocab_size)
+    shard_index, num_shards = process_shard(config, mesh)
+    meta, best = describe_run(config, datasets, num_shards), Best()
+    if resumed:
+        resumed.check_resume(meta)
+        meta |= {name: resumed.meta[name] for name in ("carried", "adapter_name")}
+        best = Best(**resumed.meta["best"])
+        model = _load_model(config, mesh, datasets, None)
+        _restore_fixed(checkpoints, model, config)
     else:
-        if config.weights.trained:
-            check_encoders(config.weights.trained, identity)
-        model = _load_model(config, mesh, identity, config.weights.trained or None)
-        carried, adapter_name = _carried_tensors(config)
-        identity |= {"carried": sorted(carried), "adapter_name": adapter_name}
-        _save_fixed(workdir, carried | _fixed_params(model, config))
+        trained = _open_trained(config, meta["encoders"], log)
+        model = _load_model(config, mesh, datasets, trained)
+        carried = trained.carried() if trained else {}
+        meta |= {"carried": sorted(carried), "adapter_name": trained.adapter_name if trained else ""}
+        checkpoints.save_fixed(carried | _fixed_params(model, config))
     cost = cost_of(model.llama)
     barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
-    dataset = train_dataset(config, tokenizer, share=share).map(with_row_hash)
+    log(get_parameter_overview(nnx.to_pure_dict(state.trainable), include_stats=False))
+    dataset = train_dataset(config, tokenizer, shard_index=shard_index, num_shards=num_shards)
     iterator = iter(onto_devices(dataset, config, mesh))
-    if step is not None:
-        state = checkpoints.restore(step, state, iterator)
-        log(f"resumed from step {step:,}: {workdir}")
-    validation = _validation(config, graphdef, mesh, tokenizer, sources, more_metrics)
-    return TrainSetup(step or 0, best, graphdef, frozen, state, iterator, validation, sources, cost, identity)
+    if resumed:
+        state = checkpoints.restore(resumed.step, state, iterator)
+        log(f"resumed from step {resumed.step:,}: {workdir}")
+    validation = _validation(config, graphdef, mesh, tokenizer, datasets, more_metrics)
+    step = resumed.step if resumed else 0
+    return TrainSetup(step, best, graphdef, frozen, state, iterator, validation, datasets, cost, meta)
 
 
-def _load_model(config: Config, mesh: Mesh, identity: Mapping[str, Any], trained: str | None) -> EmotionLlama:
-    """The base, adapters and projectors of `trained` or new ones, and the encoder where the data is of frames."""
-    encodes = identity["encoder"] is not None
+def check_paths(config: Config) -> None:
+    """Raises UserError when the run's folder or the base model is not given or cannot be."""
+    if not config.train.workdir:
+        raise UserError("train.workdir: no folder for the run; give --config.train.workdir=FOLDER")
+    if not config.weights.base:
+        raise UserError("weights.base: no language model; give --config.weights.base=FOLDER, made by emollama convert")
+    if not is_base_checkpoint(config.weights.base):
+        raise UserError(
+            f"weights.base: no base checkpoint: {config.weights.base}; make one with emollama convert MODEL FOLDER"
+        )
+
+
+def _open_trained(config: Config, encoders: Mapping[str, str], log: Callable[[str], None]) -> TrainedWeights | None:
+    """Opens `weights.trained`, once. Raises UserError when it is a run that learnt features of other encoders."""
+    path = config.weights.trained
+    if run := Run.find(path, log):
+        run.check_encoders(encoders, otherwise="begin without weights.trained")
+        return run.trained_weights()
+    return open_trained(path, alpha=config.lora.alpha) if path else None
+
+
+def _load_model(
+    config: Config, mesh: Mesh, datasets: Sequence[IndexedRecords], trained: TrainedWeights | None
+) -> EmotionLlama:
+    """Loads the base, adapters and projectors of `trained` or new ones, and the encoder where the data is of frames."""
+    encodes = find_images(datasets) == "frames"
     model, _ = load_emotion_llama(
         config.weights.base,
         config,
@@ -136,16 +156,15 @@ def _validation(
     graphdef: nnx.GraphDef,
     mesh: Mesh,
     tokenizer: Tokenizer,
-    sources: Sequence[IndexedRecords],
+    datasets: Sequence[IndexedRecords],
     more: MoreMetrics | None,
 ) -> Validation | None:
     if not config.train.validation:
         return None
-    encoders_of([*sources, *open_sources(config.train.validation, config, "train.validation")])
-    return Validation(config, graphdef, mesh, tokenizer, image=image_of(sources), more=more)
-
-
-# -- what a run keeps but does not train
+    if config.train.best_metric != "loss" and more is None:
+        raise UserError(f"train.best_metric={config.train.best_metric}: needs more_metrics, which computes it")
+    find_encoders([*datasets, *open_datasets(config.train.validation, config, "train.validation")])
+    return Validation(config, graphdef, mesh, tokenizer, images=find_images(datasets), more=more)
 
 
 def _fixed_params(model: EmotionLlama, config: Config) -> dict[str, jax.Array]:
@@ -154,32 +173,9 @@ def _fixed_params(model: EmotionLlama, config: Config) -> dict[str, jax.Array]:
     return param_values(nnx.state(model, nnx.All(is_trainable, nnx.Not(is_trained))))
 
 
-def _carried_tensors(config: Config) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of `weights.trained` that the model does not have, and the name of its adapter in files."""
-    if not config.weights.trained:
-        return {}, ""
-    trained = open_trained(config.weights.trained, alpha=config.lora.alpha)
-    return {name: array for name, array in trained.tensors() if is_carried(name)}, trained.adapter_name
-
-
-def _save_fixed(workdir: epath.Path, arrays: Mapping[str, Any]) -> None:
-    """Writes it once for all of the run's checkpoints."""
-    if arrays:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(workdir / FIXED, args=ocp.args.PyTreeSave(dict(arrays)), force=True)
-
-
-def _restore_fixed(workdir: epath.Path, model: EmotionLlama, config: Config) -> None:
-    """Puts the parameters among it back into the model, in place."""
-    params = _fixed_params(model, config)
-    if not params:
-        return
-    like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in params.items()}
-    how = ocp.checkpoint_utils.construct_restore_args(like)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        values = checkpointer.restore(
-            workdir / FIXED, args=ocp.args.PyTreeRestore(item=like, restore_args=how, partial_restore=True)
-        )
+def _restore_fixed(checkpoints: Checkpoints, model: EmotionLlama, config: Config) -> None:
+    """Puts the parameters that the run keeps but does not train back into the model, in place."""
+    values = checkpoints.restore_fixed(_fixed_params(model, config))
     state = nnx.state(model, is_trainable)
     set_params(state, values)
     nnx.update(model, state)

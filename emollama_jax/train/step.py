@@ -8,7 +8,7 @@ Axes: B rows, T tokens, A parts of a batch.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
+from emollama_jax.data.batch import Batch
 from emollama_jax.models.emotion_llama import TRAINABLE, EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama
 
@@ -30,9 +32,8 @@ TPU_OPTIONS = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
 }
 
-Batch = Mapping[str, Array]
-# (model, batch, dropout key or None) -> (mean loss of the batch's targets, their number)
-Loss = Callable[[Any, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Int[Array, ""]]]
+# (model, batch, dropout key or None) -> (weighted mean loss of the batch's targets, sum of their weights)
+Loss = Callable[[Any, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 @jax.tree_util.register_dataclass
@@ -57,51 +58,63 @@ def init_state(
 
 def text_loss(
     model: Llama, batch: Batch, dropout_key: Key[Array, ""] | None
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Mean negative log-likelihood of a packed batch's targets (0 if there are none), and their number.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Compute the loss of packed rows of text, and the sum of `loss_weights`.
 
-    The batch holds, each [B, T]: `tokens` int32; `segment_ids` int32, 0 is padding; `positions` int32, from 0 in every
-    segment; `loss_mask` bool, true where the next token is a target.
+    The loss is the sum of `loss_weights` times the targets' negative log-likelihoods, divided by the sum of
+    `loss_weights`; 0 without targets.
     """
-    x = model.embed_tokens(batch["tokens"])
-    return _mean_nll(model, model(x, batch["positions"], batch["segment_ids"], dropout_key=dropout_key), batch)
+    hidden = model(model.embed_tokens(batch.tokens), batch.positions, batch.segment_ids, dropout_key=dropout_key)
+    return _weighted_nll(model, hidden, batch)
 
 
 def multimodal_loss(
     model: EmotionLlama, batch: Batch, dropout_key: Key[Array, ""] | None
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """As `text_loss`, of a packed batch of clips (see `models/emotion_llama.py`)."""
-    return _mean_nll(model.llama, model(batch, dropout_key=dropout_key), batch)
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Compute the loss of packed rows of clips, and the sum of `loss_weights`, as `text_loss`."""
+    soft = model.soft_tokens(batch.features, frames=batch.frames, image_tokens=batch.image_tokens)
+    hidden = model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids, dropout_key=dropout_key)
+    return _weighted_nll(model.llama, hidden, batch)
 
 
-def _mean_nll(llama: Llama, hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    nll = llama.token_nll(hidden, jnp.roll(batch["tokens"], -1, axis=1), batch["loss_mask"])
-    targets = batch["loss_mask"].sum(dtype=jnp.int32)
-    return nll.sum() / jnp.maximum(targets, 1), targets
+def _weighted_nll(
+    llama: Llama, hidden: Float[Array, "B T D"], batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    weights = batch.loss_weights
+    nll = llama.token_nll(hidden, jnp.roll(batch.tokens, -1, axis=1), weights > 0)
+    total = weights.sum()
+    return (weights * nll).sum() / jnp.where(total > 0, total, 1), total
 
 
 def make_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss, *, grad_accum_steps: int = 1
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    grad_accum_steps: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable:
-    """The compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
+    """Make the compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
 
     The old state's memory is given to the new one. `rng` is one key for the whole run, from which each step derives
-    its own dropout; without it there is no dropout. Metrics: `loss`, `grad_norm` and `targets`, scalars on the device.
-    A step whose loss or gradient is not finite counts, and changes neither parameters nor what the optimiser knows.
+    its own dropout; without it there is no dropout. Metrics, scalars on the device: `loss`, `grad_norm` and `targets`,
+    the number of target tokens. A step whose loss or gradient is not finite counts, and changes neither parameters nor
+    the optimiser's state.
 
     Args:
         grad_accum_steps: parts A of a batch's rows that are worked through one after another, to save memory; the
-            gradient is that of the whole batch, each target of the same weight.
+            gradient is that of the whole batch: each part counts by the sum of its `loss_weights`.
+        mesh: where the step runs; for TPUs it is compiled with `TPU_OPTIONS`.
     """
 
     def gradients(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
-        """(loss, targets, gradients) of the batch or of a part of it."""
+        """Compute (loss, sum of weights, gradients) of the batch or of a part of it."""
 
         def loss_of(trainable):
             return loss(nnx.merge(graphdef, trainable, frozen), batch, key)
 
-        (value, targets), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-        return value, targets, grads
+        (value, weight), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        return value, weight, grads
 
     def accumulated(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):
         # Every A-th row, so that each part's rows lie on all the devices that the batch's lie on.
@@ -109,19 +122,19 @@ def make_step(
 
         def add(sums, part):
             rows, number = part
-            value, targets, grads = gradients(
+            value, weight, grads = gradients(
                 trainable, frozen, rows, None if key is None else jax.random.fold_in(key, number)
             )
-            # A part's mean, by its number of targets, is its sum.
-            weighed = jax.tree.map(lambda x: targets * x, (value, grads))
-            return jax.tree.map(jnp.add, sums, (*weighed, targets)), None
+            # A part's mean times the sum of its weights is its sum.
+            weighed = jax.tree.map(lambda x: weight * x, (value, grads))
+            return jax.tree.map(jnp.add, sums, (*weighed, weight)), None
 
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable), jnp.int32(0))
-        (value, grads, targets), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(grad_accum_steps)))
-        value, grads = jax.tree.map(lambda x: x / jnp.maximum(targets, 1), (value, grads))
-        return value, targets, grads
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable), jnp.float32(0))
+        (value, grads, weight), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(grad_accum_steps)))
+        value, grads = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), (value, grads))
+        return value, weight, grads
 
-    options = TPU_OPTIONS if jax.default_backend() == "tpu" else None
+    options = TPU_OPTIONS if mesh is not None and mesh.devices.flat[0].platform == "tpu" else None
 
     @functools.partial(jax.jit, donate_argnames="state", compiler_options=options)
     def step(
@@ -129,12 +142,13 @@ def make_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         key = None if rng is None else jax.random.fold_in(rng, state.step)
         compute = gradients if grad_accum_steps == 1 else accumulated
-        value, targets, grads = compute(state.trainable, frozen, batch, key)
+        value, _, grads = compute(state.trainable, frozen, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new, old = (optax.apply_updates(state.trainable, updates), opt_state), (state.trainable, state.opt_state)
         trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        targets = (batch.loss_weights > 0).sum(dtype=jnp.int32)
         metrics = {"loss": value, "grad_norm": norm, "targets": targets}
         return TrainState(trainable, opt_state, state.step + 1), metrics
 

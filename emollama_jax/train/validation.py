@@ -8,7 +8,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config
-from emollama_jax.data.pipeline import eval_dataset, image_of, onto_devices, open_sources, process_share
+from emollama_jax.data.batch import Images
+from emollama_jax.data.datasets import find_images, open_datasets
+from emollama_jax.data.pipeline import eval_dataset, onto_devices, process_shard
 from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError
 from emollama_jax.text.tokenizers import Tokenizer
@@ -20,8 +22,8 @@ MoreMetrics = Callable[[nnx.Module], Mapping[str, float]]
 class Validation:
     """The data sets `config.train.validation`, ready to be gone through again and again.
 
-    `validation(state, frozen)` gives the metrics of a state: `loss`, the mean over all targets, and what `more` makes
-    of the model.
+    `validation(state, frozen)` gives the metrics of a state: `loss`, averaged as in training (`train.loss_average`),
+    and what `more` makes of the model.
     """
 
     def __init__(
@@ -31,17 +33,18 @@ class Validation:
         mesh: Mesh,
         tokenizer: Tokenizer,
         *,
-        image: str,
+        images: Images,
         more: MoreMetrics | None = None,
     ):
-        """Raises UserError when the data is not there, or not of the images (`image`) of the training data."""
+        """Raises UserError when the data does not exist, or does not keep its `images` as the training data does."""
         data = dataclasses.replace(config.data, eval=config.train.validation, workers=0)
         config = dataclasses.replace(config, data=data)
-        found = image_of(open_sources(data.eval, config, "train.validation"))
-        if found != image:
-            raise UserError(f"train.validation: data of {found}, the training data is of {image}; prepare them alike")
-        share = process_share(config, mesh)
-        self._batches = onto_devices(eval_dataset(config, tokenizer, share=share), config, mesh)
+        found = find_images(open_datasets(data.eval, config, "train.validation"))
+        if found != images:
+            raise UserError(f"train.validation: data of {found}, the training data is of {images}; prepare them alike")
+        index, count = process_shard(config, mesh)
+        dataset = eval_dataset(config, tokenizer, shard_index=index, num_shards=count)
+        self._batches = onto_devices(dataset, config, mesh)
         self._graphdef, self._more = graphdef, more
         self._compiled: Callable | None = None
         self._loss = jax.jit(
@@ -57,10 +60,10 @@ class Validation:
             found.append(self._compiled(state.trainable, frozen, batch))
         iterator.close()
         found = jax.device_get(found)
-        targets = sum(int(targets) for _, targets in found)
-        if not targets:
+        total = sum(float(weight) for _, weight in found)
+        if not total:
             raise UserError("train.validation: no clip has an answer for prompt.tasks; choose other data")
-        metrics = {"loss": sum(float(loss) * int(targets) for loss, targets in found) / targets}
+        metrics = {"loss": sum(float(loss) * float(weight) for loss, weight in found) / total}
         if self._more:
             metrics |= self._more(nnx.merge(self._graphdef, state.trainable, frozen))
         return metrics

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 
 
 def read_architecture(
-    source: Source, parse: Callable[[dict[str, Any]], dict[str, Any]], config: type, kind: str
+    source: WeightSource, parse: Callable[[dict[str, Any]], dict[str, Any]], config: type, kind: str
 ) -> dict[str, Any]:
     """The fields of the dataclass `config` that a file's own configuration fixes.
 

@@ -9,17 +9,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
+from emollama_jax.io.orbax_arrays import restore_arrays, save_arrays
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import is_adapter
@@ -30,38 +31,39 @@ MANIFEST = "model.json"
 FORMAT = 1
 
 
-def is_base_checkpoint(path: str | Path) -> bool:
-    return (Path(path) / MANIFEST).is_file()
+def is_base_checkpoint(path: PathLike) -> bool:
+    """Returns whether this is the folder of a base checkpoint."""
+    return (as_path(path) / MANIFEST).is_file()
 
 
-def save_base(folder: Path, model: Llama, *, source: str) -> str:
+def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
     """Writes the frozen parameters into an existing folder and returns their fingerprint.
 
     `source` says in words where the weights came from.
     """
-    values = param_values(nnx.state(model, nnx.Not(is_adapter)))
+    folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
     fingerprint = fingerprint_of(values)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save((folder / "params").resolve(), _packed(values))
+    save_arrays(folder / "params", _packed(values))
     manifest = {
         "format": FORMAT,
-        "llama": dataclasses.asdict(model.config),
+        # Which kernel runs is a matter of the devices at hand, not of the file.
+        "llama": dataclasses.asdict(dataclasses.replace(model.config, attention="auto")),
         "fingerprint": fingerprint,
         "source": source,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
     return fingerprint
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest(path: PathLike) -> dict[str, Any]:
     """What `model.json` says.
 
     Raises:
         UserError: it is damaged or of a format that this version does not know.
     """
-    file = Path(path) / MANIFEST
+    file = as_path(path) / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text())
         if manifest["format"] != FORMAT:
             raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
         if missing := {"llama", "fingerprint", "source"} - set(manifest):
@@ -72,7 +74,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def load_base(
-    path: str | Path,
+    path: PathLike,
     build: Callable[[LlamaConfig], Callable[[], Llama]],
     execution: Mapping[str, Any],
     *,
@@ -93,29 +95,19 @@ def load_base(
             f"convert the original weights with --kernel-dtype {config.kernel_dtype}"
         )
     graphdef, state = abstract(build(config))
-    places = shardings(state, mesh or first_device(), rules if mesh else ())
+    param_shardings = param_values(shardings(state, mesh or first_device(), rules if mesh else ()))
     frozen = param_values(nnx.filter_state(state, nnx.Not(is_adapter)))
-    where = {path: place for path, place in param_values(places).items() if path in frozen}
+    where = {path: sharding for path, sharding in param_shardings.items() if path in frozen}
     items = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(_packed, frozen),
         where,
     )
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            packed = checkpointer.restore(
-                (Path(path) / "params").resolve(),
-                args=ocp.args.PyTreeRestore(
-                    item=items, restore_args=ocp.checkpoint_utils.construct_restore_args(items)
-                ),
-            )
-    except Exception as error:  # Orbax and TensorStore have no common class for what damaged files raise
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(f"damaged base checkpoint: {Path(path) / 'params'} ({reason}); convert it again") from error
+    packed = restore_arrays(as_path(path) / "params", items, remedy="convert it again")
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)
-    set_params(state, values | initial_values(build(config), adapters, param_values(places)))
+    set_params(state, values | initial_values(build(config), adapters, param_shardings))
     return nnx.merge(graphdef, state), LoadReport(tuple(frozen), (), adapters)
 
 
@@ -141,11 +133,11 @@ def _packed(values):
     return jax.tree.map(lambda x: pack(x) if x.dtype == jnp.uint4 else x, values)
 
 
-def _unpacked(packed, like, place):
+def _unpacked(packed, like, sharding):
     """The inverse of `_packed`, given the abstract values and the sharding of each array."""
 
-    def unpack(x, like, place):
+    def unpack(x, like, sharding):
         pairs = lambda x: jnp.stack([x & 15, x >> 4], axis=-1).reshape(like.shape).astype(like.dtype)
-        return jax.jit(pairs, out_shardings=place)(x) if like.dtype == jnp.uint4 else x
+        return jax.jit(pairs, out_shardings=sharding)(x) if like.dtype == jnp.uint4 else x
 
-    return jax.tree.map(unpack, packed, like, place)
+    return jax.tree.map(unpack, packed, like, sharding)

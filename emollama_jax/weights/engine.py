@@ -22,7 +22,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear, as_array, as_kernel
 from emollama_jax.models.lora import merged_kernel
 from emollama_jax.sharding import AxisRules, abstract, make_mesh, shardings
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LoadReport:
 
 def load(
     make_model: Callable[[], nnx.Module],
-    source: Source,
+    source: WeightSource,
     table: Table,
     *,
     mesh: jax.sharding.Mesh | None = None,
@@ -91,27 +91,28 @@ def load(
         UserError: tensors are missing, unknown or of the wrong shape; all of them are named.
     """
     graphdef, state = abstract(make_model)
-    places = shardings(state, mesh or first_device(), rules if mesh else ())
-    values, report = read_params(source, table, param_values(state), param_values(places))
-    values |= initial_values(make_model, report.initialised, param_values(places))
+    where = param_values(shardings(state, mesh or first_device(), rules if mesh else ()))
+    values, report = read_params(source, table, param_values(state), where)
+    values |= initial_values(make_model, report.initialised, where)
     set_params(state, values)
     return nnx.merge(graphdef, state), report
 
 
 def read_params(
-    source: Source, table: Table, params: Mapping[str, Any], places: Mapping[str, Any]
+    source: WeightSource, table: Table, params: Mapping[str, Any], param_shardings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], LoadReport]:
     """The values of `params` that are in `source`, by path.
 
     Args:
         params: by path, the values to replace or their abstract shapes: they say how each is stored.
-        places: by path, the sharding of each array.
+        param_shardings: by path, the sharding of each array.
 
     Raises:
         UserError: as `load`.
     """
     plan, report = _plan(source, table, params)
-    return {path: _fill(source, tensors, params[path], places[path]) for path, tensors in plan.items()}, report
+    values = {path: _fill(source, tensors, params[path], param_shardings[path]) for path, tensors in plan.items()}
+    return values, report
 
 
 def param_values(state: nnx.State) -> dict[str, Any]:
@@ -149,7 +150,9 @@ def export(
             yield name, np.ascontiguousarray(rule.transform.out(np.asarray(array.astype(out))))
 
 
-def _plan(source: Source, table: Table, params: Mapping[str, Any]) -> tuple[dict[str, list[PlannedTensor]], LoadReport]:
+def _plan(
+    source: WeightSource, table: Table, params: Mapping[str, Any]
+) -> tuple[dict[str, list[PlannedTensor]], LoadReport]:
     """For each parameter the tensors that fill it.
 
     Every name and shape is checked before any data is read.
@@ -158,7 +161,7 @@ def _plan(source: Source, table: Table, params: Mapping[str, Any]) -> tuple[dict
     present = set(source.names())
     plan, initialised, expected = {}, [], {}  # expected: the shape of every tensor that the plan reads
     for path, value in params.items():
-        names, rule = {}, rules.get(path)  # names: the place in the parameter of every tensor
+        names, rule = {}, rules.get(path)  # names: the index in the parameter of every tensor
         if rule is not None:
             stacked = "{layer}" in rule.tensor
             names = {rule.tensor.format(layer=i): (i,) for i in range(value.shape[0])} if stacked else {rule.tensor: ()}
@@ -179,7 +182,7 @@ def _matches(patterns: Iterable[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _check(source: Source, expected: Mapping[str, tuple[int, ...]], dropped: Sequence[str]) -> None:
+def _check(source: WeightSource, expected: Mapping[str, tuple[int, ...]], dropped: Sequence[str]) -> None:
     """That the source has the expected tensors in their shapes, and otherwise only those that are dropped."""
     present = set(source.names())
     missing = sorted(set(expected) - present)
@@ -194,10 +197,10 @@ def _check(source: Source, expected: Mapping[str, tuple[int, ...]], dropped: Seq
         raise UserError(f"the tensors do not fit the model: {source.path}; {problems}; check that it is the right file")
 
 
-def _fill(source: Source, tensors: list[PlannedTensor], like, place):
+def _fill(source: WeightSource, tensors: list[PlannedTensor], like, sharding):
     """One parameter, assembled from its tensors on its devices.
 
-    `like` is its abstract value (an array, or a quantised array) and `place` the sharding of each of its arrays.
+    `like` is its abstract value (an array, or a quantised array) and `sharding` that of each of its arrays.
     """
 
     def read(name: str, transform: Transform) -> np.ndarray:
@@ -206,8 +209,9 @@ def _fill(source: Source, tensors: list[PlannedTensor], like, place):
             raise UserError(f"tensor {name} holds NaN or infinity: {source.path}; download or copy it again")
         return array
 
-    (arrays, structure), places = jax.tree.flatten(like), jax.tree.leaves(place)
-    zeros, put = _compiled_fill(structure, tuple((x.shape, x.dtype) for x in arrays), tuple(places))
+    arrays, structure = jax.tree.flatten(like)
+    leaves = tuple(jax.tree.leaves(sharding))
+    zeros, put = _compiled_fill(structure, tuple((x.shape, x.dtype) for x in arrays), leaves)
     value = zeros()
     for name, transform, index in tensors:
         value = put(value, read(name, transform), index)
@@ -215,19 +219,19 @@ def _fill(source: Source, tensors: list[PlannedTensor], like, place):
 
 
 @functools.cache
-def _compiled_fill(structure, arrays: tuple[tuple[tuple[int, ...], Any], ...], places: tuple[Any, ...]):
+def _compiled_fill(structure, arrays: tuple[tuple[tuple[int, ...], Any], ...], leaves: tuple[Any, ...]):
     """(a parameter of zeros, one with a tensor put in): compiled once for all parameters stored alike."""
     like = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*array) for array in arrays])
-    place = jax.tree.unflatten(structure, places)
+    sharding = jax.tree.unflatten(structure, leaves)
 
     def store(array):
         return as_kernel(array, like.qtype) if isinstance(like, qwix.QArray) else array.astype(like.dtype)
 
-    @functools.partial(jax.jit, out_shardings=place)
+    @functools.partial(jax.jit, out_shardings=sharding)
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=place)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
     def put(value, array, index):
         return jax.tree.map(lambda v, a: v.at[index].set(a), value, store(array))
 
@@ -235,7 +239,7 @@ def _compiled_fill(structure, arrays: tuple[tuple[tuple[int, ...], Any], ...], p
 
 
 def initial_values(
-    make_model: Callable[[], nnx.Module], paths: Sequence[str], places: Mapping[str, Any]
+    make_model: Callable[[], nnx.Module], paths: Sequence[str], param_shardings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Values of the named parameters as a new model has them; the others are not computed."""
 
@@ -243,9 +247,9 @@ def initial_values(
         values = param_values(nnx.state(make_model()))
         return {path: values[path] for path in paths}
 
-    return jax.jit(init, out_shardings={path: places[path] for path in paths})() if paths else {}
+    return jax.jit(init, out_shardings={path: param_shardings[path] for path in paths})() if paths else {}
 
 
 def first_device() -> jax.sharding.Mesh:
-    """The mesh of one device on which parameters lie that were not asked to be elsewhere."""
+    """The mesh of the first device, where parameters go by default."""
     return make_mesh({"device": 1}, jax.devices()[:1])

@@ -3,15 +3,15 @@
 model, report = load_eva_vit("eva_vit_g.pth")
 """
 
-from pathlib import Path
-
-from flax import nnx
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.eva_vit import EvaVit, EvaVitConfig
 from emollama_jax.sharding import AxisRules
-from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table, load
-from emollama_jax.weights.sources import Source, open_source
+from emollama_jax.weights.encoders import load_encoder
+from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table
+from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import (
     CLS_TOKEN,
     LEADING_ONE,
@@ -30,10 +30,10 @@ LN_VISION = "ln_vision."
 
 
 def load_eva_vit(
-    where: str | Path | Source,
+    where: PathLike | WeightSource,
     config: EvaVitConfig = EvaVitConfig(),
     *,
-    ln_vision: str | Path | None = None,
+    ln_vision: PathLike | None = None,
     mesh: Mesh | None = None,
     rules: AxisRules = (),
 ) -> tuple[EvaVit, LoadReport]:
@@ -50,19 +50,18 @@ def load_eva_vit(
     Raises:
         UserError: no weights there, damaged files, or tensors that do not fit `config`.
     """
-    if not isinstance(where, Source):
-        with open_source(where) as source:
-            return load_eva_vit(source, config, ln_vision=ln_vision, mesh=mesh, rules=rules)
-    source = where
-    if ln_vision is not None:
-        with open_source(ln_vision) as norm:
-            extra = {LN_VISION + name.removeprefix(LN_VISION): norm.stored(name) for name in norm.names()}
-            source = source.with_tensors({name: source.stored(name) for name in source.names()} | extra)
-    source, table = arrange(source, config)
-    return load(lambda: EvaVit(config, rngs=nnx.Rngs(0)), source, table, mesh=mesh, rules=rules)
+
+    def arranged(source: WeightSource) -> tuple[EvaVitConfig, WeightSource, Table]:
+        if ln_vision is not None:
+            with open_source(ln_vision) as norm:
+                extra = {LN_VISION + name.removeprefix(LN_VISION): norm.stored(name) for name in norm.names()}
+                source = source.with_tensors({name: source.stored(name) for name in source.names()} | extra)
+        return config, *arrange(source, config)
+
+    return load_encoder(EvaVit, where, arranged, mesh=mesh, rules=rules)
 
 
-def arrange(source: Source, config: EvaVitConfig) -> tuple[Source, Table]:
+def arrange(source: WeightSource, config: EvaVitConfig) -> tuple[WeightSource, Table]:
     """The tensors as the model has them, and their table: the original's, or BLIP-2's."""
     if "patch_embed.proj.weight" in source.names():
         return split_qkv(resize_positions(source, "pos_embed", config.grid)), original_table(config)

@@ -20,7 +20,7 @@ import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") known)
 import msgpack
 import numpy as np
 
-from emollama_jax.weights.sources import Contents, StoredTensor, damaged, flatten
+from emollama_jax.weights.tensors import Contents, StoredTensor, damaged, flatten
 
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY_CODES = (1, 3)  # Flax's extension codes for arrays and NumPy scalars

@@ -11,7 +11,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from emollama_jax.errors import UserError
-from emollama_jax.weights.sources import Contents, StoredTensor, damaged
+from emollama_jax.weights.tensors import Contents, StoredTensor, damaged
 
 _ROWS = 1024  # dequantised at once, so that the temporary arrays stay small
 

@@ -3,18 +3,18 @@
 model, report = load_hubert("chinese-hubert-large")
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.hubert import Hubert, HubertConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
-from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table, load
-from emollama_jax.weights.sources import Source, StoredTensor, open_source
+from emollama_jax.weights.encoders import load_encoder
+from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules, norm_rules, without_prefix
 
 POSITIONS = "encoder.pos_conv_embed.conv"
@@ -23,7 +23,7 @@ WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", 
 
 
 def load_hubert(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[Hubert, LoadReport]:
     """The encoder in a Hugging Face folder.
 
@@ -34,12 +34,12 @@ def load_hubert(
     Raises:
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
-    if not isinstance(where, Source):
-        with open_source(where) as source:
-            return load_hubert(source, mesh=mesh, rules=rules, **settings)
-    config = HubertConfig(**read_architecture(where, _architecture, HubertConfig, "HuBERT"), **settings)
-    source = join_weight_norm(without_prefix(where, "hubert."))
-    return load(lambda: Hubert(config, rngs=nnx.Rngs(0)), source, hugging_face_table(config), mesh=mesh, rules=rules)
+
+    def arrange(source: WeightSource) -> tuple[HubertConfig, WeightSource, Table]:
+        config = HubertConfig(**read_architecture(source, _architecture, HubertConfig, "HuBERT"), **settings)
+        return config, join_weight_norm(without_prefix(source, "hubert.")), hugging_face_table(config)
+
+    return load_encoder(Hubert, where, arrange, mesh=mesh, rules=rules)
 
 
 def hugging_face_table(config: HubertConfig) -> Table:
@@ -82,7 +82,7 @@ def hugging_face_table(config: HubertConfig) -> Table:
     return Table(tuple(rules), drop)
 
 
-def join_weight_norm(source: Source) -> Source:
+def join_weight_norm(source: WeightSource) -> WeightSource:
     """The source with the position convolution's kernel [D, D / groups, K] instead of its magnitude [1, 1, K] and
     direction, in either spelling (weight norm, arXiv:1602.07868, of each tap)."""
     names = set(source.names())

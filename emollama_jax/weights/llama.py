@@ -6,7 +6,7 @@ from typing import Any
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Table, Transform
-from emollama_jax.weights.sources import Source
+from emollama_jax.weights.tensors import WeightSource
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -81,7 +81,7 @@ def adjacent_pairs(num_heads: int) -> Transform:
 TABLES = {"safetensors": hugging_face_table, "torch": hugging_face_table, "flax": flax_table, "gguf": gguf_table}
 
 
-def architecture(source: Source) -> dict[str, Any]:
+def architecture(source: WeightSource) -> dict[str, Any]:
     """The `LlamaConfig` fields that a file's own configuration fixes.
 
     Raises:

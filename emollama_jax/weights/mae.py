@@ -3,17 +3,17 @@
 model, report = load_mae("vit-mae-large")
 """
 
-from pathlib import Path
 from typing import Any
 
-from flax import nnx
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.mae import Mae, MaeConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
-from emollama_jax.weights.engine import LoadReport, Rule, Table, load
-from emollama_jax.weights.sources import Source, open_source
+from emollama_jax.weights.encoders import load_encoder
+from emollama_jax.weights.engine import LoadReport, Rule, Table
+from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import (
     CLS_TOKEN,
     LEADING_ONE,
@@ -30,7 +30,7 @@ ORIGINAL_EPS = 1e-6  # of the original code's norms, which its files do not say
 
 
 def load_mae(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[Mae, LoadReport]:
     """The encoder in a Hugging Face folder, or in a `.pth` file of the original code or of one trained with it.
 
@@ -42,17 +42,16 @@ def load_mae(
     Raises:
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
-    if not isinstance(where, Source):
-        with open_source(where) as source:
-            return load_mae(source, mesh=mesh, rules=rules, **settings)
-    source, prefix = where, "model/"
-    if f"{prefix}patch_embed.proj.weight" in source.names() or "patch_embed.proj.weight" in source.names():
-        config = MaeConfig(**{"layer_norm_eps": ORIGINAL_EPS, **settings})
-        source, table = split_qkv(without_prefix(source, prefix)), original_table(config)
-    else:
+
+    def arrange(source: WeightSource) -> tuple[MaeConfig, WeightSource, Table]:
+        patches, prefix = "patch_embed.proj.weight", "model/"
+        if not {patches, prefix + patches}.isdisjoint(source.names()):
+            config = MaeConfig(**{"layer_norm_eps": ORIGINAL_EPS, **settings})
+            return config, split_qkv(without_prefix(source, prefix)), original_table(config)
         config = MaeConfig(**read_architecture(source, _architecture, MaeConfig, "ViTMAE"), **settings)
-        source, table = without_prefix(source, "vit."), hugging_face_table(config)
-    return load(lambda: Mae(config, rngs=nnx.Rngs(0)), source, table, mesh=mesh, rules=rules)
+        return config, without_prefix(source, "vit."), hugging_face_table(config)
+
+    return load_encoder(Mae, where, arrange, mesh=mesh, rules=rules)
 
 
 def hugging_face_table(config: MaeConfig) -> Table:

@@ -9,7 +9,9 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.errors import UserError
-from emollama_jax.models.lora import LoRAConfig, LoRALinear, adapters, is_adapter
+from emollama_jax.io.atomic import write_json
+from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.models.lora import LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
     LoadReport,
@@ -21,7 +23,9 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
-from emollama_jax.weights.sources import Source, open_source, save_safetensors
+from emollama_jax.weights.safetensors_files import save_safetensors
+from emollama_jax.weights.sources import open_source
+from emollama_jax.weights.tensors import WeightSource
 
 CONFIG = "adapter_config.json"
 # Settings that change what an adapter computes and that ours do not have, with the values that switch them off.
@@ -57,15 +61,15 @@ def adapter_table(targets: tuple[str, ...], *, adapter: str = "") -> Table:
     )
 
 
-def adapter_config(folder: str | Path) -> LoRAConfig:
+def adapter_config(folder: PathLike) -> LoRAConfig:
     """The adapters a PEFT folder holds.
 
     Raises:
         UserError: there is no configuration, or it asks for a kind of adapter that the model does not have.
     """
-    file = Path(folder) / CONFIG
+    file = as_path(folder) / CONFIG
     try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(file.read_text())
         if not isinstance(settings, dict):
             raise ValueError("not a JSON object")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -91,7 +95,7 @@ def adapter_config(folder: str | Path) -> LoRAConfig:
         raise UserError(f"unusable adapter settings: {file} ({error}); save the adapter again") from error
 
 
-def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
+def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
     """Reads the adapters in `folder` into the model's own, in place.
 
     Raises:
@@ -104,11 +108,9 @@ def load_adapter(model: nnx.Module, folder: str | Path) -> LoadReport:
         return load_into(model, is_adapter, source, adapter_table(found.targets, adapter="default" if named else ""))
 
 
-def check_adapters(model: nnx.Module, found: LoRAConfig, where: str | Path) -> None:
+def check_adapters(model: nnx.Module, found: LoRAConfig, where: PathLike) -> None:
     """Raises UserError when the adapters found are not on the model's layers, or have another scale."""
-    layers = dict(adapters(model))
-    targets = tuple(sorted({path[-1] for path in layers}))
-    scales = {layer.scale for layer in layers.values()}
+    targets, scales = adapter_targets(model), {layer.scale for _, layer in adapters(model)}
     if targets != found.targets or scales != {found.alpha / found.rank}:
         raise UserError(
             f"the adapters are on {', '.join(found.targets)} with scale {found.alpha / found.rank:g}, the model's on "
@@ -117,7 +119,7 @@ def check_adapters(model: nnx.Module, found: LoRAConfig, where: str | Path) -> N
         )
 
 
-def load_into(model: nnx.Module, which: nnx.filterlib.Filter, source: Source, table: Table) -> LoadReport:
+def load_into(model: nnx.Module, which: nnx.filterlib.Filter, source: WeightSource, table: Table) -> LoadReport:
     """Reads the parameters that the filter `which` chooses into the model, in place."""
     state = nnx.state(model, which)
     params = param_values(state)
@@ -132,12 +134,10 @@ def save_adapter(folder: Path, model: nnx.Module, *, base: str = "") -> None:
 
     `base` is the base model's name or path, which PEFT records.
     """
-    layers: dict[tuple, LoRALinear] = dict(adapters(model))
-    if not layers:
+    layer = next((layer for _, layer in adapters(model)), None)
+    if layer is None:
         raise ValueError("the model has no adapters")
-    targets = tuple(sorted({path[-1] for path in layers}))
-    layer = next(iter(layers.values()))
-    rank = layer.lora_a.shape[-1]
+    targets, rank = adapter_targets(model), layer.lora_a.shape[-1]
     lora = LoRAConfig(rank=rank, alpha=layer.scale * rank, dropout=layer.dropout, targets=targets)
     write_adapter(folder, dict(export(model, adapter_table(targets))), lora, base=base)
 
@@ -157,4 +157,4 @@ def write_adapter(folder: Path, tensors: dict[str, np.ndarray], lora: LoRAConfig
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, settings)

@@ -1,21 +1,22 @@
-"""Weight files read one tensor at a time, whatever their format, and safetensors folders written.
+"""Weight files read one tensor at a time, whatever their format.
 
 A file reader is a function from one file to (its tensors, what else the file says). `open_source` finds the files of
-a model, reads their index and joins them into one `Source`.
+a model, reads their index and joins them into one `WeightSource`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from etils.epath import Path
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import PathLike, as_path, local_copy
+from emollama_jax.weights.flax_msgpack import open_flax
+from emollama_jax.weights.gguf_files import open_gguf
+from emollama_jax.weights.safetensors_files import open_safetensors
+from emollama_jax.weights.tensors import Contents, StoredTensor, WeightSource, damaged
+from emollama_jax.weights.torch_files import open_torch
 
 INDEX_SUFFIX = ".index.json"
 LFS_PREFIX = b"version https://git-lfs"
@@ -36,80 +37,11 @@ MAIN_FILES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-# What the NumPy side of safetensors can hold; the 8-bit and smaller floats are missing there.
-SAFETENSORS_DTYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
+READERS = {"safetensors": open_safetensors, "torch": open_torch, "flax": open_flax, "gguf": open_gguf}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: its shape, known without reading the data, and the function that reads it."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-
-Contents = tuple[dict[str, StoredTensor], dict[str, Any]]
-
-
-class Source:
-    """Named tensors that are read one by one.
-
-    Attributes:
-        path: The folder or file that was opened, for messages.
-        format: "safetensors", "torch", "flax", "gguf" or, of a training run, "orbax".
-        config: The `config.json` beside the tensors, or None; for GGUF the file's metadata.
-        extra: What the files hold beside tensors, by name: a torch checkpoint's epoch or config, safetensors metadata.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        format: str,
-        tensors: Mapping[str, StoredTensor],
-        config: dict[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ):
-        self.path = path
-        self.format = format
-        self.config = config
-        self.extra = dict(extra or {})
-        self._tensors = dict(tensors)
-
-    def names(self) -> list[str]:
-        """All tensor names, sorted."""
-        return sorted(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor; its data is not read. Raises KeyError for an unknown name."""
-        return self._tensors[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in its stored dtype (GGUF: float32), maybe a view on the file. KeyError for an unknown name."""
-        return self._tensors[name].read()
-
-    def stored(self, name: str) -> StoredTensor:
-        """A tensor as it lies in the file. Raises KeyError for an unknown name."""
-        return self._tensors[name]
-
-    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "Source":
-        """The same source with other tensors: renamed ones, or ones computed from the file's as they are read."""
-        return Source(self.path, self.format, tensors, self.config, self.extra)
-
-    def close(self) -> None:
-        """Let go of the files. A closed source has no tensors; arrays read before stay valid."""
-        self._tensors = {}
-
-    def __enter__(self) -> "Source":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_source(path: str | Path) -> Source:
-    """Open the weights at `path`: a model folder, one weights file, or the index of a sharded model.
+def open_source(path: PathLike) -> WeightSource:
+    """Opens the weights at `path`: a model folder, one weights file, or the index of a sharded model.
 
     The format is told from the file's first bytes, and from its name when those say nothing. A folder that holds
     several formats is read as safetensors, else torch, else Flax, else GGUF.
@@ -117,117 +49,17 @@ def open_source(path: str | Path) -> Source:
     Raises:
         UserError: nothing there, no weights among it, or files that are damaged, incomplete, unsafe or unsupported.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
+    found = as_path(path)
+    if not found.exists():
         raise UserError(f"no such file or folder: {path}; check the path")
-    entry = _find_entry(path) if path.is_dir() else path
+    entry = _find_entry(found) if found.is_dir() else found
     format = _format_of(entry)
     if entry.name.endswith(INDEX_SUFFIX):
         tensors, extra = _open_shards(entry, format)
     else:
         tensors, extra = _open_file(entry, format)
     config = extra if format == "gguf" else _read_config(entry.parent)
-    return Source(path, format, tensors, config, extra)
-
-
-def damaged(path: Path, kind: str) -> UserError:
-    """The error for a file that its own format's reader cannot make sense of."""
-    return UserError(f"not a {kind} file, or damaged or cut short: {path}; download or copy it again")
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, with "/" between the levels of their names."""
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, item in value.items():
-        yield from flatten(item, f"{prefix}/{key}" if prefix else str(key))
-
-
-def open_safetensors(path: Path) -> Contents:
-    """The tensors of one safetensors file, and its metadata. Only the header is read here.
-
-    Raises:
-        UserError: the file is damaged, or holds a dtype that NumPy has no counterpart for.
-    """
-    try:
-        file = safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise damaged(path, "safetensors") from error
-    tensors = {}
-    for name in file.keys():
-        header = file.get_slice(name)
-        if header.get_dtype() not in SAFETENSORS_DTYPES:
-            raise UserError(
-                f"cannot read the data type {header.get_dtype()} of tensor {name}: {path}; "
-                "use a float32, float16 or bfloat16 version of these weights"
-            )
-        tensors[name] = StoredTensor(tuple(header.get_shape()), lambda name=name: file.get_tensor(name))
-    return tensors, file.metadata() or {}
-
-
-def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
-    """Write one safetensors file that torch's side reads too, with the permissions of any other new file."""
-    path.touch()
-    mode = path.stat().st_mode  # safetensors makes files that only their owner may read
-    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # it writes the raw buffer
-    save_file(contiguous, path, metadata={"format": "pt", **metadata})  # transformers refuses files without the format
-    path.chmod(mode)
-
-
-def write_safetensors_folder(
-    folder: str | Path, tensors: Iterable[tuple[str, np.ndarray]], *, max_shard_bytes: int = 5 * 2**30
-) -> None:
-    """Write named tensors into an existing folder the way Hugging Face names the files.
-
-    One shard becomes `model.safetensors`; more become `model-00001-of-0000N.safetensors` and an index. The tensors
-    are taken one at a time and held until their shard is full, so an iterator keeps memory near one shard; an array
-    must not change after it was handed over.
-
-    Args:
-        folder: Where to write; see `atomic_folder` for output that is never half there.
-        tensors: (name, array) pairs, bfloat16 included.
-        max_shard_bytes: Largest shard; a single larger tensor gets a shard of its own.
-
-    Raises:
-        ValueError: a name comes twice.
-    """
-    folder = Path(folder)
-    shard_of: dict[str, int] = {}
-    written: list[Path] = []
-    shard: dict[str, np.ndarray] = {}
-    shard_bytes = total_bytes = 0
-
-    def write_shard() -> None:
-        path = folder / f"model-{len(written) + 1:05d}.safetensors"
-        save_safetensors(path, shard)
-        written.append(path)
-
-    for name, array in tensors:
-        if name in shard_of:
-            raise ValueError(f"tensor {name} comes twice")
-        array = np.asarray(array)
-        if shard and shard_bytes + array.nbytes > max_shard_bytes:
-            write_shard()
-            shard, shard_bytes = {}, 0
-        shard[name] = array
-        shard_of[name] = len(written)
-        shard_bytes += array.nbytes
-        total_bytes += array.nbytes
-    write_shard()
-
-    # How many shards there are is in their names, and known only now.
-    if len(written) == 1:
-        written[0].rename(folder / "model.safetensors")
-        return
-    final = [path.with_name(f"{path.stem}-of-{len(written):05d}.safetensors") for path in written]
-    for old, new in zip(written, final, strict=True):
-        old.rename(new)
-    index = {
-        "metadata": {"total_size": total_bytes},
-        "weight_map": {name: final[number].name for name, number in sorted(shard_of.items())},
-    }
-    (folder / f"model.safetensors{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return WeightSource(path, format, tensors, config, extra)
 
 
 def _find_entry(folder: Path) -> Path:
@@ -257,11 +89,11 @@ def _format_of(path: Path) -> str:
     # GGUF first: its tensor count may look like the brace that opens a safetensors header.
     if head.startswith(b"GGUF"):
         return "gguf"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().length:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive; a bare pickle
         return "torch"
-    format = FORMATS.get(Path(path.name.removesuffix(INDEX_SUFFIX)).suffix)
+    format = FORMATS.get(PurePath(path.name.removesuffix(INDEX_SUFFIX)).suffix)
     if format is None:
         raise UserError(f"not a weights file of a known kind: {path}; give a {', '.join(FORMATS)} file or their folder")
     return format
@@ -282,27 +114,14 @@ def _check_head(path: Path) -> bytes:
 
 
 def _open_file(path: Path, format: str) -> Contents:
-    """Read one file of a known format; the readers of the rarer formats are imported when needed."""
+    """Reads one file of a known format."""
     _check_head(path)
-    match format:
-        case "safetensors":
-            return open_safetensors(path)
-        case "torch":
-            from emollama_jax.weights.torch_files import open_torch
-
-            return open_torch(path)
-        case "flax":
-            from emollama_jax.weights.flax_msgpack import open_flax
-
-            return open_flax(path)
-        case _:
-            from emollama_jax.weights.gguf_files import open_gguf
-
-            return open_gguf(path)
+    with local_copy(path) as file:
+        return READERS[format](file)
 
 
 def _open_shards(index: Path, format: str) -> Contents:
-    """Join the shards that an index names.
+    """Joins the shards that an index names.
 
     A tensor that the index does not mention is offered too: the caller decides what to drop.
     """

@@ -15,7 +15,7 @@ import numpy as np
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_file
-from emollama_jax.weights.sources import Contents, StoredTensor, damaged, flatten
+from emollama_jax.weights.tensors import Contents, StoredTensor, damaged, flatten
 
 
 def open_torch(path: Path) -> Contents:

@@ -3,23 +3,23 @@
 model, report = load_videomae("videomae-large")
 """
 
-from pathlib import Path
 from typing import Any
 
-from flax import nnx
 from jax.sharding import Mesh
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.videomae import VideoMae, VideoMaeConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.weights.architecture import check_variant, read_architecture
-from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table, load
+from emollama_jax.weights.encoders import load_encoder
+from emollama_jax.weights.engine import TRANSPOSE, LoadReport, Rule, Table
 from emollama_jax.weights.mae import hugging_face_block_rules, hugging_face_sizes
-from emollama_jax.weights.sources import Source, open_source
+from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import norm_rules, patch_rules, without_prefix
 
 
 def load_videomae(
-    where: str | Path | Source, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
+    where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
 ) -> tuple[VideoMae, LoadReport]:
     """The encoder in a Hugging Face folder.
 
@@ -30,12 +30,12 @@ def load_videomae(
     Raises:
         UserError: no model there, damaged files, another architecture, or tensors that do not fit it.
     """
-    if not isinstance(where, Source):
-        with open_source(where) as source:
-            return load_videomae(source, mesh=mesh, rules=rules, **settings)
-    config = VideoMaeConfig(**read_architecture(where, _architecture, VideoMaeConfig, "VideoMAE"), **settings)
-    source = without_prefix(where, "videomae.")
-    return load(lambda: VideoMae(config, rngs=nnx.Rngs(0)), source, hugging_face_table(config), mesh=mesh, rules=rules)
+
+    def arrange(source: WeightSource) -> tuple[VideoMaeConfig, WeightSource, Table]:
+        config = VideoMaeConfig(**read_architecture(source, _architecture, VideoMaeConfig, "VideoMAE"), **settings)
+        return config, without_prefix(source, "videomae."), hugging_face_table(config)
+
+    return load_encoder(VideoMae, where, arrange, mesh=mesh, rules=rules)
 
 
 def hugging_face_table(config: VideoMaeConfig) -> Table:

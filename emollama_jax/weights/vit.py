@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Transform
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 
 LEADING_ONE = Transform(lambda x: x[0], lambda x: x[None])
 CLS_TOKEN = Transform(lambda x: x[0, 0], lambda x: x[None, None])
@@ -65,7 +65,7 @@ def timm_rules(block: str, patch_size: int) -> list[Rule]:
     ]
 
 
-def without_prefix(source: Source, prefix: str) -> Source:
+def without_prefix(source: WeightSource, prefix: str) -> WeightSource:
     """The source with a prefix, which files of models around the encoder have, taken off where it stands."""
     names = source.names()
     shorter = {name: name.removeprefix(prefix) for name in names}
@@ -74,7 +74,7 @@ def without_prefix(source: Source, prefix: str) -> Source:
     )
 
 
-def split_qkv(source: Source) -> Source:
+def split_qkv(source: WeightSource) -> WeightSource:
     """The source with each `*.qkv.weight` [3D, ...] and `*.qkv.bias` [3D] as three: `*.qkv.weight[q]`, ..."""
     tensors = {}
     for name in source.names():
@@ -89,7 +89,7 @@ def split_qkv(source: Source) -> Source:
     return source.with_tensors(tensors)
 
 
-def resize_positions(source: Source, name: str, grid: int) -> Source:
+def resize_positions(source: WeightSource, name: str, grid: int) -> WeightSource:
     """The source with the position embeddings `name` [1, 1 + g^2, D] of another grid interpolated to `grid` x `grid`.
 
     The first, the class token's, is kept. Bicubic, as `interpolate_positions`.

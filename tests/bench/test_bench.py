@@ -14,7 +14,7 @@ from emollama_jax.bench import peer as bench_peer
 from emollama_jax.bench import report as bench_report
 from emollama_jax.bench.data import DATALOADER
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
-from emollama_jax.bench.encode import ENCODERS, bench_encode, flops_per_clip, random_encoder
+from emollama_jax.bench.encode import bench_encode, flops_per_clip
 from emollama_jax.bench.report import OURS, Report, Result
 from emollama_jax.bench.step import bench_step, flops_per_step
 from emollama_jax.config import Config, load_config
@@ -22,6 +22,7 @@ from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import abstract
 from emollama_jax.train.speed import PEAKS, Peak, device_peak_flops
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 
 PEER = bench_peer.PEER
 TINY = load_config("tiny")
@@ -149,7 +150,7 @@ def test_the_peer_can_be_left_out(capsys):
 
 @pytest.mark.smoke
 def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
-    for module in ("decode", "step"):
+    for module in ("decode", "report"):
         monkeypatch.setattr(
             f"emollama_jax.bench.{module}.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9)
         )
@@ -243,7 +244,7 @@ def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
 
 @pytest.mark.smoke
 def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
-    monkeypatch.setattr("emollama_jax.bench.encode.device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
     (figures,) = report.results[0].runs
     flops = 2 * flops_per_clip(random_encoder("mae", TINY.mae, 0), seconds=3)

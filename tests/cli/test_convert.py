@@ -17,7 +17,7 @@ from emollama_jax.cli import convert
 from emollama_jax.models.lora import LoRAConfig, adapters
 from emollama_jax.weights.base_checkpoint import read_manifest
 from emollama_jax.weights.peft import save_adapter
-from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of
+from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama
 from tests.weights.tiny import (
     FLOAT32,
     REFERENCE,
@@ -94,7 +94,7 @@ def test_every_road_to_a_hugging_face_folder_keeps_every_bit(capsys, files, tmp_
         assert f"wrote   {out}: a Hugging Face folder in float32\n" in said
         assert_bit_equal(tensors(out), WEIGHTS)
         assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
-        ids = [load_tokenizer_of(folder, 640).encode("She smiles.</s>") for folder in (base, out, REFERENCE)]
+        ids = [load_base_tokenizer(folder, 640).encode("She smiles.</s>") for folder in (base, out, REFERENCE)]
         assert ids[0] == ids[1] == ids[2]
     run(capsys, files / "tiny.gguf", tmp_path / "at once", "--to=hf", *F32)
     assert_bit_equal(tensors(tmp_path / "at once"), WEIGHTS)

@@ -9,16 +9,14 @@ import pytest
 
 from emollama_jax import cli
 from emollama_jax.config import load_config
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.eval.benchmarks import BENCHMARKS, evaluate
 from emollama_jax.eval.sweep import evaluate_records
-from emollama_jax.infer import predictor
+from emollama_jax.infer.engine import Engine
+from emollama_jax.infer.predictor import Predictor
 from emollama_jax.text.labels import MER2023, MERR
-from emollama_jax.weights.emotion_llama import load_emotion_llama
-from emollama_jax.weights.pretrained import load_tokenizer_of
 from tests.data.prepared import random_record, write_data
-from tests.eval.judge_server import said, serve
 from tests.train.runs import LLAMA
 
 CLIPS = 10
@@ -40,23 +38,24 @@ def inputs(tmp_path_factory):
     """A base checkpoint, and the same clips, the last of them without a label, prepared by two frame rules."""
     folder = tmp_path_factory.mktemp("inputs")
     assert cli.main(["convert", str(LLAMA), str(folder / "base"), "--dtype", "float32"]) == 0
-    rng, recipe = np.random.default_rng(3), Recipe(labels=MERR, image="image_tokens", image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(3),
+        Recipe(labels=MERR, image_storage="image_tokens", image_tokens_shape=(17, 48)),
+    )
     records = []
     for i in range(CLIPS):
         record = random_record(i, rng, recipe, emotion=MERR.index(MER2023[i % 6]) if i < CLIPS - 1 else -1)
         record["features"] = rng.normal(size=(3, 1024)).astype(np.float32)
         records.append(record)
     for frame in ("first", "peak"):
-        path = write_data(folder / frame, {"test": CLIPS}, image="image_tokens", records=records, frame=frame)
+        path = write_data(folder / frame, {"test": CLIPS}, image="image_tokens", records=records, frame_rule=frame)
         path.rename(folder / f"{frame}-clips")
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(inputs):
-    config = load_config("tiny")
-    loaded, _ = load_emotion_llama(inputs / "base", config)
-    return loaded, load_tokenizer_of(inputs / "base", config.llama.vocab_size), config
+def engine(inputs):
+    return Engine.load(config=load_config("tiny"), base=inputs / "base", inputs="image_tokens")
 
 
 def run(*argv: object) -> int:
@@ -72,7 +71,7 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_a_model_is_judged_by_its_likeliest_labels(inputs, model, tmp_path, capsys):
+def test_a_model_is_judged_by_its_likeliest_labels(inputs, engine, tmp_path, capsys):
     assert of_model(inputs, tmp_path / "out") == 0
     found = read(tmp_path / "out/evaluation.json")
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
@@ -86,7 +85,7 @@ def test_a_model_is_judged_by_its_likeliest_labels(inputs, model, tmp_path, caps
     assert (tmp_path / "out/confusion.png").read_bytes()[:4] == b"\x89PNG"
     assert "9 clips, 1 without a label left out" in capsys.readouterr().out
 
-    evaluated = evaluate_records(*model, Records(inputs / "first-clips", "test"), BENCHMARKS["mer2023"], batch_size=4)
+    evaluated = evaluate_records(engine, Records(inputs / "first-clips", "test"), BENCHMARKS["mer2023"], batch_size=4)
     assert [one.label for one in evaluated.predictions] == [line["label"] for line in lines]
     assert evaluated.unlabelled == 1
 
@@ -114,9 +113,9 @@ def test_a_sweep_over_modalities_and_frames(inputs, tmp_path, capsys):
 def test_generated_answers_and_what_invalid_ones_count_as(inputs, tmp_path, monkeypatch, capsys):
     words = ["she is happy", "joyful", "SAD.", "happy", "angry", "I do not know"]
     monkeypatch.setattr(
-        predictor.Predictor,
+        Predictor,
         "answers",
-        lambda self, clips, soft, requests: [[words[int(clip.name.split()[1]) % 6]] for clip in clips],
+        lambda self, clips, soft, questions, history: [[words[int(clip.name.split()[1]) % 6]] for clip in clips],
     )
     for invalid, neutral in (("invalid", 0), ("neutral", 1)):
         assert of_model(inputs, tmp_path / invalid, "--by", "generate", "--invalid", invalid) == 0
@@ -129,16 +128,16 @@ def test_generated_answers_and_what_invalid_ones_count_as(inputs, tmp_path, monk
     assert [json.loads(line)["label"] for line in lines[:3]] == ["happy", None, "sad"]
 
 
-def test_of_several_orders_the_label_said_most_often_counts(inputs, model, monkeypatch):
+def test_of_several_orders_the_label_said_most_often_counts(inputs, engine, monkeypatch):
     by_first = {"angry": "worried", "neutral": "happy", "surprise": "so happy"}  # of the question's labels
 
-    def answers(self, clips, soft, requests):
-        (asked,) = {request for (request,) in requests}
+    def answers(self, clips, soft, questions, history):
+        (asked,) = {question for (question,) in questions}
         return [[by_first[re.search(r"represents: (\w+)", asked)[1]]] for _ in clips]
 
-    monkeypatch.setattr(predictor.Predictor, "answers", answers)
+    monkeypatch.setattr(Predictor, "answers", answers)
     records = Records(inputs / "first-clips", "test")
-    found = evaluate_records(*model, records, BENCHMARKS["mer2023"], by="generate", orders=3)
+    found = evaluate_records(engine, records, BENCHMARKS["mer2023"], by="generate", orders=3)
     assert {(one.label, one.answer) for one in found.predictions} == {("happy", "happy")}
     assert found.evaluation.sensitivity["changed"] == 1 and found.evaluation.sensitivity["spread"] > 0
 
@@ -201,33 +200,12 @@ def test_what_predict_wrote_is_judged_as_the_model_is(inputs, tmp_path):
     assert ours == theirs
 
 
-def test_emer_by_words_and_by_a_judge(tmp_path, monkeypatch, capsys):
-    references = tmp_path / "references.csv"
-    references.write_text("names,eng_reasons\na,A broad smile and a lively voice\nb,Tears\nc,A frown\n")
-    labels = tmp_path / "labels.txt"
-    labels.write_text("a happy\nb sad\n")
-    answers = tmp_path / "answers.csv"
-    answers.write_text('name,answer\na,"a broad smile, so she is happy"\nb,she laughs\n')
-    argv = ["emer", "--predictions", answers, "--references", references, "--list", labels, "--out", tmp_path / "out"]
-    assert run(*argv) == 0
-    report = read(tmp_path / "out/emer.json")
-    assert (report["clips"], report["missing"], report["label_hit_rate"]) == (2, 1, 0.5)
-    assert 0 < report["clue_word_overlap"] < 1 and "overlap" not in report
-    with serve(lambda question, n: said("joy" if question.startswith("Which emotions") else "7")) as server:
-        monkeypatch.setenv("EMOLLAMA_JUDGE_ADDRESS", server.address)
-        monkeypatch.setenv("EMOLLAMA_JUDGE_MODEL", "m")
-        assert run(*argv, "--judge") == 0
-    report = read(tmp_path / "out/emer.json")
-    assert {kind: found["mean"] for kind, found in report["overlap"].items()} == {"clue": 7, "label": 7}
-    assert report["judge"] == "m" and report["overlap"]["clue"]["statuses"] == {"scored": 2}
-    page = (tmp_path / "out/emer.md").read_text()
-    assert "| Emotion-LLaMA | 7.83 | 6.25 |" in page and page in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["emer"], "emer: judges answers in a file"),
+        (["emer"], "emer is a verb of its own: emollama judge ANSWERS REFERENCES"),
+        (["dfew", "--list", "labels.txt"], "--list: goes with --predictions"),
+        (["dfew", "--predictions", "a.csv", "--trained", "run"], "--trained: answers in a file"),
         (["dfew", "--labels", "a,b"], "--labels: dfew has its own"),
         (["labels", "--labels", "a,a"], "labels=\\('a', 'a'\\): give one or more, each once"),
         (["mer2023", "--modalities", "AV,VA"], "give each set once"),

@@ -124,7 +124,7 @@ def test_a_subset_is_trained(capsys):
     table = params(capsys, "--config=tiny", "--config.trainable=mae_proj,hubert_proj")
     assert table["trainable"].parameters == 2 * (1024 * 32 + 32)
     assert table["all"].parameters == table["trainable"].parameters + table["frozen"].parameters
-    assert "no part 'mae'; choose among lora, image_proj, mae_proj" in refused(
+    assert "no 'mae'; choose among lora, image_proj, mae_proj" in refused(
         capsys, "--config=tiny", "--config.trainable=mae,lora"
     )
 
@@ -177,8 +177,8 @@ def test_memory_of_quantised_kernels(capsys, dtype, attention, mlp):
 
 
 def test_unknown_arguments(capsys):
-    assert "unknown argument 'more'" in refused(capsys, "--config", "tiny", "more")
-    assert "unknown argument '--verbose'" in refused(capsys, "--config=tiny", "--verbose")
+    assert "unrecognized arguments: more; emollama params --help lists" in refused(capsys, "--config", "tiny", "more")
+    assert "unrecognized arguments: --verbose" in refused(capsys, "--config=tiny", "--verbose")
     assert "--config.lora.rnk: no such field" in refused(capsys, "--config=tiny", "--config.lora.rnk=2")
     assert "tiny" in refused(capsys, "--config=tinny")
     assert "no experiment given" in refused(capsys)
@@ -187,3 +187,9 @@ def test_unknown_arguments(capsys):
 def test_help(capsys):
     assert cli.main(["params", "--help"]) == 0
     assert "--config NAME_OR_PATH" in capsys.readouterr().out
+
+
+def test_every_parameter_is_listed_on_request(capsys):
+    assert cli.main(["params", "--config=tiny", "--each"]) == 0
+    listed = capsys.readouterr().out
+    assert "llama/layers/attn/q_proj/lora_a" in listed and "(3, 32, 8)" in listed and "trainable" in listed

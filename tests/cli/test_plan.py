@@ -57,7 +57,7 @@ def test_a_search_ranks_and_writes_the_best(asked, capsys, tmp_path):
     ("changes", "error"),
     [
         (["--topology=v5e-5"], "--topology v5e-5: v5e comes in 1, 4, 8, 16, 32, 64, 128, 256"),
-        (["--config.mesh.fsdp=3"], "config.mesh on v5e-4: mesh data=1 x fsdp=3 x tensor=1 does not fit 4 devices"),
+        (["--config.mesh.fsdp=3"], "config.mesh data=1 x fsdp=3 x tensor=1 does not fit 4 devices"),
     ],
 )
 def test_what_is_wrong_is_one_line(asked, capsys, changes, error):

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from emollama_jax.config import Config, DataConfig, load_config
-from emollama_jax.data.annotations import Clip
-from emollama_jax.data.builders import Clips
-from emollama_jax.data.preparation import Recipe, write_part
+from emollama_jax.data.parts import write_part
+from emollama_jax.data.prepare import write_dataset
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import answers_of, encode_frame
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.tokenizers import Tokenizer, load_tokenizer
@@ -24,7 +23,7 @@ def random_record(number: int, rng: np.random.Generator, recipe: Recipe, **chang
     """Numbers and words; all features carry the clip's number."""
     words = lambda least, most: " ".join(rng.choice(WORDS, rng.integers(least, most)))
     image = {"frame": encode_frame(np.full((recipe.size, recipe.size, 3), number % 251, np.uint8))}
-    if recipe.image == "image_tokens":
+    if recipe.image_storage == "image_tokens":
         image = {"image_tokens": np.full(recipe.image_tokens_shape, number, np.float16)}
     return {
         "name": f"clip {number}",
@@ -33,7 +32,7 @@ def random_record(number: int, rng: np.random.Generator, recipe: Recipe, **chang
         "subtitle": words(0, 6),
         "caption_coarse": words(2, 12),
         "caption_fine": words(5, 20),
-        "features": np.full((3, 1024), number, np.float32),
+        "features": np.full((3, recipe.feature_size), number, np.float32),
         "has_feature": rng.random(3) < 0.8,
         **image,
         **changes,
@@ -50,7 +49,7 @@ def write_data(
     **recipe: Any,
 ) -> Path:
     """A prepared data set with so many random records in each split, or with the records given."""
-    recipe = Recipe(**{"labels": MERR, "image": image, "size": SIZE, "image_tokens_shape": (17, 48), **recipe})
+    recipe = Recipe(**{"labels": MERR, "image_storage": image, "size": SIZE, "image_tokens_shape": (17, 48), **recipe})
     rng, features, parts, answers = np.random.default_rng(seed), recipe.features(), {}, {}
     for split, count in counts.items():
         made = records or [random_record(i, rng, recipe) for i in range(count)]
@@ -59,11 +58,9 @@ def write_data(
         write_part(path, [*map(features.serialize_example, made)])
         parts[split], answers[split] = [path], answers_of(made)
     metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe), "answers": answers}
-    clips = [Clip(name="x", split=split) for split in counts]
-    tfds.disable_progress_bar()
-    builder = Clips(data_dir=str(out), config=image, recipe=recipe, parts=parts, clips=clips, metadata=metadata)
-    builder.download_and_prepare()
-    return Path(builder.data_path)
+    path = out / "clips" / image / "1.0.0"
+    write_dataset(path, "clips", recipe, parts, metadata)
+    return path
 
 
 def tiny_config(data: dict[str, Any], **prompt: Any) -> Config:

@@ -11,19 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emollama_jax.data.annotations import (
-    ALIASES,
-    Annotations,
-    Clip,
-    Problem,
-    Sources,
-    dfew,
-    mer2023,
-    mer2024,
-    merr,
-    read_annotations,
-    read_feature,
-)
+from emollama_jax.data.annotation_files import AnnotationFiles, find_annotation_files
+from emollama_jax.data.annotations import ALIASES, Annotations, Clip, Problem, read_annotations, read_feature
 from emollama_jax.errors import UserError
 from emollama_jax.text import labels
 
@@ -44,12 +33,12 @@ def save(path: Path, array=ONES, **options) -> Path:
     return path
 
 
-def sources(*lists: Path, labels: tuple[str, ...] = labels.MERR, **others) -> Sources:
-    return Sources(lists=tuple((path.stem, path) for path in lists), labels=labels, **others)
+def files_of(*lists: Path, labels: tuple[str, ...] = labels.MERR, **others) -> AnnotationFiles:
+    return AnnotationFiles(lists=tuple((path.stem, path) for path in lists), labels=labels, **others)
 
 
 def read(*lists: Path, **others) -> Annotations:
-    return read_annotations(sources(*lists, **others))
+    return read_annotations(files_of(*lists, **others))
 
 
 def told(annotations: Annotations) -> list[tuple[str, str | None, int | None]]:
@@ -356,7 +345,7 @@ def test_what_is_missing(tmp_path):
         suffix = "mp4" if folder == "video" else "npy"
         content = b"" if folder == "video" else save(tmp_path / "one.npy").read_bytes()
         write(tmp_path / folder / f"a.{suffix}", content)
-    everything = sources(
+    everything = files_of(
         write(tmp_path / "train.txt", "a sad\nb happy\n"),
         coarse=write(tmp_path / "coarse.json", json.dumps({"a": {"caption": "x"}})),
         fine=write(tmp_path / "fine.json", "{}"),
@@ -370,7 +359,7 @@ def test_what_is_missing(tmp_path):
     assert told(found) == [(kind, "b", 2) for kind in kinds]
     named = [" mae ", " videomae ", " hubert "]
     assert [name in problem.message for name, problem in zip(named, found.problems[1:4], strict=True)] == [True] * 3
-    nothing = sources(*(path for _, path in everything.lists))
+    nothing = files_of(*(path for _, path in everything.lists))
     assert read_annotations(nothing).problems == ()
 
 
@@ -419,7 +408,7 @@ def test_broken_features(tmp_path, kind, array, which):
     assert found.clips[1].has_feature == tuple(i != which for i in range(3))
     with pytest.raises(UserError, match=re.escape(f"{broken}: {found.problems[0].message}")):
         read_feature(broken)
-    unchecked = read_annotations(sources(lists, features=folders), check_features=False)
+    unchecked = read_annotations(files_of(lists, features=folders), check_features=False)
     assert unchecked.problems == () and unchecked.clips[1].has_feature == (True, True, True)
 
 
@@ -488,9 +477,9 @@ def test_strict_counts_the_problems_and_names_the_first(tmp_path):
     lists = write(tmp_path / "train.txt", "a sad\nb rage\n../c sad\n")
     first = f"2 problems with the data, the first: {lists}:2: 'rage' is none of happy, sad"
     with pytest.raises(UserError, match=re.escape(first)) as caught:
-        read_annotations(sources(lists), strict=True)
+        read_annotations(files_of(lists), strict=True)
     assert "\n" not in str(caught.value)
-    sound = sources(write(lists, "a sad\n"))
+    sound = files_of(write(lists, "a sad\n"))
     assert read_annotations(sound, strict=True) == read_annotations(sound)
 
 
@@ -556,7 +545,7 @@ def test_files_of_no_use(tmp_path, changes, said):
     changes = {name: made(value) for name, value in changes.items()}
     if "lists" in changes:
         changes["lists"] = tuple((split, made(value)) for split, value in changes["lists"])
-    whole = dataclasses.replace(sources(write(tmp_path / "train.txt", "a sad")), **changes)
+    whole = dataclasses.replace(files_of(write(tmp_path / "train.txt", "a sad")), **changes)
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         read_annotations(whole)
     assert "\n" not in str(caught.value)
@@ -587,7 +576,7 @@ def test_a_sound_merr(tmp_path):
         "transcription_en_all.csv": "name,sentence\na,A\nb,B\nc,C\n",
     }
     tree(tmp_path, files, "a b c", USUAL)
-    found = read_annotations(merr(tmp_path), strict=True)
+    found = read_annotations(find_annotation_files("merr", tmp_path), strict=True)
     assert found.problems == ()
     shown = [(c.split, c.name, c.emotion, c.subtitle, c.caption_coarse, c.caption_fine) for c in found.clips]
     assert shown == [
@@ -614,11 +603,11 @@ MER_CSV = {
 
 
 @pytest.mark.parametrize("files", [MER, MER_CSV], ids=["txt", "csv"])
-@pytest.mark.parametrize("find", [mer2023, mer2024])
-def test_a_sound_mer(tmp_path, files, find):
+@pytest.mark.parametrize("name", ["mer2023", "mer2024"])
+def test_a_sound_mer(tmp_path, files, name):
     subtitles = {"subtitle_eng.csv": "name,sentence\na,A\nb,B\nc,C\n"}
     tree(tmp_path, files | subtitles, "a b c", tuple(f"features/{name}" for name in USUAL), "videos")
-    found = read_annotations(find(str(tmp_path)), strict=True)
+    found = read_annotations(find_annotation_files(name, str(tmp_path)), strict=True)
     shown = sorted((c.split, c.name, c.emotion, c.valence, c.subtitle) for c in found.clips)
     assert shown == [
         ("test1", "b", "sad", -1, "B"),
@@ -626,7 +615,7 @@ def test_a_sound_mer(tmp_path, files, find):
         ("train", "a", "happy", 1.5, "A"),
     ]
     assert all(c.video and c.has_feature == (True, True, True) for c in found.clips)
-    assert find(tmp_path).labels == labels.MER2023
+    assert find_annotation_files(name, tmp_path).labels == labels.MER2023
 
 
 def test_a_sound_mer2024_as_it_is_handed_out(tmp_path):
@@ -637,7 +626,7 @@ def test_a_sound_mer2024_as_it_is_handed_out(tmp_path):
         "label-transcription.csv": "name,sentence,sentence_en\na,你,A\nb,你,B\n",
     }
     tree(tmp_path, files, "a b", ("mae_340_23_UTT", "maeVideo_399_23_UTT", "HL_23_UTT"), "video-labeled")
-    found = read_annotations(mer2024(tmp_path), strict=True)
+    found = read_annotations(find_annotation_files("mer2024", tmp_path), strict=True)
     shown = collections.Counter((c.split, c.name, c.emotion, c.subtitle) for c in found.clips)
     assert shown == collections.Counter([("train", "a", "happy", "A"), ("noise", "b", "sad", "B")])
 
@@ -656,7 +645,7 @@ def test_a_sound_dfew(tmp_path, fold, official):
         for s, n, e in (("train", k, "happy"), ("test", k + 1, "fear"))
     }
     tree(tmp_path, tables if official else lists, "00001 00002 00005 00006", USUAL, "Clip/original")
-    found = read_annotations(dfew(tmp_path, fold=fold), strict=True)
+    found = read_annotations(find_annotation_files("dfew", tmp_path, fold=fold), strict=True)
     shown = {c.split: (c.name, c.emotion, c.video and c.video.name) for c in found.clips}
     assert shown == {
         "train": (str(fold), "happy", f"{fold:05}.mp4"),
@@ -666,16 +655,16 @@ def test_a_sound_dfew(tmp_path, fold, official):
 
 
 @pytest.mark.parametrize(
-    ("find", "wanted"),
+    ("name", "wanted"),
     [
-        (merr, "MERR_coarse_grained.txt, MERR_fine_grained.txt"),
-        (mer2023, "relative_train_NCEV.txt, relative_test*_NCEV.txt, train-label*.csv"),
-        (mer2024, "label-disdim.csv, train-label*.csv"),
-        (dfew, "EmoLabel_DataSplit/train(single-labeled)/set_1.csv"),
+        ("merr", "MERR_coarse_grained.txt, MERR_fine_grained.txt"),
+        ("mer2023", "relative_train_NCEV.txt, relative_test*_NCEV.txt, train-label*.csv"),
+        ("mer2024", "label-disdim.csv, train-label*.csv"),
+        ("dfew", "EmoLabel_DataSplit/train(single-labeled)/set_1.csv"),
     ],
 )
 @pytest.mark.parametrize("there", [True, False])
-def test_folders_without_lists(tmp_path, find, wanted, there):
+def test_folders_without_lists(tmp_path, name, wanted, there):
     root = tmp_path if there else tmp_path / "none"
     with pytest.raises(UserError, match=rf"^no list of clips in {re.escape(str(root))}; .*{re.escape(wanted)}"):
-        find(root)
+        find_annotation_files(name, root)

@@ -1,6 +1,7 @@
 """Token placement: the worked example, and that a packed batch gives back what went in."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from emollama_jax.data.packing import pack_rows
 from emollama_jax.text.prompts import Sample
 
 pytestmark = pytest.mark.smoke
+TOKEN_FIELDS = ("tokens", "soft_index", "segment_ids", "positions", "loss_weights")
 
 
 def sample(length, rng, soft_tokens=5):
@@ -19,40 +21,46 @@ def sample(length, rng, soft_tokens=5):
 
 
 def test_the_example_in_the_docstring():
-    ids = {"?": 7, "yes": 8, ".": False, "T": True}
-    tokens, soft = np.array([1, 0, 7, 8, 2], np.int32), np.array([-1, 0, -1, -1, -1], np.int32)
-    one = Sample(tokens, soft, np.array([False, False, False, True, True]))
-    batch = pack_rows([[one, one]], length=12, clips_per_row=2, soft_per_clip=5)
-    shown = re.findall(r"^ {8}(\w+) +([^a-z\n].*)$", pack_rows.__doc__, re.MULTILINE)
-    assert [name for name, _ in shown] == ["tokens", "soft_index", "segment_ids", "positions", "loss_mask"]
+    ids = {"?": 7, "yes": 8, "no": 9}
+
+    def answered(*answer):
+        tokens = np.array([1, 0, 7, *(ids[word] for word in answer), 2], np.int32)
+        soft = np.where(np.arange(len(tokens)) == 1, 0, -1).astype(np.int32)
+        return Sample(tokens, soft, np.arange(len(tokens)) > 2)
+
+    row, sizes = [answered("yes"), answered("yes", "no")], {"length": 12, "clips_per_row": 2, "soft_per_clip": 5}
+    batch, by_token = pack_rows([row], **sizes), pack_rows([row], **sizes, loss_average="token")
+    shown = re.findall(r"^ {8}([a-z_]+|by token) +([-\d].*)$", pack_rows.__doc__, re.MULTILINE)
+    arrays = {field: getattr(batch, field) for field in TOKEN_FIELDS} | {"by token": by_token.loss_weights}
+    assert [name for name, _ in shown] == list(arrays)
     for name, values in shown:
-        expected = [ids[v] if v in ids else int(v) for v in values.replace("|", " ").split()]
-        assert batch[name].tolist() == [expected], name
-    assert batch["clip_mask"].tolist() == [[True, True]]
+        expected = [ids[v] if v in ids else float(Fraction(v)) for v in values.replace("|", " ").split()]
+        np.testing.assert_array_equal(arrays[name], np.array([expected], arrays[name].dtype), err_msg=name)
+    assert batch.clip_mask.tolist() == [[True, True]]
+    assert batch.features is batch.clip is batch.frames is batch.image_tokens is None
 
 
 def test_rows_give_back_what_went_in():
     rng = np.random.default_rng(0)
     rows = [[sample(n, rng) for n in lengths] for lengths in ((9, 12, 7), (30,), (), (8, 22))]
     batch = pack_rows(rows, length=30, clips_per_row=3, soft_per_clip=5)
-    assert {name: (x.dtype.name, x.shape) for name, x in batch.items()} == {
-        **dict.fromkeys(("tokens", "soft_index", "segment_ids", "positions"), ("int32", (4, 30))),
-        "loss_mask": ("bool", (4, 30)),
-        "clip_mask": ("bool", (4, 3)),
-    }
-    assert batch["clip_mask"].sum(1).tolist() == [3, 1, 0, 2]
+    arrays = [getattr(batch, name) for name in TOKEN_FIELDS]
+    assert [(x.dtype.name, x.shape) for x in arrays] == [("int32", (4, 30))] * 4 + [("float32", (4, 30))]
+    assert batch.clip_mask.sum(1).tolist() == [3, 1, 0, 2]
     for b, row in enumerate(rows):
         for k, one in enumerate(row):
-            here = batch["segment_ids"][b] == k + 1
-            assert batch["tokens"][b, here].tolist() == one.tokens.tolist()
-            soft = batch["soft_index"][b, here]
+            here = batch.segment_ids[b] == k + 1
+            assert batch.tokens[b, here].tolist() == one.tokens.tolist()
+            soft = batch.soft_index[b, here]
             assert np.where(soft < 0, -1, soft - 5 * k).tolist() == one.soft.tolist()
-            assert batch["positions"][b, here].tolist() == list(range(len(one.tokens)))
-            assert batch["loss_mask"][b, here].tolist() == [*one.is_answer[1:], False]
-    padding = batch["segment_ids"] == 0
+            assert batch.positions[b, here].tolist() == list(range(len(one.tokens)))
+            weights = batch.loss_weights[b, here]
+            assert (weights > 0).tolist() == [*one.is_answer[1:], False]
+            assert len(set(weights[weights > 0])) == 1 and weights.sum() == pytest.approx(1, abs=1e-6)
+    padding = batch.segment_ids == 0
     assert padding.sum(1).tolist() == [2, 0, 30, 0]
-    assert not batch["tokens"][padding].any() and not batch["loss_mask"][padding].any()
-    assert (batch["soft_index"][padding] == -1).all()
+    assert not batch.tokens[padding].any() and not batch.loss_weights[padding].any()
+    assert (batch.soft_index[padding] == -1).all()
 
 
 @pytest.mark.parametrize("lengths", [(10, 11), (3, 3, 3)], ids=["tokens", "clips"])

@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 from emollama_jax.config import EvaVitConfig
-from emollama_jax.data.pipeline import (
-    encoders_of,
-    eval_dataset,
-    frame_rules_of,
-    name_of,
-    onto_devices,
-    open_sources,
-    process_share,
-    soft_per_clip,
-    train_dataset,
+from emollama_jax.data.batch import Batch, batch_spec
+from emollama_jax.data.datasets import (
+    find_clip_name,
+    find_encoders,
+    find_frame_rules,
+    open_datasets,
 )
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.pipeline import eval_dataset, onto_devices, process_shard, train_dataset
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
+from emollama_jax.models.emotion_llama import num_image_tokens
 from emollama_jax.sharding import make_mesh
 from emollama_jax.text.labels import MERR
 from emollama_jax.text.prompts import (
@@ -54,7 +52,7 @@ def config_of(folder: Path, **data):
     return tiny_config({"train": (f"{folder}:train",), "eval": (f"{folder}:val",), **data})
 
 
-def batches(dataset) -> list[dict[str, np.ndarray]]:
+def batches(dataset) -> list[Batch]:
     iterator = iter(dataset)
     found = list(iterator)
     iterator.close()
@@ -62,30 +60,28 @@ def batches(dataset) -> list[dict[str, np.ndarray]]:
 
 
 def clips_of(batches) -> list[int]:
-    return [int(clip) for batch in batches for clip in batch["clip"][batch["clip_mask"]]]
+    return [int(clip) for batch in batches for clip in batch.clip[batch.clip_mask]]
 
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
-        assert set(one) == set(other)
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def samples_of(batch) -> dict[tuple[int, int], tuple]:
     """(row, clip's place) -> (clip's number, ids, soft tokens, which are answers), taken back out of a packed batch."""
     found = {}
-    for row in range(len(batch["tokens"])):
-        for k in np.flatnonzero(batch["clip_mask"][row]):
-            here = np.flatnonzero(batch["segment_ids"][row] == k + 1)
-            soft = batch["soft_index"][row, here]
-            is_answer = np.concatenate([[False], batch["loss_mask"][row, here][:-1]])
-            assert not batch["loss_mask"][row, here[-1]]
-            assert batch["positions"][row, here].tolist() == list(range(len(here)))
+    for row in range(len(batch.tokens)):
+        for k in np.flatnonzero(batch.clip_mask[row]):
+            here = np.flatnonzero(batch.segment_ids[row] == k + 1)
+            soft = batch.soft_index[row, here]
+            is_answer = np.concatenate([[False], batch.loss_weights[row, here][:-1] > 0])
+            assert not batch.loss_weights[row, here[-1]]
+            assert batch.positions[row, here].tolist() == list(range(len(here)))
             found[row, int(k)] = (
-                int(batch["clip"][row, k]),
-                batch["tokens"][row, here].tolist(),
+                int(batch.clip[row, k]),
+                batch.tokens[row, here].tolist(),
                 [int(s) - int(k) * 8 if s >= 0 else -1 for s in soft],
                 is_answer.tolist(),
             )
@@ -99,26 +95,28 @@ def samples_of(batch) -> dict[tuple[int, int], tuple]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_clip_comes_once_an_epoch(folder, processes, workers):
     config = config_of(folder, workers=workers)
-    dataset = lambda i, epochs: train_dataset(config, TOKENIZER, share=(i, processes), epochs=epochs)
+    dataset = lambda i, epochs: train_dataset(config, TOKENIZER, shard_index=i, num_shards=processes, epochs=epochs)
     by_process = [batches(dataset(i, 1)) for i in range(processes)]
     assert sorted(clip for found in by_process for clip in clips_of(found)) == list(range(TRAIN))
-    assert all(batch["tokens"].shape == (4 // processes, 256) for found in by_process for batch in found)
-    assert max(np.sum(batch["clip_mask"], 1).max() for found in by_process for batch in found) > 1
+    assert all(batch.tokens.shape == (4 // processes, 256) for found in by_process for batch in found)
+    assert max(np.sum(batch.clip_mask, 1).max() for found in by_process for batch in found) > 1
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_has_every_clip_once_in_order(folder, processes, workers):
     config = config_of(folder, workers=workers)
-    by_process = [batches(eval_dataset(config, TOKENIZER, share=(i, processes))) for i in range(processes)]
+    by_process = [
+        batches(eval_dataset(config, TOKENIZER, shard_index=i, num_shards=processes)) for i in range(processes)
+    ]
     assert {len(found) for found in by_process} == {3}  # 10 clips in batches of 4 rows
-    columns = [np.concatenate([batch["clip"][:, 0] for batch in found]) for found in by_process]
+    columns = [np.concatenate([batch.clip[:, 0] for batch in found]) for found in by_process]
     in_order = np.stack(columns, axis=1).ravel().tolist()
     assert in_order == [*range(VAL), -1, -1]
-    padding = [batch for batch in by_process[-1] if (batch["clip"] < 0).any()][-1]
-    empty = padding["clip"][:, 0] < 0
-    for name in ("segment_ids", "loss_mask", "clip_mask", "cut"):
-        assert not padding[name][empty].any()
+    padding = [batch for batch in by_process[-1] if (batch.clip < 0).any()][-1]
+    empty = padding.clip[:, 0] < 0
+    for array in (padding.segment_ids, padding.loss_weights, padding.clip_mask):
+        assert not array[empty].any()
 
 
 @pytest.mark.smoke
@@ -146,7 +144,7 @@ def test_processes_share_one_stream(folder):
     shared = [
         sample
         for i in range(4)
-        for batch in batches(train_dataset(config, TOKENIZER, share=(i, 4), epochs=1))
+        for batch in batches(train_dataset(config, TOKENIZER, shard_index=i, num_shards=4, epochs=1))
         for sample in samples_of(batch).values()
     ]
     assert sorted(whole) == sorted(shared)
@@ -160,7 +158,7 @@ def test_processes_share_one_stream(folder):
 def test_restoring_at_every_state(folder, kind, workers):
     config = config_of(folder, workers=workers, read_ahead=4)
     dataset = train_dataset(config, TOKENIZER, epochs=1) if kind == "train" else eval_dataset(config, TOKENIZER)
-    grain.experimental.assert_equal_output_after_checkpoint(dataset)
+    grain.experimental.assert_equal_output_after_checkpoint(dataset.map(vars))
 
 
 def test_restoring_on_devices(folder):
@@ -201,7 +199,7 @@ def possible_samples(record, config):
                 config.prompt,
                 subtitle=record["subtitle"],
                 has_feature=record["has_feature"].tolist(),
-                image_tokens=soft_per_clip(config) - 4,
+                image_tokens=num_image_tokens(config.eva_vit, config.projectors),
             )
 
 
@@ -218,20 +216,33 @@ def test_a_packed_batch_gives_back_its_samples(folder, missing):
                 [s.tokens.tolist(), s.soft.tolist(), s.is_answer.tolist()] for s in possible_samples(record, config)
             ]
             assert columns in choices
-            assert (batch["features"][row, k] == record["features"]).all()
-            assert (batch["frames"][row, k] == clip % 251).all()
-        empty = ~batch["clip_mask"]
-        assert not batch["features"][empty].any() and not batch["frames"][empty].any()
-        assert (batch["soft_index"][batch["segment_ids"] == 0] == -1).all()
+            assert (batch.features[row, k] == record["features"]).all()
+            assert (batch.frames[row, k] == clip % 251).all()
+        empty = ~batch.clip_mask
+        assert not batch.features[empty].any() and not batch.frames[empty].any()
+        assert (batch.soft_index[batch.segment_ids == 0] == -1).all()
     assert seen == TRAIN
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+@pytest.mark.parametrize("images", ["frames", "image_tokens"])
+def test_batches_are_of_their_spec(folder, tokens_folder, images, kind):
+    config = config_of(folder if images == "frames" else tokens_folder)
+    if kind == "eval":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, clips_per_row=1))
+    batch = next(iter((train_dataset if kind == "train" else eval_dataset)(config, TOKENIZER)))
+    spec = batch_spec(config, images=images)
+    assert jax.tree.structure(batch) == jax.tree.structure(spec)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(batch)] == [(x.shape, x.dtype) for x in jax.tree.leaves(spec)]
+    assert batch_spec(config, images=images, rows=7, sequence_length=5).tokens.shape == (7, 5)
 
 
 def test_stored_image_tokens(tokens_folder):
     config = config_of(tokens_folder)
     batch = next(iter(train_dataset(config, TOKENIZER)))
-    assert "frames" not in batch and batch["image_tokens"].dtype == np.float16
-    for row, k in np.argwhere(batch["clip_mask"]):
-        assert (batch["image_tokens"][row, k] == batch["clip"][row, k]).all()
+    assert batch.frames is None and batch.image_tokens.dtype == np.float16
+    for row, k in np.argwhere(batch.clip_mask):
+        assert (batch.image_tokens[row, k] == batch.clip[row, k]).all()
 
 
 @pytest.mark.smoke
@@ -240,9 +251,9 @@ def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
     prompt = dataclasses.replace(config.prompt, task_weights=(6.0, 1.0, 1.0))
     config = dataclasses.replace(config, prompt=prompt)
-    sources = open_sources(config.data.train, config, "data.train")
-    assert [source.first for source in sources] == [0, TRAIN]
-    assert (name_of(sources, TRAIN - 1), name_of(sources, TRAIN + 3)) == (f"clip {TRAIN - 1}", "clip 3")
+    datasets = open_datasets(config.data.train, config, "data.train")
+    assert [dataset.first for dataset in datasets] == [0, TRAIN]
+    assert (find_clip_name(datasets, TRAIN - 1), find_clip_name(datasets, TRAIN + 3)) == (f"clip {TRAIN - 1}", "clip 3")
     iterator, clips, answers = iter(train_dataset(config, TOKENIZER)), [], []
     while len(clips) < 600:
         batch = next(iterator)
@@ -270,17 +281,17 @@ def test_a_record_is_only_asked_what_it_answers(tmp_path):
     assert Counter(clips_of(found)) == {0: 3, 2: 3}
     found = batches(eval_dataset(config, TOKENIZER))
     assert clips_of(found) == [0, 1, 2, 3]
-    assert [bool(mask.any()) for batch in found for mask in batch["loss_mask"]] == [True, False, True, False]
+    assert [bool(mask.any()) for batch in found for mask in batch.loss_weights > 0] == [True, False, True, False]
 
 
-def test_long_samples_are_cut_in_their_answer_and_counted(folder):
+def test_long_samples_are_truncated_in_their_answer(folder):
     config = config_of(folder, sequence_length=80, clips_per_row=1)
     config = dataclasses.replace(
         config, prompt=dataclasses.replace(config.prompt, tasks=("reason_v2",), questions=("Why?",))
     )
-    records, cut = Records(folder, "train"), 0
+    records, truncated = Records(folder, "train"), 0
     for batch in batches(train_dataset(config, TOKENIZER, epochs=1)):
-        for (row, k), (clip, tokens, _, is_answer) in samples_of(batch).items():
+        for clip, tokens, _, is_answer in samples_of(batch).values():
             record = records[clip]
             whole = encode_turns(
                 TOKENIZER,
@@ -290,9 +301,8 @@ def test_long_samples_are_cut_in_their_answer_and_counted(folder):
             )
             assert tokens == whole.tokens[:80].tolist()
             assert np.sum(~np.array(is_answer)) == np.sum(~whole.is_answer)
-            assert batch["cut"][row, k] == (len(whole.tokens) > 80)
-            cut += int(batch["cut"][row, k])
-    assert 0 < cut < TRAIN
+            truncated += len(whole.tokens) > 80
+    assert 0 < truncated < TRAIN
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=40))
     with pytest.raises(UserError, match="its prompt alone has .* tokens, a row has 40; raise data.sequence_length"):
         batches(train_dataset(config, TOKENIZER, epochs=1))
@@ -303,7 +313,7 @@ def test_rows_are_well_filled(tmp_path):
     so that the fill follows from the lengths; these fit well."""
     rng = np.random.default_rng(0)
     shape = (1025, 4)  # as many tokens as at full size, and narrow
-    recipe = Recipe(labels=MERR, image="image_tokens", size=SIZE, image_tokens_shape=shape)
+    recipe = Recipe(labels=MERR, image_storage="image_tokens", size=SIZE, image_tokens_shape=shape)
     each = len(TOKENIZER.encode("she she she")) / 3
     text = lambda tokens: " ".join(["she"] * int(rng.gamma(8, tokens / 8 / each)))
     records = [random_record(i, rng, recipe, caption_fine=text(200), subtitle=text(12)) for i in range(600)]
@@ -319,7 +329,7 @@ def test_rows_are_well_filled(tmp_path):
             epochs=2,
         )
     )
-    rows = np.concatenate([batch["segment_ids"] > 0 for batch in found])
+    rows = np.concatenate([batch.segment_ids > 0 for batch in found])
     rows = rows[rows.any(1)]
     clips = len(clips_of(found))
     print(f"{clips} clips of {rows.sum() / clips:.0f} tokens in {len(rows)} rows of 2048: {rows.mean():.1%} filled")
@@ -334,7 +344,7 @@ def test_rows_are_well_filled(tmp_path):
 def test_every_field_of_packing_has_an_effect(folder, name, value):
     def first(**data):
         batch = next(iter(train_dataset(config_of(folder, **data), TOKENIZER)))
-        return [(name, x.shape, x.tobytes()) for name, x in sorted(batch.items())]
+        return [(x.shape, x.tobytes()) for x in jax.tree.leaves(batch)]
 
     assert first(**{name: value}) != first()
 
@@ -361,13 +371,12 @@ def test_mixtures_count_clips_with_answers(folder, tmp_path):
 def test_onto_devices(folder, sizes):
     config = config_of(folder)
     mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), jax.devices()[: int(np.prod(sizes))])
-    share = process_share(config, mesh)
-    assert share == (0, 1)
-    placed = list(iter(onto_devices(train_dataset(config, TOKENIZER, share=share, epochs=1), config, mesh)))
+    assert process_shard(config, mesh) == (0, 1)
+    placed = list(iter(onto_devices(train_dataset(config, TOKENIZER, epochs=1), config, mesh)))
     assert_same(
         [jax.tree.map(np.asarray, batch) for batch in placed], batches(train_dataset(config, TOKENIZER, epochs=1))
     )
-    shards = placed[0]["frames"].sharding.shard_shape(placed[0]["frames"].shape)
+    shards = placed[0].frames.sharding.shard_shape(placed[0].frames.shape)
     assert shards[0] == 4 // (sizes[0] * sizes[1])
 
 
@@ -391,26 +400,30 @@ def test_features_of_different_encoders_are_not_mixed(tmp_path):
     """What is not known of a data set, whose features were files, fits all."""
     encoders = [{"mae": "a", "hubert": "b"}, {"mae": "a"}, {}, {"mae": "a", "hubert": "c"}]
     paths = [f"{write_data(tmp_path / str(i), {'train': 2}, encoders=of)}:train" for i, of in enumerate(encoders)]
-    sources = open_sources(paths[:3], tiny_config({}), "data.train")
-    assert encoders_of(sources) == {"mae": "a", "hubert": "b"}
+    datasets = open_datasets(paths[:3], tiny_config({}), "data.train")
+    assert find_encoders(datasets) == {"mae": "a", "hubert": "b"}
     with pytest.raises(UserError, match=r"hubert features of different encoders .* \(b\) and .* \(c\); extract one of"):
-        open_sources(paths, tiny_config({}), "data.train")
+        open_datasets(paths, tiny_config({}), "data.train")
 
 
 def test_what_data_sets_say_of_their_images(tmp_path):
     """By which rules the frames were taken, and which encoder made image tokens of them."""
-    recipes = [{"frame": "peak", "encoder": "a"}, {"frame": "first", "encoder": ""}, {"frame": "peak", "encoder": "b"}]
+    recipes = [
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "a"}},
+        {"frame_rule": "first", "encoders": {"mae": "m"}},
+        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "b"}},
+    ]
     paths = [
-        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', encoders={'mae': 'm'}, **of)}:train"
+        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', **of)}:train"
         for i, of in enumerate(recipes)
     ]
-    sources = open_sources(paths[:2], tiny_config({}), "data.train")
-    assert encoders_of(sources) == {"mae": "m", "eva_vit": "a"} and encoders_of(sources[1:]) == {"mae": "m"}
-    assert frame_rules_of(sources) == ["first", "peak"] and frame_rules_of([sources[0], sources[0]]) == ["peak"]
-    del sources[1].records.metadata["recipe"]["frame"]
-    assert frame_rules_of(sources) is None
+    datasets = open_datasets(paths[:2], tiny_config({}), "data.train")
+    assert find_encoders(datasets) == {"mae": "m", "eva_vit": "a"} and find_encoders(datasets[1:]) == {"mae": "m"}
+    assert find_frame_rules(datasets) == ["first", "peak"] and find_frame_rules([datasets[0], datasets[0]]) == ["peak"]
+    del datasets[1].records.metadata["recipe"]["frame_rule"]
+    assert find_frame_rules(datasets) is None
     with pytest.raises(UserError, match=r"eva_vit features of different encoders .* \(a\) and .* \(b\); extract"):
-        open_sources(paths, tiny_config({}), "data.train")
+        open_datasets(paths, tiny_config({}), "data.train")
 
 
 @pytest.mark.parametrize(
@@ -443,5 +456,5 @@ def test_refused(folder, tokens_folder, data, said):
         for name, changes in groups.items():
             group = dataclasses.replace(getattr(config, name), **changes)
             config = dataclasses.replace(config, **{name: group})
-        train_dataset(config, TOKENIZER, share=(0, 2))
+        train_dataset(config, TOKENIZER, num_shards=2)
     assert "\n" not in str(caught.value)

@@ -12,15 +12,18 @@ from flax import nnx
 from emollama_jax import cli
 from emollama_jax.config import GenerateConfig, load_config
 from emollama_jax.data.packing import pack_rows
-from emollama_jax.infer.generate import Generator
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.media.images import eva_vit_frame
-from emollama_jax.models.emotion_llama import EmotionLlama, image_tokens_of
+from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.labels import MER2023
 from emollama_jax.text.prompts import Turn, emotion_question, encode_turns, request
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
-from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained, trained_tensors, write_folder
-from emollama_jax.weights.pretrained import load_tokenizer_of
+from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.pretrained import load_base_tokenizer
+from emollama_jax.weights.trained import open_trained
+from emollama_jax.weights.trained_export import trained_tensors, write_folder
 
 LABELS = ("angry", "happy")
 CONFIG = dataclasses.replace(load_config("smollm2_135m"), eva_vit=load_config("tiny").eva_vit)
@@ -35,15 +38,15 @@ def base(smollm2_gguf, tmp_path_factory):
 
 
 def test_learning_clips(base, real_media, tmp_path):
-    tokenizer = load_tokenizer_of(base, CONFIG.llama.vocab_size)
+    tokenizer = load_base_tokenizer(base, CONFIG.llama.vocab_size)
     encoder = EvaVit(CONFIG.eva_vit, rngs=nnx.Rngs(0))  # its weights cannot be had here
     loaded, _ = load_emotion_llama(base, CONFIG)
     model = EmotionLlama(loaded.llama, loaded.projectors, encoder)
-    images = image_tokens_of(CONFIG.eva_vit, CONFIG.projectors)
+    images = num_image_tokens(CONFIG.eva_vit, CONFIG.projectors)
     samples = [encode_turns(tokenizer, [Turn(ASK, label)], image_tokens=images) for label in LABELS]
-    batch = pack_rows([samples], length=256, clips_per_row=2, soft_per_clip=images + 4)
+    batch = pack_rows([samples], length=256, clips_per_row=2, soft_per_clip=images + NUM_FEATURE_TOKENS)
     frames = np.stack([eva_vit_frame(photo, CONFIG.eva_vit.image_size) for photo in real_media.stills])
-    batch |= {"frames": frames[None], "features": np.zeros((1, 2, 3, 1024), np.float32)}
+    batch = dataclasses.replace(batch, frames=frames[None], features=np.zeros((1, 2, 3, 1024), np.float32))
 
     optimizer = optax.adamw(1e-3)
     graphdef, frozen, state = init_state(model, optimizer)
@@ -56,12 +59,12 @@ def test_learning_clips(base, real_media, tmp_path):
     trained = nnx.merge(graphdef, state.trainable, frozen)
 
     def answers(model: EmotionLlama) -> list[str]:
-        clips = {"frames": jnp.asarray(frames[:, None]), "features": jnp.zeros((2, 1, 3, 1024))}
+        encode = nnx.jit(lambda model, frames: model.soft_tokens(jnp.zeros((2, 1, 3, 1024)), frames=frames))
         prompt = encode_turns(tokenizer, [Turn(ASK)], image_tokens=images)  # the same for both
-        generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
-        found = generator.generate(
-            [prompt, prompt], GenerateConfig(max_new_tokens=8), soft=nnx.jit(EmotionLlama.soft_tokens)(model, clips)
-        )
+        limit = GenerateConfig(max_new_tokens=8)
+        soft = encode(model, jnp.asarray(frames[:, None]))
+        batcher = SlotBatcher(model.llama, [tokenizer.eos_id])
+        found = batcher.run(GenerationRequest(prompt, limit, soft=of_clip) for of_clip in soft)
         return [tokenizer.decode(answer.tokens).strip() for answer in found]
 
     assert answers(trained) == list(LABELS)

@@ -8,10 +8,10 @@ import pytest
 
 from emollama_jax.config import load_config
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import Clips, prepare
+from emollama_jax.data.prepare import prepare
 from emollama_jax.data.records import Records
 from emollama_jax.features.encoders import random_encoders
-from emollama_jax.features.extract import Extraction, extraction_recipe
+from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.synthetic.words import UNCLEAR
 from emollama_jax.text.labels import MERR
@@ -46,8 +46,10 @@ def probed(tmp_path_factory):
     )
     clips = tuple(Clip(name=spec.name, split="train", video=made.video(spec)) for spec in made.clips)
     encoders = random_encoders(config)
-    recipe = extraction_recipe(config, encoders, labels=MERR, frame="middle")
-    prepared = prepare(Clips, Annotations(clips, ()), folder / "data", recipe, Extraction(config, encoders, workers=1))
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame_rule="middle")
+    prepared = prepare(
+        "clips", Annotations(clips, ()), folder / "data", recipe, extraction_part_maker(config, encoders, workers=1)
+    )
     records = Records(prepared.path, "train")
     features = np.stack([records[i]["features"] for i in range(len(records))])
     return features, {name: [getattr(spec.factors, name) for spec in made.clips] for name in ("face", "voice", "words")}

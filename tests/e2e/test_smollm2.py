@@ -10,8 +10,8 @@ from flax import nnx
 
 from emollama_jax import cli
 from emollama_jax.config import GenerateConfig
-from emollama_jax.infer.generate import Generator
-from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
+from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama
 
 PARAGRAPH = (
     "The old woman at the window had been watching the street since morning. When the postman finally turned the "
@@ -42,7 +42,7 @@ def folder(smollm2_gguf, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return load_tokenizer_of(folder, 49152)
+    return load_base_tokenizer(folder, 49152)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def float_nll(model, tokens):
 def test_it_knows_the_capital_of_france(model, tokenizer):
     assert model.config.tie_embeddings
     assert (model.config.num_layers, model.config.num_kv_heads) == (30, 3)
-    generator = Generator(model, eos_ids=[tokenizer.eos_id])
+    batcher = SlotBatcher(model, [tokenizer.eos_id])
     prompt = tokenizer.encode("The capital of France is")
-    (answer,) = generator.generate([prompt], GenerateConfig(max_new_tokens=4))
+    (answer,) = batcher.run([GenerationRequest(prompt, GenerateConfig(max_new_tokens=4))])
     text = tokenizer.decode(answer.tokens)
     print(repr(text))
     assert text.startswith(" Paris")

@@ -4,8 +4,9 @@ import pytest
 
 from emollama_jax.eval import emer, lexical
 from emollama_jax.eval.emer import Overlap, clue_overlap, label_overlap
-from emollama_jax.eval.judge import Answer, Judge, JudgeConfig
+from emollama_jax.eval.judge import Judge
 from emollama_jax.eval.report import comparison
+from emollama_jax.io.chat import ChatConfig, ChatReply
 from tests.eval.judge_server import said, serve
 
 pytestmark = pytest.mark.smoke
@@ -17,7 +18,7 @@ def no_proxy(monkeypatch):
 
 
 def judge_of(server, cache):
-    return Judge(JudgeConfig(address=server.address, model="m", attempts=1), cache)
+    return Judge(ChatConfig(address=server.address, model="m", attempts=1), cache)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def judge_of(server, cache):
     ],
 )
 def test_the_first_number_is_the_score(reply, expected):
-    assert emer._score(Answer("answered", reply)) == expected
+    assert emer._score(ChatReply("answered", reply)) == expected
 
 
 def test_clue_overlap(tmp_path):
@@ -87,7 +88,7 @@ def test_clips_that_the_judge_never_answered_are_counted(tmp_path):
 
 
 def test_no_clips(tmp_path):
-    judge = Judge(JudgeConfig(address="http://127.0.0.1:9", model="m"), tmp_path)
+    judge = Judge(ChatConfig(address="http://127.0.0.1:9", model="m"), tmp_path)
     assert clue_overlap(judge, [], []) == label_overlap(judge, [], []) == Overlap((), ())
 
 

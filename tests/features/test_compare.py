@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.features.compare import INTERCHANGEABLE, MIXED, PREPROCESSING, SAME, UNDECIDED, compare
 from emollama_jax.features.feature_sets import Features, FeatureSet, read_feature_set

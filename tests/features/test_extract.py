@@ -1,7 +1,6 @@
 """From videos to records: each clip's own, whatever is beside it, however often it is stopped, and nothing lost."""
 
 import dataclasses
-import json
 import resource
 import shutil
 
@@ -10,19 +9,16 @@ import pytest
 
 from emollama_jax.cli import main
 from emollama_jax.config import load_config
+from emollama_jax.data import parts
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import FACTS, Clips, prepare
-from emollama_jax.data.preparation import Recipe, read_serialized
-from emollama_jax.data.records import Records, decode_frame
+from emollama_jax.data.parts import read_records
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
+from emollama_jax.data.records import Records, decode_frame, read_clip_info
 from emollama_jax.errors import UserError
-from emollama_jax.features import extract
 from emollama_jax.features.encoders import local_mesh, random_encoders
-from emollama_jax.features.extract import Extraction, extraction_recipe
-from emollama_jax.media.clip import read_clip
-from emollama_jax.media.contact_sheet import contact_sheet
-from emollama_jax.media.faces import face_crops
-from emollama_jax.media.images import even_indices
-from emollama_jax.media.video import Video
+from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
+from emollama_jax.media.clip import ClipRequest, read_clip
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
 from tests.media.hostile import write_hostile_files
@@ -61,13 +57,19 @@ def clips(dataset):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(extract, "CLIPS_PER_PART", 3)
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 3)
 
 
-def extracted(clips, out, encoders, *, frame="peak", subtitles=(), **options):
-    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame=frame, subtitles=subtitles)
+def extracted(clips, out, encoders, *, frame_rule="peak", subtitle_sources=(), **options):
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame_rule=frame_rule, subtitle_sources=subtitle_sources)
     options = {"workers": 0} | options
-    return prepare(Clips, Annotations(tuple(clips), ()), out, recipe, Extraction(CONFIG, encoders, **options))
+    return prepare(
+        "clips",
+        Annotations(tuple(clips), ()),
+        out,
+        recipe,
+        extraction_part_maker(CONFIG, encoders, **options),
+    )
 
 
 def records_of(prepared) -> dict[str, dict]:
@@ -89,7 +91,8 @@ def test_a_record_holds_the_encoders_features_and_the_peak(reference, dataset, e
     assert set(records) == {spec.name for spec in dataset.clips}
     for spec in dataset.clips:
         record = records[spec.name]
-        media = read_clip(dataset.video(spec), CONFIG.clip, encoders.wanted(56), frame="peak")
+        request = ClipRequest(spec.name, dataset.video(spec))
+        media = read_clip(request, CONFIG.clip, encoders.read_spec(56), frame_rule="peak")
         features, has = encoders.features([media], 32)
         np.testing.assert_allclose(record["features"], features[0], atol=1e-5)
         assert record["has_feature"].all() and has.all()
@@ -98,7 +101,7 @@ def test_a_record_holds_the_encoders_features_and_the_peak(reference, dataset, e
         assert (MERR[record["emotion"]], record["subtitle"]) == (spec.label, "Well.")
     metadata = Records(reference.path, "train").metadata
     assert set(metadata["recipe"]["encoders"]) == {"mae", "videomae", "hubert"}
-    clip_info = [json.loads(line) for line in (reference.path / FACTS).read_text().splitlines()]
+    clip_info = read_clip_info(reference.path)
     assert [info["name"] for info in clip_info] == [spec.name for spec in dataset.clips]
     assert all(info["faces_looked_for"] == 5 and info["frames"] > 20 for info in clip_info)
 
@@ -144,30 +147,30 @@ def test_a_stopped_extraction_goes_on(clips, reference, encoders, tmp_path):
 
 
 def test_processes_share_the_parts(clips, encoders, tmp_path):
-    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame="first")
-    whole = Extraction(CONFIG, encoders, workers=0)(clips, recipe, tmp_path / "whole")
-    shares = [Extraction(CONFIG, encoders, workers=0, share=(i, 2)) for i in range(2)]
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame_rule="first")
+    whole = extraction_part_maker(CONFIG, encoders, workers=0)(clips, recipe, tmp_path / "whole")
+    shares = [extraction_part_maker(CONFIG, encoders, workers=0, shard_index=i, num_shards=2) for i in range(2)]
     first = shares[0](clips, recipe, tmp_path / "shared")
     assert [path.exists() for path in first] == [True, False, True]
     assert shares[1](clips, recipe, tmp_path / "shared") == first
     for one, other in zip(whole, first, strict=True):
-        for a, b in zip(read_serialized(one)[1:], read_serialized(other)[1:], strict=True):
+        for a, b in zip(read_records(one), read_records(other), strict=True):
             a, b = (recipe.features().deserialize_example_np(x) for x in (a, b))
             np.testing.assert_allclose(a["features"], b["features"], atol=1e-5)
 
 
 def test_the_data_set_appears_once_for_all_processes(clips, encoders, tmp_path):
     """The second process makes its parts, waits, and finds what the first has written."""
-    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame="first")
-    share = lambda i: Extraction(CONFIG, encoders, workers=0, share=(i, 2))
+    recipe = extraction_recipe(CONFIG, encoders, labels=MERR, frame_rule="first")
+    share = lambda i: extraction_part_maker(CONFIG, encoders, workers=0, shard_index=i, num_shards=2)
     annotations, waits = Annotations(clips, ()), []
 
     def first_writes(reason):
         waits.append(reason)
         if len(waits) == 2:
-            prepare(Clips, annotations, tmp_path, recipe, share(0))
+            prepare("clips", annotations, tmp_path, recipe, share(0))
 
-    prepared = prepare(Clips, annotations, tmp_path, recipe, share(1), process=1, wait_for_all=first_writes)
+    prepared = prepare("clips", annotations, tmp_path, recipe, share(1), process=1, wait_for_all=first_writes)
     assert (prepared.was_there, prepared.counts) == (True, {"train": 7, "val": 2})
 
 
@@ -179,9 +182,9 @@ def test_features_that_no_encoder_computes_come_from_files(clips, encoders, tmp_
     encoders = dataclasses.replace(random_encoders(config), mae=None, videomae=None)
     np.save(tmp_path / "face.npy", np.full(1024, 2.5))
     with_face = [dataclasses.replace(clip, features=(tmp_path / "face.npy", None, None)) for clip in clips[:2]]
-    recipe = extraction_recipe(config, encoders, labels=MERR, frame="first")
-    extraction = Extraction(config, encoders, workers=0, npy=tmp_path / "npy")
-    prepared = prepare(Clips, Annotations(tuple(with_face), ()), tmp_path / "out", recipe, extraction)
+    recipe = extraction_recipe(config, encoders, labels=MERR, frame_rule="first")
+    make_parts = extraction_part_maker(config, encoders, workers=0, npy=tmp_path / "npy")
+    prepared = prepare("clips", Annotations(tuple(with_face), ()), tmp_path / "out", recipe, make_parts)
     for name, record in records_of(prepared).items():
         assert record["has_feature"].tolist() == [True, False, True]
         assert (record["features"][0] == 2.5).all() and (record["features"][1] == 0).all()
@@ -197,12 +200,12 @@ def test_image_tokens_and_subtitles(clips, tmp_path):
     beside.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nWho <i>said</i> that?\n")
     quiet = dataclasses.replace(clips[1], subtitle="")
     clips = (dataclasses.replace(clips[0], video=beside, subtitle=""), clips[1], dataclasses.replace(quiet, name="c"))
-    records = records_of(extracted(clips, tmp_path / "out", encoders, subtitles=("file", "track")))
+    records = records_of(extracted(clips, tmp_path / "out", encoders, subtitle_sources=("file", "track")))
     assert [record["subtitle"] for record in records.values()] == ["Who said that?", "Well.", ""]
     assert all(record["image_tokens"].shape == (17, 48) for record in records.values())
     heard = lambda waveform: f"{len(waveform)} samples"
     (record,) = records_of(
-        extracted([quiet], tmp_path / "heard", encoders, subtitles=("file", "speech"), transcribe=heard)
+        extracted([quiet], tmp_path / "heard", encoders, subtitle_sources=("file", "speech"), transcribe=heard)
     ).values()
     assert record["subtitle"].endswith(" samples")
 
@@ -225,7 +228,7 @@ def test_bad_clips_are_named_and_put_aside(clips, encoders, tmp_path):
 def test_a_long_clip_is_put_aside(tmp_path, encoders):
     long = write_hostile_files(tmp_path, "two hours")["two hours"].path
     with pytest.raises(UserError, match=r"more than clip.max_seconds=120; cut it into clips"):
-        read_clip(long, CONFIG.clip, encoders.wanted(56))
+        read_clip(ClipRequest("long", long), CONFIG.clip, encoders.read_spec(56))
 
 
 def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
@@ -233,7 +236,7 @@ def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
     files = write_hostile_files(tmp_path / "files")
     clips = tuple(Clip(name=name, split="test", video=file.path) for name, file in files.items())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    prepared = extracted(clips, tmp_path / "out", encoders, frame="middle")
+    prepared = extracted(clips, tmp_path / "out", encoders, frame_rule="middle")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{len(files)} files: {prepared.counts['test']} records, memory grew by {grown:.0f} MiB")
     records, problems = records_of(prepared), {problem.name: problem.message for problem in prepared.problems}
@@ -249,16 +252,13 @@ def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
 
 
 def test_real_clips(real_clips, encoders, tmp_path):
-    """Talking faces with and without sound: a contact sheet of each lies where pytest keeps its files."""
+    """Talking faces with and without sound."""
     clips = [Clip(name=name, split="test", video=path) for name, path in real_clips.items()]
     prepared = extracted(clips, tmp_path / "out", encoders)
     records = records_of(prepared)
-    for info in map(json.loads, (prepared.path / FACTS).read_text().splitlines()):
+    for info in read_clip_info(prepared.path):
         print(info)
         assert info["faces_found"] == info["faces_looked_for"] == 5, info
-        with Video(real_clips[info["name"]]) as video:
-            sheet = contact_sheet(face_crops(video, even_indices(video.num_frames, 12)))
-        sheet.save(tmp_path / f"{info['name']}.png")
     assert set(records) == set(real_clips)
     features = np.stack([record["features"] for record in records.values()])
     assert np.isfinite(features).all()
@@ -270,7 +270,7 @@ def test_real_clips(real_clips, encoders, tmp_path):
 def test_real_stills(real_stills, encoders, tmp_path):
     clips = [Clip(name=name, split="test", video=path) for name, path in real_stills.items()]
     prepared = extracted(clips, tmp_path / "out", encoders)
-    clip_info = [json.loads(line) for line in (prepared.path / FACTS).read_text().splitlines()]
+    clip_info = read_clip_info(prepared.path)
     assert [(info["frames"], info["faces_found"]) for info in clip_info] == [(1, 1)] * len(real_stills)
     assert all(record["has_feature"].tolist() == [True, True, False] for record in records_of(prepared).values())
 
@@ -299,21 +299,23 @@ def test_the_command(dataset, tmp_path, capsys):
     assert main([*common, f"--out={tmp_path}/b", f"--list=train={tmp_path}/list.csv"]) == 1
     output = capsys.readouterr().out
     assert "no face in 0 of 3 clips, no sound in 0" in output and "1 clips put aside" in output
-    assert main(["extract", "--check", f"{tmp_path}/a/clips/frame/1.0.0", f"{tmp_path}/b/clips/frame/1.0.0"]) == 0
+    assert main(["compare", f"{tmp_path}/a/clips/frame/1.0.0", f"{tmp_path}/b/clips/frame/1.0.0"]) == 0
     assert "The sets are the same." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--videos=x"], "give encoders (--mae, --videomae, --hubert, --eva-vit), or --random-encoders for a trial"),
-        (["--random-encoders", "--mae=x", "--videos=x"], "give encoders (--mae, --videomae, --hubert, --eva-vit), or"),
+        (["--videos=x"], "no such file or folder: weights/vit-mae-large"),
+        (["--random-encoders", "--mae=x", "--videos=x"], "--random-encoders: goes in place of --mae, --videomae"),
         (["--random-encoders"], "clips: give one or more --list SPLIT=FILE, or a folder of --videos"),
         (["--random-encoders", "--subtitles-from=air"], "--subtitles-from: no source 'air'; choose among file, track"),
         (["--random-encoders", "--subtitles-from=speech"], "--recogniser: goes with --subtitles-from speech"),
         (["--mae=nowhere", "--videos=x"], "nowhere"),
         (["--eva-vit=x", "--videos=x"], "--eva-vit: the encoder's file goes with --image image_tokens, and only there"),
-        (["--mae=x", "--image=image_tokens", "--videos=x"], "--eva-vit: the encoder's file goes with --image"),
+        (["--mae=x", "--image=image_tokens", "--videos=x"], "no such file or folder: x"),
+        (["--check", "a", "b"], "extract --check is a verb of its own: emollama compare A B"),
+        (["--random-encoders", "--videos=."], "--mae: its features have 32 numbers, the model takes 1024"),
     ],
 )
 def test_arguments_refused(arguments, said, capsys):

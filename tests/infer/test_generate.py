@@ -15,15 +15,40 @@ from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, GenerateConfig
 from emollama_jax.infer import generate
-from emollama_jax.infer.generate import Completion, Generator, bucket
+from emollama_jax.infer.generate import bucket
 from emollama_jax.infer.sampling import Sampling, sample
-from emollama_jax.models.lora import LoRAConfig, merge, unmerge
+from emollama_jax.infer.slots import Completion, GenerationRequest, SlotBatcher
+from emollama_jax.models.lora import LoRAConfig, merge
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from emollama_jax.text.prompts import Sample
 from tests.models.tiny import NO_ADAPTERS, random_llama, tiny_config
 
 VOCAB, EOS = 97, (2, 3)
 GREEDY = GenerateConfig(max_new_tokens=16)
+
+
+class Generator:
+    """Answers a list of prompts at once, each in a slot of its own."""
+
+    def __init__(self, model, *, eos_ids, chunk=8):
+        self._make = lambda slots: SlotBatcher(model, eos_ids, slots=slots, chunk=chunk)
+
+    def generate(self, prompts, config=GREEDY, seeds=None, *, soft=None):
+        return self._make(len(prompts)).run(requests_of(prompts, config, seeds, soft))
+
+    def stream(self, prompts, config=GREEDY, seeds=None):
+        batcher = self._make(len(prompts))
+        for request in requests_of(prompts, config, seeds):
+            batcher.submit(request)
+        while batcher.busy:
+            yield batcher.step()
+
+
+def requests_of(prompts, config=GREEDY, seeds=None, soft=None):
+    configs = [config] * len(prompts) if isinstance(config, GenerateConfig) else config
+    soft = [None] * len(prompts) if soft is None else soft
+    rows = zip(prompts, configs, seeds or [0] * len(prompts), soft, strict=True)
+    return [GenerationRequest(*row) for row in rows]
 
 
 def tiny_model(lora=NO_ADAPTERS, **changes):
@@ -296,13 +321,12 @@ def test_answers_do_not_depend_on_the_chunk(model, requests):
 
 @pytest.fixture
 def decode_calls(monkeypatch):
-    """(the tokens of every call of the decode program, the cache slots it filled)"""
+    """The rows of every call of the decode program, and the tokens it decoded of its longest one."""
     calls, real = [], generate.decode_chunk
 
     def spy(*args, **kwargs):
-        before = int(args[2].cache.length)
         decode, out = real(*args, **kwargs)
-        calls.append((np.asarray(out), int(decode.cache.length) - before))
+        calls.append((len(out), int((np.asarray(out) >= 0).sum(axis=1).max())))
         return decode, out
 
     monkeypatch.setattr(generate, "decode_chunk", spy)
@@ -312,12 +336,10 @@ def decode_calls(monkeypatch):
 @pytest.mark.smoke
 def test_decoding_stops_when_all_are_done(model, endless, decode_calls):
     prompts, tokens = endless
-    limits = [11, 3, 1, 2]
-    configs = [GenerateConfig(max_new_tokens=limit) for limit in limits]
+    configs = [GenerateConfig(max_new_tokens=limit) for limit in (11, 3, 1, 2)]
     Generator(model, eos_ids=(-7, -8)).generate(prompts, configs)
-    assert [steps for _, steps in decode_calls] == [8, 2]  # the first token is the prefill's
-    said = np.concatenate([out for out, _ in decode_calls], axis=1)
-    assert (said >= 0).sum(axis=1).tolist() == [limit - 1 for limit in limits]
+    # The first token is the prefill's; one request is finished by it, and one is left for the second chunk.
+    assert decode_calls == [(4, 8), (1, 2)]
 
     decode_calls.clear()
     Generator(model, eos_ids=(-7, -8)).generate(prompts, GenerateConfig(max_new_tokens=1))
@@ -338,15 +360,14 @@ def test_a_stream_is_the_answer_in_pieces(model, chunk):
     prompts, configs, seeds = random_prompts([3, 16, 9], seed=8), random_configs(3, seed=8), [1, 2, 3]
     configs[1] = dataclasses.replace(configs[1], max_new_tokens=16)
     generator = Generator(model, eos_ids=EOS, chunk=chunk)
-    pieces = list(generator.stream(prompts, configs, seeds))
-    assert all(len(piece) == 3 for piece in pieces)
-    assert all(len(new) <= chunk for piece in pieces for new in piece)
-    assert [len(new) for new in pieces[0]] == [1, 1, 1]
-    assert all(any(piece) for piece in pieces)
+    steps = list(generator.stream(prompts, configs, seeds))
+    assert sorted(event.request for event in steps[0]) == [0, 1, 2]
+    events = [event for step in steps for event in step]
+    assert all(1 <= len(event.tokens) <= chunk + 1 or event.completion for event in events)
     for row, answer in enumerate(generator.generate(prompts, configs, seeds)):
-        said = [token for piece in pieces for token in piece[row]]
-        assert tuple(said[:-1] if answer.ended else said) == answer.tokens
-        assert (said[-1] in EOS) == answer.ended
+        own = [event for event in events if event.request == row]
+        assert tuple(token for event in own for token in event.tokens) == answer.tokens
+        assert [event.completion for event in own] == [None] * (len(own) - 1) + [answer]
 
 
 @pytest.mark.smoke
@@ -368,16 +389,19 @@ def test_a_stream_left_early_harms_nothing(generator, model):
 
 def test_one_program_serves_all_lengths_of_a_bucket(model):
     generator = Generator(model, eos_ids=(1, 2, 3, 4), chunk=5)  # as no other test has them
-    sizes = lambda: (generate.prefill._cache_size(), generate.decode_chunk._cache_size())
-    before = sizes()
-    for length, limit, count, temperature in [(1, 6, 3, 0.0), (16, 16, 4, 1.0), (9, 7, 3, 3.0), (2, 11, 4, 0.0)]:
-        config = GenerateConfig(max_new_tokens=limit, temperature=temperature, top_p=0.9)
-        generator.generate(random_prompts([length] * count), config, range(count))
-    assert sizes() == (before[0] + 1, before[1] + 1)
-    generator.generate(random_prompts([17] * 4), GenerateConfig(max_new_tokens=16))
-    assert sizes() == (before[0] + 2, before[1] + 2)
-    Generator(model, eos_ids=(5, 6, 7, 8), chunk=5).generate(random_prompts([3] * 4), GREEDY)
-    assert sizes() == (before[0] + 2, before[1] + 2)
+    programs = (generate.prefill, generate.decode_chunk, generate.insert, generate.rearrange)
+    sizes = lambda: [program._cache_size() for program in programs]
+
+    def added(count, length, limits, **settings):
+        before = sizes()
+        configs = [GenerateConfig(max_new_tokens=limit, **settings) for limit in limits]
+        generator.generate(random_prompts([length] * count), configs, list(range(count)))
+        return [after - earlier for earlier, after in zip(before, sizes(), strict=True)]
+
+    assert added(4, 1, [20, 24, 20, 20])[:2] == [1, 1]
+    for length, limit, count, temperature in [(16, 16, 4, 1.0), (9, 10, 3, 3.0), (2, 21, 4, 0.0)]:
+        assert added(count, length, [limit] * count, temperature=temperature, top_p=0.9) == [0, 0, 0, 0]
+    assert added(4, 17, [40] * 4)[:2] == [1, 1]
 
 
 @pytest.mark.smoke
@@ -409,28 +433,24 @@ def test_prompts_and_answers_that_fill_their_slots(model):
 
 
 @pytest.mark.smoke
-def test_bad_input_is_named(generator):
-    good = random_prompts([3, 4])
-    for args, complaint in [
-        (([*good, []],), "prompt 2 is empty; begin it with the BOS id"),
-        (([[1, VOCAB]],), f"prompt 0 holds a token id outside the vocabulary of {VOCAB}"),
-        (([good[0], [-1, 3]],), f"prompt 1 holds a token id outside the vocabulary of {VOCAB}"),
-        ((good, [GREEDY]), "2 prompts, 1 configs and 2 seeds do not match"),
-        ((good, GREEDY, [1, 2, 3]), "2 prompts, 2 configs and 3 seeds do not match"),
-        ((good, GREEDY, [0, -1]), "seeds [0, -1] must be at least 0 and below 2**32"),
-        ((good, GREEDY, [0, 2**32]), "seeds [0, 4294967296] must be at least 0 and below 2**32"),
-        (([], [GREEDY]), "0 prompts, 1 configs and 0 seeds do not match"),
+def test_bad_input_is_named(model):
+    batcher = SlotBatcher(model, EOS)
+    for request, complaint in [
+        (GenerationRequest([]), "the prompt is empty; begin it with the BOS id"),
+        (GenerationRequest([1, VOCAB]), f"the prompt holds a token id outside the vocabulary of {VOCAB}"),
+        (GenerationRequest([-1, 3]), f"the prompt holds a token id outside the vocabulary of {VOCAB}"),
+        (GenerationRequest([1], seed=-1), "seed -1 must be at least 0 and below 2**32"),
+        (GenerationRequest([1], seed=2**32), "seed 4294967296 must be at least 0 and below 2**32"),
     ]:
-        for call in (generator.generate, lambda *args: list(generator.stream(*args))):
-            with pytest.raises(ValueError) as error:
-                call(*args)
-            assert str(error.value) == complaint
+        with pytest.raises(ValueError) as error:
+            batcher.submit(request)
+        assert str(error.value) == complaint
+    assert not batcher.busy
 
 
 @pytest.mark.smoke
-def test_no_prompts_no_answers(generator):
-    assert generator.generate([]) == generator.generate([], [], []) == []
-    assert list(generator.stream([])) == []
+def test_no_requests_no_answers(model):
+    assert SlotBatcher(model, EOS).run([]) == SlotBatcher(model, EOS).step() == []
 
 
 # Other models.
@@ -443,10 +463,9 @@ def test_adapters_merged_or_not(generator):
     answers = adapted.generate(prompts, configs, seeds)
     assert answers == recomputed(model, prompts, configs, seeds)
     assert answers != generator.generate(prompts, configs, seeds)
-    for change in (merge, unmerge):
-        change(model)
-        assert adapted.generate(prompts, configs, seeds) == answers
-        assert Generator(model, eos_ids=EOS).generate(prompts, configs, seeds) == answers
+    merge(model)
+    assert adapted.generate(prompts, configs, seeds) == answers
+    assert Generator(model, eos_ids=EOS).generate(prompts, configs, seeds) == answers
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -514,9 +533,6 @@ def test_a_repetition_penalty_counts_a_texts_prompt_but_not_a_clips(model, gener
 
 def test_soft_tokens_that_are_not_there(model, generator):
     sample, soft = sample_of([5, 6, 7], [0, 2]), model.embed_tokens(jnp.zeros((1, 1), jnp.int32))
-    with pytest.raises(ValueError, match="prompt 0 asks for soft token 1; give the clips' soft tokens"):
-        generator.generate([sample], GREEDY, soft=soft)
-    with pytest.raises(ValueError, match="prompt 0 asks for soft token 1"):
-        generator.generate([sample], GREEDY)
-    with pytest.raises(ValueError, match="2 prompts and the soft tokens of 1 clips do not match"):
-        generator.generate([sample_of([5, 6], [0])] * 2, GREEDY, soft=soft)
+    for given in (soft, None):
+        with pytest.raises(ValueError, match="the prompt asks for soft token 1; give the clip's soft tokens"):
+            generator.generate([sample], GREEDY, soft=given)

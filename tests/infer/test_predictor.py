@@ -8,12 +8,15 @@ import pytest
 from flax import nnx
 
 from emollama_jax.config import GenerateConfig
-from emollama_jax.data.pipeline import open_sources, to_sample_of
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.pipeline import make_sample_transform
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
-from emollama_jax.infer.generate import Generator
-from emollama_jax.infer.predictor import ALL, ClipInput, Predictor, batches_of, predict_labels, requests_of
+from emollama_jax.infer.answer import ClipError, Query
+from emollama_jax.infer.clip_input import ALL, ClipInput
+from emollama_jax.infer.predictor import Predictor, task_questions
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.projectors import PROJECTORS
 from emollama_jax.sharding import init_sharded
@@ -27,7 +30,10 @@ CLIPS = 6
 
 def records_of(kind: str) -> list[dict]:
     """Clips whose parts all differ from one another."""
-    rng, recipe = np.random.default_rng(5), Recipe(labels=MERR, image=kind, size=SIZE, image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(5),
+        Recipe(labels=MERR, image_storage=kind, size=SIZE, image_tokens_shape=(17, 48)),
+    )
     made = []
     for number in range(CLIPS):
         has = np.array([True, number != 1, number != 2])
@@ -44,7 +50,9 @@ def records_of(kind: str) -> list[dict]:
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     kinds = ("image_tokens", "frame")
-    return {kind: write_data(folder / kind, {"test": CLIPS}, image=kind, records=records_of(kind)) for kind in kinds}
+    return {
+        kind: write_data(folder / kind, {"test": CLIPS}, image_storage=kind, records=records_of(kind)) for kind in kinds
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,11 @@ def records(paths):
 
 @pytest.fixture(scope="module")
 def clips(records):
-    return [clip for batch, _ in batches_of(records, 4) for clip in batch]
+    return clips_of(records)
+
+
+def clips_of(records, count=CLIPS):
+    return [ClipInput.of_record(records[i]) for i in range(count)]
 
 
 @pytest.mark.smoke
@@ -81,10 +93,10 @@ def test_prompts_are_those_of_training(paths, config, model, records, clips):
         asked = dataclasses.replace(config.prompt, tasks=(task,), questions=("Why?",), labels=MERR)
         of_task = dataclasses.replace(config, prompt=asked)
         predictor = Predictor(model, TOKENIZER, of_task)
-        (source,) = open_sources([f"{paths['image_tokens']}:test"], of_task, "data")
+        (dataset,) = open_datasets([f"{paths['image_tokens']}:test"], of_task, "data")
         for number, clip in enumerate(clips):
-            element = to_sample_of(of_task, TOKENIZER).random_map(source[number], np.random.default_rng(0))
-            prompt = predictor.prompt(clip, [Turn(*requests_of(asked, task))])
+            element = make_sample_transform(of_task, TOKENIZER).random_map(dataset[number], np.random.default_rng(0))
+            prompt = predictor.prompt(clip, [Turn(*task_questions(asked, task))])
             length = int((~element["is_answer"]).sum())
             np.testing.assert_array_equal(prompt.tokens, element["tokens"][:length])
             np.testing.assert_array_equal(prompt.soft, element["soft"][:length])
@@ -92,15 +104,31 @@ def test_prompts_are_those_of_training(paths, config, model, records, clips):
             np.testing.assert_array_equal(clip.image_tokens, element["image_tokens"][0])
 
 
-def test_labels_of_a_split(model, config, records):
-    done = []
-    found = predict_labels(model, TOKENIZER, config, records, batch_size=4, progress=done.append)
-    assert found.names == [records[i]["name"] for i in range(CLIPS)] and done == [4, 2]
-    labelled = [records[i]["emotion"] for i in range(CLIPS)]
-    assert found.truth == [MERR[i] if i >= 0 else None for i in labelled] and None in found.truth
-    assert found.scores.labels == MER2023 and found.scores.probabilities.shape == (CLIPS, 6)
-    np.testing.assert_allclose(found.scores.probabilities.sum(axis=1), 1)
-    assert np.ptp(found.scores.probabilities, axis=0).max() > 1e-3  # clips differ
+def test_labels_are_scored_where_they_are_asked_for(model, config, clips, monkeypatch):
+    predictor = Predictor(model, TOKENIZER, config)
+    why = ("[reason] Why?",)
+    first, second, third = predictor.answer([Query(clips[0]), Query(clips[1], why), Query(clips[2], why, label=True)])
+    assert tuple(sorted(first.probabilities)) == tuple(sorted(MER2023)) and first.answers == ()
+    assert first.label == first.answer == max(first.probabilities, key=first.probabilities.get)
+    assert sum(first.probabilities.values()) == pytest.approx(1)
+    assert (second.label, second.probabilities) == (None, {}) and second.answers == (second.answer,)
+    assert third.label in MER2023 and third.answer == third.answers[0] != third.label
+    scored = predictor.labels(clips[:1], predictor.soft_tokens(clips[:1])).probabilities[0]
+    assert first.probabilities == pytest.approx(dict(zip(MER2023, scored, strict=True)), abs=1e-5)
+    monkeypatch.setattr(Predictor, "labels", None)
+    assert predictor.answer([Query(clips[1], why)])[0].answer == second.answer
+
+
+def test_a_clip_without_an_answer_leaves_the_others_theirs(model, config, clips):
+    short = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=200))
+    long = dataclasses.replace(clips[1], subtitle="so " * 200)
+    good, bad, last = Predictor(model, TOKENIZER, short).answer([Query(clip) for clip in (clips[0], long, clips[2])])
+    assert isinstance(bad, ClipError) and (bad.stage, bad.name) == ("prompt", "clip 1")
+    assert (good.name, last.name) == ("clip 0", "clip 2")
+    frames = EmotionLlama(model.llama, model.projectors)  # without EVA-ViT
+    framed = ClipInput("framed", "", clips[0].features, clips[0].has_feature, frame=np.zeros((SIZE, SIZE, 3), np.uint8))
+    (bad,) = Predictor(frames, TOKENIZER, config).answer([Query(framed)])
+    assert isinstance(bad, ClipError) and "inputs='frames'" in str(bad)
 
 
 def test_a_clip_alone_is_the_clip_among_others(model, config, clips):
@@ -119,9 +147,9 @@ def test_later_questions_see_the_answers_before(model, config, clips):
     predictor = Predictor(model, TOKENIZER, config)
     soft = predictor.soft_tokens(clips[:1])
     ((first, second),) = predictor.answers(clips[:1], soft, [("[reason] Why?", "Are you sure?")])
-    generator = Generator(model.llama, eos_ids=[TOKENIZER.eos_id])
     turns = [Turn("[reason] Why?", first), Turn("Are you sure?")]
-    (expected,) = generator.generate([predictor.prompt(clips[0], turns)], config.generate, soft=soft)
+    request = GenerationRequest(predictor.prompt(clips[0], turns), config.generate, soft=soft[0])
+    (expected,) = SlotBatcher(model.llama, [TOKENIZER.eos_id]).run([request])
     assert second == TOKENIZER.decode(expected.tokens).strip()
     assert first != second
 
@@ -140,7 +168,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_clip(model, config, clips):
 @pytest.mark.parametrize("kind", ["image_tokens", "frame"])
 def test_a_modality_that_is_left_out_makes_no_difference(model, config, paths, kind):
     """Whatever is changed in it; what is left matters."""
-    clips, _ = next(batches_of(Records(paths[kind], "test"), 2))
+    clips = clips_of(Records(paths[kind], "test"), 2)
     changes = {
         "A": {"features": np.stack([np.vstack([c.features[:2], c.features[2:] + 1]) for c in clips])},
         "V": {"features": np.stack([np.vstack([c.features[:2] + 1, c.features[2:]]) for c in clips])},
@@ -179,7 +207,7 @@ def test_what_is_left_out_is_as_a_clip_without_it(model, config, clips):
 
 
 def test_frames_go_through_the_encoder(model, config, paths):
-    clips, _ = next(batches_of(Records(paths["frame"], "test"), 3))
+    clips = clips_of(Records(paths["frame"], "test"), 3)
     soft = Predictor(model, TOKENIZER, config).soft_tokens(clips)
     tokens = model.eva_vit.encode(jnp.stack([clip.frame for clip in clips]))
     expected = model.projectors(tokens, jnp.stack([clip.features for clip in clips]))
@@ -187,12 +215,12 @@ def test_frames_go_through_the_encoder(model, config, paths):
 
 
 def test_questions_of_tasks(config):
-    assert requests_of(config.prompt) == (
+    assert task_questions(config.prompt) == (
         "[emotion] Please determine which emotion label in the video represents: "
         "happy, sad, neutral, angry, worried, surprise.",
     )
-    assert requests_of(config.prompt, "reason_v2") == (f"[reason_v2] {QUESTION_SETS['released'][0]}",)
-    assert requests_of(config.prompt, "reason", ("One?", "Two?")) == ("One?", "Two?")
+    assert task_questions(config.prompt, "reason_v2") == (f"[reason_v2] {QUESTION_SETS['released'][0]}",)
+    assert task_questions(config.prompt, "reason", ("One?", "Two?")) == ("One?", "Two?")
 
 
 @pytest.mark.parametrize("modalities", ["", "AX", "AVA", "av"])

@@ -10,7 +10,12 @@ from emollama_jax.config import GenerateConfig
 from emollama_jax.infer.sampling import Sampling, sample
 
 VOCAB, DRAWS = 40, 4000
-compiled = jax.jit(sample)
+
+
+@jax.jit
+def compiled(logits, seen, step, sampling):
+    """`sample` for rows that have all had `step` tokens."""
+    return sample(logits, seen, jnp.full(len(logits), step), sampling)
 
 
 def draws(logits, config, *, seen=(), step=0, seeds=range(DRAWS)):
@@ -166,6 +171,16 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     for i in range(24):
         row = slice(i, i + 1)
         assert compiled(logits[row], seen[row], jnp.int32(3), Sampling.of(configs[row], seeds[row]))[0] == together[i]
+
+
+@pytest.mark.smoke
+def test_rows_that_have_had_different_numbers_of_tokens():
+    logits, seen, configs, seeds = rows_of_everything(24)
+    sampling, steps = Sampling.of(configs, seeds), np.arange(24) % 5
+    together = sample(logits, seen, jnp.asarray(steps), sampling)
+    for step in range(5):
+        rows = steps == step
+        np.testing.assert_array_equal(compiled(logits, seen, step, sampling)[rows], together[rows])
 
 
 @pytest.mark.smoke

@@ -6,12 +6,10 @@ from PIL import Image
 
 from emollama_jax.errors import UserError
 from emollama_jax.media import faces as module
-from emollama_jax.media.contact_sheet import BAR, GAP, NOT_FOUND, PEAK, contact_sheet
 from emollama_jax.media.face_detection import Faces, can_detect, detect_faces
 from emollama_jax.media.faces import (
     MAX_GAP_S,
     TEMPLATE,
-    FaceCrops,
     centre_square,
     cut_out,
     cuts,
@@ -276,36 +274,3 @@ def test_no_indices_is_an_error_of_one_line(tmp_path):
     with Video(write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)])) as video:
         with pytest.raises(UserError, match="^faces: no frames to look at; leave the clip out$"):
             face_crops(video, [])
-
-
-# The sheet
-
-
-def some_crops(number):
-    rng = np.random.default_rng(0)
-    return FaceCrops(
-        crops=rng.integers(0, 256, (number, 32, 32, 3), np.uint8),
-        indices=np.arange(number) * 2,
-        boxes=np.zeros((number, 4)),
-        found=np.arange(number) % 3 != 1,
-        source="face",
-        looked_for=number,
-    )
-
-
-def test_a_sheet_shows_the_crops_in_order_with_their_marks():
-    crops = some_crops(10)
-    sheet = np.asarray(contact_sheet(crops, peak=6, columns=4, tile=32))
-    assert sheet.shape == (3 * (32 + BAR + GAP) + GAP, 4 * (32 + GAP) + GAP, 3)
-    for i in range(10):
-        x, y = GAP + i % 4 * (32 + GAP), GAP + i // 4 * (32 + BAR + GAP)
-        if crops.indices[i] != 6:
-            assert np.array_equal(sheet[y : y + 32, x : x + 32], crops.crops[i])
-        bar = tuple(sheet[y + 32 + BAR - 2, x + 30])
-        assert (bar == NOT_FOUND) == (i % 3 == 1) and (bar == PEAK) == (i == 3)
-
-
-def test_a_sheet_of_a_long_clip_leaves_some_out_but_not_the_peak():
-    full = contact_sheet(some_crops(200), most=16, tile=32)
-    with_peak = contact_sheet(some_crops(200), peak=2 * 101, most=16, tile=32)
-    assert full.height == 2 * (32 + BAR + GAP) + GAP and with_peak.height == 3 * (32 + BAR + GAP) + GAP

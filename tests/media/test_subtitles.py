@@ -314,5 +314,5 @@ def test_models_that_are_none_are_refused_without_a_download(recogniser, tmp_pat
     with pytest.raises(UserError, match="lacks tokenizer.json; give another folder"):
         Recogniser(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot load Whisper model"):
         Recogniser(tmp_path)

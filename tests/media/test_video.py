@@ -12,7 +12,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.media import container as media
 from emollama_jax.media import video as video_module
 from emollama_jax.media.images import to_rgb
-from emollama_jax.media.video import Video, index_at, read_frame
+from emollama_jax.media.video import Video, read_frame
 from tests.media.hostile import MAKERS, NOISY, UNEVEN, grey, picture, pictures, write, write_hostile_files
 
 av = pytest.importorskip("av")
@@ -86,14 +86,6 @@ def test_times_are_those_at_which_frames_are_shown(files):
     assert times["gif"] == pytest.approx(np.arange(40) / 20, abs=1e-9)
     assert times["avi"] == pytest.approx(np.arange(25) / 25, abs=1e-9)
     assert times["raw"] == pytest.approx(np.arange(25) / 25, abs=1e-9)
-
-
-def test_the_frame_that_is_shown_at_a_time():
-    times = np.array([0.0, 0.04, 0.5, 2.0])
-    found = [index_at(times, second) for second in (-1.0, 0.0, 0.039, 0.04, 0.04 - 1e-9, 0.4999, 0.5, 1.99, 2.0, 1e9)]
-    assert found == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
-    thirds = np.arange(90) / 30
-    assert [index_at(thirds, i * (1 / 30)) for i in range(90)] == list(range(90))
 
 
 # -- the same frames wherever decoding begins

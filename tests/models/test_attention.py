@@ -1,4 +1,6 @@
-"""Attention, by every implementation that runs here, against plain NumPy and against each other."""
+"""Attention, by every kernel that runs here, against plain NumPy and against each other."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,15 @@ import pytest
 
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models import attention as attention_module
-from emollama_jax.models.attention import attention, bidirectional_attention
+from emollama_jax.models.attention import (
+    attention,
+    bidirectional_attention,
+    cached_attention,
+    resolve_attention,
+    resolve_for_devices,
+)
+from emollama_jax.models.llama import LlamaConfig
+from emollama_jax.models.mae import MaeConfig
 from emollama_jax.sharding import make_mesh, use_mesh
 from tests.models.tiny import close
 
@@ -22,26 +32,26 @@ def inputs(batch: int, length: int, heads: int, kv_heads: int, head_dim: int = 1
     return *(jnp.asarray(x, jnp.float32) for x in arrays), jnp.asarray(segment_ids)
 
 
-def naive(q, k, v, q_segment_ids, kv_segment_ids, q_offset: int = 0) -> np.ndarray:
+def naive(q, k, v, segment_ids) -> np.ndarray:
     """One query at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, length, heads, head_dim = q.shape
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(batch, length, heads):
         kv_head = n // (heads // k.shape[2])
-        seen = [s for s in range(q_offset + t + 1) if kv_segment_ids[b, s] == q_segment_ids[b, t]]
+        seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t]]
         scores = k[b, seen, kv_head] @ q[b, t, n] / np.sqrt(head_dim)
         weights = np.exp(scores - np.max(scores))
         out[b, t, n] = weights @ v[b, seen, kv_head] / np.sum(weights)
     return out
 
 
-def with_gradients(implementation: str, q, k, v, cotangent, segment_ids):
+def with_gradients(kernel: str, q, k, v, cotangent, segment_ids):
     """Output, and gradients of q, k and v."""
 
     @jax.jit
     def run(q, k, v, segment_ids):
-        f = lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, implementation=implementation)
+        f = lambda q, k, v: attention(q, k, v, segment_ids, kernel=kernel)
         y, pull = jax.vjp(f, q, k, v)
         return y, *pull(cotangent)
 
@@ -53,38 +63,39 @@ def same(found, expected) -> None:
         close(a, b, 1e-5, what)
 
 
-compiled = jax.jit(attention, static_argnames="implementation")
+compiled = jax.jit(attention, static_argnames="kernel")
 
 
-@pytest.mark.parametrize("implementation", ["auto", "xla", "chunked"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
 @pytest.mark.parametrize("kv_heads", [6, pytest.param(2, marks=pytest.mark.smoke), 1])
-def test_attention_is_the_textbook_one(implementation, kv_heads):
+def test_attention_is_the_textbook_one(kernel, kv_heads):
     q, k, v, _, segment_ids = inputs(2, 17, 6, kv_heads, head_dim=10)
-    segments = (segment_ids, segment_ids)
-    close(compiled(q, k, v, *segments, implementation=implementation), naive(q, k, v, *segments), 1e-5, "output")
+    close(compiled(q, k, v, segment_ids, kernel=kernel), naive(q, k, v, segment_ids), 1e-5, "output")
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("length", [1, 3])
-def test_queries_against_a_cache(length):
-    """The last tokens alone see what they see among all: T = 1 is one step of decoding."""
-    q, k, v, _, segment_ids = inputs(2, 17, 6, 2)
-    whole = compiled(q, k, v, segment_ids, segment_ids, implementation="xla")
-    for offset in (17 - length, 9):
-        part = slice(offset, offset + length)
-        ours = compiled(q[:, part], k, v, segment_ids[:, part], segment_ids, q_offset=jnp.int32(offset))
-        close(ours, whole[:, part], 1e-6, f"queries from {offset} on")
-        expected = naive(q[:, part], k, v, segment_ids[:, part], segment_ids, offset)
-        close(ours, expected, 1e-5, f"queries from {offset} on, against NumPy")
+@pytest.mark.parametrize("kv_heads", [6, 2])
+def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kv_heads):
+    """As the last tokens of each row among all of its own; what lies behind a row's length is not seen."""
+    q, k, v, *_ = inputs(3, 17, 6, kv_heads)
+    lengths, new = np.array([0, 5, 14]), 3
+    visible = jnp.broadcast_to(jnp.tri(new, dtype=bool), (3, new, new))
+    places = lengths[:, None] + np.arange(new)
+    part = [jnp.take_along_axis(x, places[..., None, None], axis=1) for x in (q, k, v)]
+    behind = (np.arange(17) >= lengths[:, None])[..., None, None]
+    ours = cached_attention(*part, jnp.where(behind, 9, k), jnp.where(behind, 99, v), jnp.asarray(lengths), visible)
+    segment_ids = jnp.ones((3, 17), int)
+    expected = naive(q, k, v, segment_ids)
+    close(ours, np.take_along_axis(expected, places[..., None, None], axis=1), 1e-5, "output")
 
 
 def test_half_precision_has_its_softmax_in_float32():
     """Scores of 64 more or less: rounded to bfloat16 they would be wrong by up to 1/8, and the weights with them."""
     q, k, v, _, segment_ids = inputs(2, 17, 4, 2)
     halves = [x.astype(jnp.bfloat16) for x in (q.at[..., 0].set(16), k.at[..., 0].add(16), v)]
-    ours = compiled(*halves, segment_ids, segment_ids)
+    ours = compiled(*halves, segment_ids)
     assert ours.dtype == jnp.bfloat16
-    expected = naive(*halves, segment_ids, segment_ids)
+    expected = naive(*halves, segment_ids)
     error = np.linalg.norm(np.asarray(ours, np.float64) - expected) / np.linalg.norm(expected)
     print(f"relative error in bfloat16: {error:.1e}")
     assert error < 2**-8
@@ -94,7 +105,7 @@ def test_half_precision_has_its_softmax_in_float32():
 def test_splash_is_attention(length, heads, kv_heads):
     """Rows of one block and of several; grouped heads; several segments."""
     args = inputs(2, length, heads, kv_heads)
-    same(with_gradients("splash", *args), with_gradients("xla", *args))
+    same(with_gradients("splash_interpret", *args), with_gradients("xla", *args))
 
 
 @pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (600, 4, 2)])
@@ -104,18 +115,59 @@ def test_chunks_are_attention(length, heads, kv_heads):
     same(with_gradients("chunked", *args), with_gradients("xla", *args))
 
 
-def test_one_cpu_device_takes_chunks_and_a_mesh_does_not(monkeypatch):
-    calls = []
-    monkeypatch.setattr(attention_module, "_chunked", lambda q, *rest, **options: calls.append(q.shape) or q)
+CASES = [  # platform, devices, head size, dtype, compute capability; the kernel of the decoder, of an encoder
+    (("cpu", 1, 128, "bfloat16", 0.0), "chunked", "chunked"),
+    (("cpu", 1, 128, "float32", 0.0), "chunked", "chunked"),
+    (("cpu", 8, 128, "bfloat16", 0.0), "xla", "chunked"),
+    (("tpu", 1, 128, "bfloat16", 0.0), "splash", "xla"),
+    (("tpu", 16, 64, "float32", 0.0), "splash", "xla"),
+    (("gpu", 1, 128, "bfloat16", 9.0), "cudnn", "cudnn"),
+    (("cuda", 8, 64, "float16", 8.0), "cudnn", "cudnn"),
+    (("gpu", 1, 128, "float32", 9.0), "xla", "xla"),
+    (("gpu", 1, 128, "float16", 7.5), "xla", "xla"),
+    (("gpu", 1, 256, "bfloat16", 9.0), "xla", "xla"),
+    (("gpu", 1, 90, "bfloat16", 9.0), "xla", "xla"),
+]
+
+
+@pytest.mark.parametrize(("devices", "decoder", "encoder"), CASES, ids=lambda case: str(case))
+def test_kernel_of_auto(devices, decoder, encoder):
+    names = ("platform", "num_devices", "head_dim", "dtype", "compute_capability")
+    facts = dict(zip(names, devices, strict=True))
+    assert resolve_attention("auto", causal=True, **facts) == decoder
+    assert resolve_attention("auto", causal=False, **facts) == encoder
+    for kernel in ("xla", "cudnn", "chunked"):  # a name stands for itself on every device
+        assert {resolve_attention(kernel, causal=causal, **facts) for causal in (True, False)} == {kernel}
+    splash = resolve_attention("splash", causal=True, **facts)
+    assert splash == ("splash" if facts["platform"] == "tpu" else "splash_interpret")
+
+
+def test_devices_are_asked_for_their_platform_and_number():
+    facts = {"causal": True, "head_dim": 64, "dtype": "bfloat16"}
+    assert resolve_for_devices("auto", jax.devices()[:1], **facts) == "chunked"
+    assert resolve_for_devices("auto", make_mesh({"data": 8}).devices.flat, **facts) == "xla"
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    assert resolve_for_devices("auto", [gpu], **facts) == "cudnn"
+
+
+def test_the_config_of_a_model_names_the_kernel_of_its_devices():
+    assert LlamaConfig().for_devices(jax.devices()[:1]).attention == "chunked"
+    assert LlamaConfig().for_devices(jax.devices()).attention == "xla"
+    assert LlamaConfig(attention="cudnn").for_devices(jax.devices()).attention == "cudnn"
+    assert MaeConfig().for_devices(jax.devices()) == MaeConfig(attention="chunked")
+
+
+@pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])
+def test_single_tokens_go_through_xla(kernel, monkeypatch):
+    """So do the rows that splash attention does not take; no kernel here is one that runs on CPUs only by luck."""
+    monkeypatch.setattr(attention_module, "_chunked", None)
+    monkeypatch.setattr(attention_module, "_splash", None)
     q, k, v, _, segment_ids = inputs(2, 16, 4, 2)
-    attention(q, k, v, segment_ids, segment_ids)
-    with use_mesh(make_mesh({"data": 1}, jax.devices()[:1]), DEFAULT_SHARDING):
-        attention(q, k, v, segment_ids, segment_ids)
-    assert len(calls) == 2
-    with use_mesh(make_mesh({"data": 2}, jax.devices()[:2]), DEFAULT_SHARDING):
-        attention(q, k, v, segment_ids, segment_ids)
-    attention(q[:, :1], k, v, segment_ids[:, :1], segment_ids, q_offset=3)
-    assert len(calls) == 2
+    alone = [x[:, :1] for x in (q, k, v, segment_ids)]
+    close(attention(*alone, kernel=kernel), attention(*alone), 0, "one token")
+    if kernel.startswith("splash"):
+        rows = (q, k, v, segment_ids)
+        close(attention(*rows, kernel=kernel), attention(*rows), 0, "rows of 16 tokens")
 
 
 @pytest.mark.smoke
@@ -124,37 +176,29 @@ def test_splash_on_a_mesh():
     args = inputs(4, 128, 4, 2)
     expected = with_gradients("xla", *args)
     with use_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), DEFAULT_SHARDING):
-        found = with_gradients("splash", *args)
+        found = with_gradients("splash_interpret", *args)
         same(with_gradients("xla", *args), expected)
     same(found, expected)
     assert found[0].addressable_shards[0].data.shape == (1, 128, 2, 16)
-
-
-def test_splash_refuses_rows_of_other_lengths():
-    q, k, v, _, segment_ids = inputs(1, 100, 2, 2)
-    with pytest.raises(ValueError, match="a multiple of 128 tokens, not 100"):
-        attention(q, k, v, segment_ids, segment_ids, implementation="splash")
 
 
 def test_splash_refuses_heads_that_do_not_split_alike():
     q, k, v, _, segment_ids = inputs(2, 128, 4, 2)
     with use_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 4}), DEFAULT_SHARDING):
         with pytest.raises(ValueError, match="cannot split 4 heads and 2 key/value heads alike"):
-            jax.eval_shape(lambda: attention(q, k, v, segment_ids, segment_ids, implementation="splash"))
+            jax.eval_shape(lambda: attention(q, k, v, segment_ids, kernel="splash"))
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("implementation", ["auto", "xla", "chunked"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
 @pytest.mark.parametrize("lengths", [None, (11, 1, 7)])
-def test_bidirectional_attention_is_the_textbook_one(implementation, lengths, monkeypatch):
+def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatch):
     """Also where only some of the heads are worked on at once, and where these do not divide the heads."""
     monkeypatch.setattr(attention_module, "CHUNK_SCORES", 4 * 11 * 11)
     random = np.random.default_rng(0)
     q, k, v = (jnp.asarray(random.normal(size=(3, 11, 3, 8)), jnp.float32) for _ in range(3))
     given = None if lengths is None else jnp.asarray(lengths)
-    found = jax.jit(bidirectional_attention, static_argnames="implementation")(
-        q, k, v, given, implementation=implementation
-    )
+    found = jax.jit(bidirectional_attention, static_argnames="kernel")(q, k, v, given, kernel=kernel)
     for b, length in enumerate(lengths or (11,) * 3):
         scores = np.einsum("tnh,snh->nts", q[b], k[b, :length], dtype=np.float64) / np.sqrt(8)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -166,20 +210,20 @@ def test_chunks_of_half_precision_have_their_softmax_in_float32():
     """1,024 equal weights, whose sum bfloat16 would round."""
     q = jnp.zeros((1, 1024, 1, 8), jnp.bfloat16)
     v = jnp.ones_like(q)
-    found = bidirectional_attention(q, q, v, implementation="chunked")
+    found = bidirectional_attention(q, q, v, kernel="chunked")
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, v)
 
 
-def test_unknown_bidirectional_implementation():
+def test_unknown_bidirectional_kernel():
     q = jnp.zeros((1, 2, 1, 8))
     with pytest.raises(ValueError, match="attention 'splash' is unknown; choose one of auto, xla, cudnn, chunked"):
-        bidirectional_attention(q, q, q, implementation="splash")
+        bidirectional_attention(q, q, q, kernel="splash")
 
 
-def test_unknown_implementation():
+def test_unknown_kernel():
     q, k, v, _, segment_ids = inputs(1, 4, 2, 2)
     with pytest.raises(
-        ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash, chunked"
+        ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash, splash_interpret"
     ):
-        attention(q, k, v, segment_ids, segment_ids, implementation="flash")
+        attention(q, k, v, segment_ids, kernel="flash")

@@ -12,18 +12,19 @@ import pytest
 from flax import nnx
 
 from emollama_jax.config import Config, load_config
+from emollama_jax.data.batch import Batch, soft_tokens_per_clip
 from emollama_jax.models.emotion_llama import (
     TRAINABLE,
     EmotionLlama,
-    image_tokens_of,
+    insert_soft_tokens,
     is_trainable,
-    place,
+    num_image_tokens,
 )
 from emollama_jax.models.projectors import PROJECTORS, ProjectorsConfig
 from emollama_jax.sharding import abstract
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
-from emollama_jax.weights.emotion_llama import trained_tensors
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.trained_export import trained_tensors
 from tests.models.tiny import initialised
 
 pytestmark = pytest.mark.smoke
@@ -45,25 +46,31 @@ def make_model(config: Config = TINY, **kwargs) -> EmotionLlama:
     return initialised(EmotionLlama.init, *parts, seed=config.seed, **kwargs)
 
 
-def batch_of(config: Config = TINY) -> dict[str, jax.Array]:
+def batch_of(config: Config = TINY) -> Batch:
     """Two rows of one clip: text, its soft tokens, text, and an answer of three tokens."""
     rng = np.random.default_rng(0)
-    soft = image_tokens_of(config.eva_vit, config.projectors) + 4
+    soft = soft_tokens_per_clip(config)
     index = np.concatenate([[-1] * 3, np.arange(soft), [-1] * 6])
     length = len(index)
-    batch = {
+    columns = {
         "tokens": rng.integers(3, 640, (2, length)),
         "soft_index": np.tile(index, (2, 1)),
         "segment_ids": np.ones((2, length)),
         "positions": np.tile(np.arange(length), (2, 1)),
     }
-    batch = {name: jnp.asarray(value, jnp.int32) for name, value in batch.items()}
+    is_target = (np.arange(length) >= length - 4) & (np.arange(length) < length - 1)
     width = config.eva_vit.hidden_size
-    return batch | {
-        "loss_mask": jnp.asarray(np.tile(np.arange(length) >= length - 4, (2, 1)) & (np.arange(length) < length - 1)),
-        "image_tokens": jnp.asarray(rng.normal(size=(2, 1, 1 + config.eva_vit.grid**2, width)), jnp.float32),
-        "features": jnp.asarray(rng.normal(size=(2, 1, 3, config.projectors.feature_size)), jnp.float32),
-    }
+    return Batch(
+        **{name: jnp.asarray(value, jnp.int32) for name, value in columns.items()},
+        loss_weights=jnp.asarray(np.tile(is_target, (2, 1)), jnp.float32),
+        image_tokens=jnp.asarray(rng.normal(size=(2, 1, 1 + config.eva_vit.grid**2, width)), jnp.float32),
+        features=jnp.asarray(rng.normal(size=(2, 1, 3, config.projectors.feature_size)), jnp.float32),
+    )
+
+
+def hidden_of(model: EmotionLlama, batch: Batch) -> np.ndarray:
+    soft = model.soft_tokens(batch.features, image_tokens=batch.image_tokens)
+    return np.asarray(model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids))
 
 
 def paths(tree) -> set[str]:
@@ -90,7 +97,7 @@ def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
     assert paths(grads) == names
     at_start = {path: np.abs(value).max() for path, value in param_values(grads).items()}
     assert {path for path, largest in at_start.items() if largest == 0} == {p for p in names if p.endswith("lora_a")}
-    assert {name for name, _ in trained_tensors(model)} == set().union(*map(expanded, GOLDEN.split("\n")))
+    assert set(trained_tensors(model)) == set().union(*map(expanded, GOLDEN.split("\n")))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
@@ -127,15 +134,19 @@ def test_bfloat16_stays_near_float32():
 
 def test_the_loss_of_a_clip_depends_on_nothing_beside_it():
     model, batch = make_model(), batch_of()
-    mixed = {name: x.at[1].set(x[1] * 0 + x[1][::-1] if x.ndim < 3 else -3 * x[1]) for name, x in batch.items()}
-    mixed |= {name: batch[name] for name in ("soft_index", "segment_ids", "positions", "loss_mask")}
-    hidden = [np.asarray(model(one)[0]) for one in (batch, mixed)]
+    mixed = dataclasses.replace(
+        batch,
+        tokens=batch.tokens.at[1].set(batch.tokens[1][::-1]),
+        image_tokens=batch.image_tokens.at[1].multiply(-3),
+        features=batch.features.at[1].multiply(-3),
+    )
+    hidden = [hidden_of(model, one)[0] for one in (batch, mixed)]
     np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=1e-5)
 
 
 def test_soft_tokens_are_placed_by_their_index():
     x, soft = jnp.zeros((2, 4, 3)), jnp.arange(2 * 5 * 3, dtype=jnp.float32).reshape(2, 5, 3)
-    placed = place(x, soft, jnp.array([[-1, 4, 0, -1], [3, -1, 3, 2]], jnp.int32))
+    placed = insert_soft_tokens(x, soft, jnp.array([[-1, 4, 0, -1], [3, -1, 3, 2]], jnp.int32))
     expected = np.zeros((2, 4, 3))
     expected[0, 1], expected[0, 2] = soft[0, 4], soft[0, 0]
     expected[1, 0] = expected[1, 2] = soft[1, 3]
@@ -169,19 +180,19 @@ def test_full_size():
     _, state = abstract(lambda: make_model(config))
     count = lambda which: sum(x.size for x in jax.tree.leaves(nnx.filter_state(state, which)))
     assert count(is_trainable) == 74_993_664
-    assert image_tokens_of(config.eva_vit, config.projectors) == 256
+    assert num_image_tokens(config.eva_vit, config.projectors) == 256
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ProjectorsConfig(patches_per_token=0), "projectors.patches_per_token=0: must be at least 1"),
-        (lambda: ProjectorsConfig(feature_size=0), "projectors.feature_size=0: must be at least 1"),
+        (lambda: ProjectorsConfig(patches_per_token=0), "patches_per_token=0: must be at least 1"),
+        (lambda: ProjectorsConfig(feature_size=0), "feature_size=0: must be at least 1"),
         (
             lambda: Config(projectors=ProjectorsConfig(patches_per_token=3)),
             "projectors.patches_per_token=3: must divide the image's 1024 patches",
         ),
-        (lambda: Config(trainable=("llama",)), "trainable: no part 'llama'; choose among lora, image_proj"),
+        (lambda: Config(trainable=("llama",)), "trainable=('llama',): no 'llama'; choose among lora, image_proj"),
     ],
     ids=["group", "feature", "divide", "part"],
 )

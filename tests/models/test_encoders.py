@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.bench.encode import ENCODERS, random_encoder, random_inputs
+from emollama_jax.bench.encode import random_inputs
 from emollama_jax.config import load_config
 from emollama_jax.models.videomae import sine_positions
 from emollama_jax.sharding import abstract
+from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.engine import param_values
 
 TINY = load_config("tiny")
@@ -38,7 +39,7 @@ ENCODER_CHANGES = {
     "kernel_dtype": "int8",
     "param_dtype": "bfloat16",
     "compute_dtype": "bfloat16",
-    "attention": "xla",
+    "attention": "chunked",
 }
 VIT_CHANGES = {**ENCODER_CHANGES, "image_size": 112, "patch_size": 4}
 CHANGES = {
@@ -77,19 +78,19 @@ def test_every_field_has_an_effect(name):
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        *((name, {"num_layers": 0}, f"{name}.num_layers=0: must be above 0") for name in ENCODERS),
-        ("mae", {"layer_norm_eps": 0.0}, "mae.layer_norm_eps=0.0: must be above 0"),
-        ("mae", {"num_heads": 5}, "mae.hidden_size=32 must be a multiple of num_heads=5"),
-        ("eva_vit", {"kernel_dtype": "int4"}, "eva_vit.kernel_dtype='int4': choose one of float32, bfloat16, float16,"),
-        ("hubert", {"attention": "splash"}, "hubert.attention='splash': choose one of auto, xla, cudnn, chunked"),
-        ("videomae", {"patch_size": 15}, "videomae.image_size=32 must be a multiple of patch_size=15"),
-        ("videomae", {"tubelet_size": 3}, "videomae.num_frames=4 must be a multiple of tubelet_size=3"),
-        ("mae", {"pool": "max"}, "mae.pool='max': choose one of mean, cls"),
-        ("hubert", {"conv_norm": "batch"}, "hubert.conv_norm='batch': choose one of layer, group"),
-        ("hubert", {"conv_dims": (32,) * 6}, "hubert.conv_dims, conv_kernels and conv_strides must hold one number"),
-        ("hubert", {"conv_strides": (0,) * 7}, "hubert.conv_dims, conv_kernels and conv_strides must hold one number"),
-        ("hubert", {"layer": 3}, "hubert.layer=3: give 0 to num_layers=2, or -1 and down"),
-        ("hubert", {"position_groups": 5}, "hubert.hidden_size=32 must be a multiple of position_groups=5"),
+        *((name, {"num_layers": 0}, "num_layers=0: must be above 0") for name in ENCODERS),
+        ("mae", {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0: must be above 0"),
+        ("mae", {"num_heads": 5}, "hidden_size=32 must be a multiple of num_heads=5"),
+        ("eva_vit", {"kernel_dtype": "int4"}, "kernel_dtype='int4': choose one of float32, bfloat16, float16,"),
+        ("hubert", {"attention": "splash"}, "attention='splash': choose one of auto, xla, cudnn, chunked"),
+        ("videomae", {"patch_size": 15}, "image_size=32 must be a multiple of patch_size=15"),
+        ("videomae", {"tubelet_size": 3}, "num_frames=4 must be a multiple of tubelet_size=3"),
+        ("mae", {"pool": "max"}, "pool='max': choose one of mean, cls"),
+        ("hubert", {"conv_norm": "batch"}, "conv_norm='batch': choose one of layer, group"),
+        ("hubert", {"conv_dims": (32,) * 6}, "conv_dims, conv_kernels and conv_strides must hold one number"),
+        ("hubert", {"conv_strides": (0,) * 7}, "conv_strides=(0, 0, 0, 0, 0, 0, 0): must be above 0"),
+        ("hubert", {"layer": 3}, "layer=3: give 0 to num_layers=2, or -1 and down"),
+        ("hubert", {"position_groups": 5}, "hidden_size=32 must be a multiple of position_groups=5"),
     ],
 )
 def test_values_refused(name, changes, said):

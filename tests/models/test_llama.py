@@ -110,13 +110,13 @@ class Runner:
             model = merged(params)
             return model(model.embed_tokens(tokens), positions, segment_ids)
 
-        def prefill(params, tokens, positions, segment_ids):
+        def prefill(params, tokens, lengths):
             model = merged(params)
-            return model.prefill(model.embed_tokens(tokens), positions, segment_ids, cache_size=15)
+            return model.prefill(model.embed_tokens(tokens), lengths, cache_size=15)
 
-        def extend(params, tokens, positions, segment_ids, cache):
+        def extend(params, tokens, cache):
             model = merged(params)
-            return model.extend(model.embed_tokens(tokens), positions, segment_ids, cache)
+            return model.extend(model.embed_tokens(tokens), cache)
 
         methods = [jax.jit(method) for method in (forward, prefill, extend)]
         self.forward, self.prefill, self.extend = (functools.partial(method, params) for method in methods)
@@ -124,43 +124,34 @@ class Runner:
 
 @pytest.mark.parametrize("scan_layers", [pytest.param(True, marks=pytest.mark.smoke), False], ids=["scan", "unrolled"])
 def test_prefill_and_extend_are_the_full_forward(scan_layers):
-    """Prompts of 7 and 4 tokens, padded in front, and 6 more tokens one or three at a time."""
+    """Prompts of 7 and 4 tokens, and 6 more tokens of each, one or three at a time, behind the row's own last."""
     config = tiny_config(scan_layers=scan_layers)
     run = Runner(random_llama(config, LORA))
-    tokens = rows(config)[0]
-    start = jnp.array([[0], [3]])
-    positions = jnp.maximum(jnp.arange(13) - start, 0)
-    segment_ids = (jnp.arange(13) >= start).astype(int)
-    args = tokens, positions, segment_ids
-    seen = segment_ids[..., None]
-    full = run.forward(*args) * seen
+    tokens, positions, _ = rows(config)
+    lengths = jnp.array([7, 4])
+    full = run.forward(tokens, positions, (positions < lengths[:, None] + 6).astype(int))
 
-    upto = lambda start, stop: [x[:, start:stop] for x in args]
-    hidden, cache = run.prefill(*upto(0, 7))
-    close(hidden * seen[:, :7], full[:, :7], 1e-5, "prefill")
+    hidden, cache = run.prefill(tokens[:, :7], lengths)
+    for row, length in enumerate(lengths):
+        close(hidden[row, :length], full[row, :length], 1e-5, f"prefill of row {row}")
     # What lies in slots not yet filled must not be seen.
-    after = (jnp.arange(15) >= 7)[:, None, None]
-    cache = dataclasses.replace(
-        cache,
-        k=jnp.where(after, 9.0, cache.k),
-        v=jnp.where(after, 99.0, cache.v),
-        segment_ids=jnp.where(jnp.arange(15) >= 7, 1, cache.segment_ids),
-    )
+    empty = (jnp.arange(15) >= lengths[:, None])[..., None, None]
+    cache = dataclasses.replace(cache, k=jnp.where(empty, 9.0, cache.k), v=jnp.where(empty, 99.0, cache.v))
     for step in (1, 3):
         longer = cache
-        for at in range(7, 13, step):
-            hidden, longer = run.extend(*upto(at, at + step), longer)
-            close(hidden, full[:, at : at + step], 1e-5, f"tokens {at} to {at + step - 1}")
-        assert longer.length == 13 and longer.k.shape == (2, 2, 15, 2, 10)
+        for start in range(0, 6, step):
+            places = lengths[:, None] + jnp.arange(start, start + step)
+            hidden, longer = run.extend(jnp.take_along_axis(tokens, places, axis=1), longer)
+            close(hidden, jnp.take_along_axis(full, places[..., None], axis=1), 1e-5, f"{step} tokens from {start} on")
+        assert longer.length.tolist() == [13, 10] and longer.k.shape == (2, 2, 15, 2, 10)
 
 
 def test_the_cache_has_the_dtype_of_the_activations():
     config = tiny_config(compute_dtype="bfloat16")
     model = random_llama(config)
     run = Runner(model)
-    hidden, cache = run.prefill(*rows(config))
-    step = jnp.full((2, 1), 13)
-    hidden, cache = run.extend(step, step, jnp.ones_like(step), cache)
+    hidden, cache = run.prefill(rows(config)[0], jnp.array([13, 9]))
+    hidden, cache = run.extend(jnp.full((2, 1), 13), cache)
     assert {hidden.dtype, cache.k.dtype, cache.v.dtype} == {jnp.dtype("bfloat16")}
     assert model.logits(hidden).dtype == jnp.float32
 
@@ -307,7 +298,7 @@ LLAMA_CHANGES = {
     "compute_dtype": "bfloat16",
     "scan_layers": False,
     "remat": "full",
-    "attention": "splash",
+    "attention": "splash_interpret",
     "loss_chunk": 6,
 }
 LORA_CHANGES = {"rank": 5, "alpha": 5.0, "dropout": 0.1, "targets": ("q_proj", "o_proj")}
@@ -358,23 +349,22 @@ def test_every_target_gets_an_adapter(target):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        *(
-            ({name: 0}, f"llama.{name}=0: must be above 0")
-            for name in LLAMA_CHANGES
-            if "_size" in name or "num" in name
+        *(({name: 0}, f"{name}=0: must be above 0") for name in LLAMA_CHANGES if "_size" in name or "num" in name),
+        ({"head_dim": -2}, "head_dim=-2: must be above 0"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps=0.0: must be above 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: must be above 0"),
+        ({"loss_chunk": 0}, "loss_chunk=0: must be above 0"),
+        ({"num_kv_heads": 4}, "num_heads=6 must be a multiple of num_kv_heads=4"),
+        ({"num_kv_heads": 12}, "num_heads=6 must be a multiple of num_kv_heads=12"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"kernel_dtype": "int4"}, "kernel_dtype='int4': choose one of float32, bfloat16, float16, int8, nf4"),
+        ({"param_dtype": "int8"}, "param_dtype='int8': choose one of float32, bfloat16, float16"),
+        ({"compute_dtype": "nf4"}, "compute_dtype='nf4': choose one of"),
+        ({"remat": "some"}, "remat='some': choose one of none, full, dots"),
+        (
+            {"attention": "flash"},
+            "attention='flash': choose one of auto, xla, cudnn, splash, splash_interpret, chunked",
         ),
-        ({"head_dim": -2}, "llama.head_dim=-2: must be above 0"),
-        ({"rms_norm_eps": 0.0}, "llama.rms_norm_eps=0.0: must be above 0"),
-        ({"rope_theta": -1.0}, "llama.rope_theta=-1.0: must be above 0"),
-        ({"loss_chunk": 0}, "llama.loss_chunk=0: must be above 0"),
-        ({"num_kv_heads": 4}, "llama.num_heads=6 must be a multiple of num_kv_heads=4"),
-        ({"num_kv_heads": 12}, "llama.num_heads=6 must be a multiple of num_kv_heads=12"),
-        ({"head_dim": 7}, "llama.head_dim=7 must be even"),
-        ({"kernel_dtype": "int4"}, "llama.kernel_dtype='int4': choose one of float32, bfloat16, float16, int8, nf4"),
-        ({"param_dtype": "int8"}, "llama.param_dtype='int8': choose one of float32, bfloat16, float16"),
-        ({"compute_dtype": "nf4"}, "llama.compute_dtype='nf4': choose one of"),
-        ({"remat": "some"}, "llama.remat='some': choose one of none, full, dots"),
-        ({"attention": "flash"}, "llama.attention='flash': choose one of auto, xla, cudnn, splash, chunked"),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

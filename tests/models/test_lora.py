@@ -145,10 +145,10 @@ def test_only_adapters_are_trained():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rank": -1}, "lora.rank=-1: "),
-        ({"dropout": 1.0}, "lora.dropout=1.0: "),
-        ({"dropout": -0.1}, "lora.dropout=-0.1: "),
-        ({"targets": ("q_proj", "query")}, "no layer query; choose among q_proj, k_proj"),
+        ({"rank": -1}, "rank=-1: "),
+        ({"dropout": 1.0}, "dropout=1.0: "),
+        ({"dropout": -0.1}, "dropout=-0.1: "),
+        ({"targets": ("q_proj", "query")}, "no 'query'; choose among q_proj, k_proj"),
     ],
 )
 def test_values_refused(changes, said):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from emollama_jax.bench.encode import ENCODERS, random_inputs
+from emollama_jax.bench.encode import random_inputs
 from emollama_jax.config import DEFAULT_SHARDING, load_config
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
+from emollama_jax.weights.encoders import ENCODERS
 from tests.models.tiny import close, initialised
 
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from emollama_jax.data.parts import CLIPS_PER_PART
 from emollama_jax.data.records import Records
-from emollama_jax.features.extract import CLIPS_PER_PART
 from emollama_jax.synthetic.dataset import make_dataset
 from tests.train.runs import environment, finish, spawn
 

@@ -8,7 +8,7 @@ from flax import nnx
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.plan.hlo import work_of
+from emollama_jax.plan.hlo import read_work
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
 from tests.models.tiny import tiny_config
 
@@ -25,7 +25,7 @@ def gathered(loss_chunk: int, *, tied: bool) -> float:
 
     with use_mesh(mesh, DEFAULT_SHARDING):
         text = jax.jit(jax.grad(loss)).lower(jnp.ones((8, 32, 64)), state).compile().as_text()
-    return work_of(text, [0] * 8).moved().get("all-gather", 0.0)
+    return read_work(text, [0] * 8).moved().get("all-gather", 0.0)
 
 
 @pytest.mark.parametrize("tied", [False, True])

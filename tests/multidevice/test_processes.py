@@ -14,11 +14,11 @@ PROCESS = """
 import dataclasses, json, sys
 import jax, numpy as np
 
-index, address, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(address, num_processes=2, process_id=index)
+process, address, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(address, num_processes=2, process_id=process)
 
 from emollama_jax.config import MeshConfig
-from emollama_jax.data.pipeline import onto_devices, process_share, train_dataset
+from emollama_jax.data.pipeline import onto_devices, process_shard, train_dataset
 from emollama_jax.sharding import make_mesh
 from tests.data.prepared import TOKENIZER, tiny_config
 
@@ -26,21 +26,21 @@ config = tiny_config({"train": (f"{folder}:train",), "batch_rows": 8})
 found = {}
 for sizes in ((2, 4, 1), (1, 2, 4), (1, 1, 8)):  # rows split over both processes; over tensor alone: all rows on both
     mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes)))
-    share = process_share(config, mesh)
-    dataset = train_dataset(config, TOKENIZER, share=share)
+    index, count = process_shard(config, mesh)
+    dataset = train_dataset(config, TOKENIZER, shard_index=index, num_shards=count)
     local, placed = iter(dataset), iter(onto_devices(dataset, config, mesh))
     clips = []
     for _ in range(3):
         rows, batch = next(local), next(placed)
-        assert batch["tokens"].shape == (8, 256) and rows["tokens"].shape == (8 // share[1], 256)
-        for name, array in batch.items():
-            offset = share[0] * (8 // share[1])
+        assert batch.tokens.shape == (8, 256) and rows.tokens.shape == (8 // count, 256)
+        for array, local_array in zip(jax.tree.leaves(batch), jax.tree.leaves(rows), strict=True):
+            offset = index * (8 // count)
             for shard in array.addressable_shards:
                 here = slice(*shard.index[0].indices(8)[:2])
-                np.testing.assert_array_equal(shard.data, rows[name][here.start - offset : here.stop - offset])
-        total = jax.jit(lambda mask: mask.sum())(batch["clip_mask"])  # over both processes
-        clips += rows["clip"][rows["clip_mask"]].tolist()
-    found["x".join(map(str, sizes))] = {"share": share, "clips": clips, "last": int(total)}
+                np.testing.assert_array_equal(shard.data, local_array[here.start - offset : here.stop - offset])
+        total = jax.jit(lambda mask: mask.sum())(batch.clip_mask)  # over both processes
+        clips += rows.clip[rows.clip_mask].tolist()
+    found["x".join(map(str, sizes))] = {"shard": (index, count), "clips": clips, "last": int(total)}
     placed.close(); local.close()
 print("FOUND", json.dumps(found))
 """
@@ -62,8 +62,8 @@ def test_two_processes_share_every_batch(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], outputs
     one, two = (json.loads(output.split("FOUND ")[1].splitlines()[0]) for output in outputs)
     for sizes in ("2x4x1", "1x2x4"):
-        assert (one[sizes]["share"], two[sizes]["share"]) == ([0, 2], [1, 2])
+        assert (one[sizes]["shard"], two[sizes]["shard"]) == ([0, 2], [1, 2])
         assert not set(one[sizes]["clips"]) & set(two[sizes]["clips"])  # of one epoch
         assert one[sizes]["last"] == two[sizes]["last"] > 8
     assert one["1x1x8"] == two["1x1x8"]
-    assert one["1x1x8"]["share"] == [0, 1]
+    assert one["1x1x8"]["shard"] == [0, 1]

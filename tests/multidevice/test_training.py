@@ -11,9 +11,10 @@ from etils import epath
 from flax import nnx
 
 from emollama_jax.config import load_config
+from emollama_jax.data.batch import Batch
 from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.runs.checkpoints import Checkpoints, named_arrays
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
-from emollama_jax.train.checkpoints import Checkpoints, named_arrays
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.setup import placed_state
 from emollama_jax.train.step import make_step, multimodal_loss
@@ -21,7 +22,7 @@ from tests.train.pod import children, finish_pod, start_pod
 from tests.train.runs import finish, lines, make_inputs, trace
 
 CONFIG = load_config("tiny")
-B, T, K, S = 8, 48, 1, 8  # 4 image tokens of 16 patches, and 4
+B, T, K, S = 8, 48, 1, 8  # 4 image tokens of 16 patches, and NUM_FEATURE_TOKENS
 
 
 def make_model() -> EmotionLlama:
@@ -29,19 +30,19 @@ def make_model() -> EmotionLlama:
     return EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(0))
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch() -> Batch:
     rng, columns = np.random.default_rng(0), np.arange(T, dtype=np.int32)
     row = lambda value: np.broadcast_to(value, (B, T)).copy()
-    return {
-        "tokens": rng.integers(0, CONFIG.llama.vocab_size, (B, T)).astype(np.int32),
-        "soft_index": row(np.where(columns < S, columns, -1).astype(np.int32)),
-        "segment_ids": row(np.int32(1)),
-        "positions": row(columns),
-        "loss_mask": row((columns >= S) & (columns < T - 1)),
-        "image_tokens": rng.normal(size=(B, K, 17, 48)).astype(np.float16),
-        "features": rng.normal(size=(B, K, 3, 1024)).astype(np.float32),
-        "clip_mask": np.ones((B, K), bool),
-    }
+    return Batch(
+        tokens=rng.integers(0, CONFIG.llama.vocab_size, (B, T)).astype(np.int32),
+        soft_index=row(np.where(columns < S, columns, -1).astype(np.int32)),
+        segment_ids=row(np.int32(1)),
+        positions=row(columns),
+        loss_weights=row(((columns >= S) & (columns < T - 1)).astype(np.float32)),
+        image_tokens=rng.normal(size=(B, K, 17, 48)).astype(np.float16),
+        features=rng.normal(size=(B, K, 3, 1024)).astype(np.float32),
+        clip_mask=np.ones((B, K), bool),
+    )
 
 
 def steps_on(sizes: tuple[int, int, int], folder, *, steps: int, restored: bool):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emollama_jax.bench.encode import ENCODERS, load_peer
+from emollama_jax.bench.encode import load_peer
 from emollama_jax.bench.peer import torch_encoder
 from emollama_jax.config import Config
 from emollama_jax.features.encode import encode_audio, encode_images
@@ -20,6 +20,7 @@ from emollama_jax.media.audio import hubert_waveform
 from emollama_jax.media.images import eva_vit_frame, even_indices, mae_face, videomae_clip
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, normalize
+from emollama_jax.weights.encoders import ENCODERS
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("EMOLLAMA_FULL_SIZE") != "1", reason="10 GiB and minutes; EMOLLAMA_FULL_SIZE=1 runs it"

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.bench.encode import ENCODERS, load_peer
-from emollama_jax.bench.peer import source_of, torch_encoder
+from emollama_jax.bench.encode import load_peer
+from emollama_jax.bench.peer import as_source, torch_encoder
 from emollama_jax.config import Config, load_config
 from emollama_jax.sharding import abstract
+from emollama_jax.weights.encoders import ENCODERS
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.eva_vit import load_eva_vit
 from tests.models.tiny import close
@@ -127,7 +128,7 @@ def test_eva_vit_at_another_grid_interpolates_as_torch():
     theirs = torch_encoder(dataclasses.replace(config, image_size=42))  # 3 x 3 patches
     with torch.no_grad():
         theirs.embeddings.position_embedding.normal_(generator=torch.Generator().manual_seed(4))
-    ours, _ = load_eva_vit(source_of(theirs), config)
+    ours, _ = load_eva_vit(as_source(theirs), config)
     x = np.random.default_rng(5).normal(size=(2, 56, 56, 3)).astype(np.float32)
     with torch.no_grad():
         tokens = theirs(torch.tensor(np.moveaxis(x, -1, 1).copy()), interpolate_pos_encoding=True).last_hidden_state

@@ -11,19 +11,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, GenerateConfig, load_config
 from emollama_jax.data.packing import pack_rows
-from emollama_jax.infer.generate import Generator
-from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable, place
+from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
+from emollama_jax.models.emotion_llama import EmotionLlama, insert_soft_tokens, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh, use_mesh
 from emollama_jax.text.prompts import PromptConfig, Turn, encode_turns
 from emollama_jax.text.tokenizers import load_tokenizer
-from emollama_jax.train.step import multimodal_loss
-from emollama_jax.weights.emotion_llama import load_emotion_llama, trained_tensors
+from emollama_jax.train.step import init_state, make_step, multimodal_loss
+from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.trained_export import trained_tensors
 
 pytest.importorskip("torch")  # the reference's files are torch's
 
@@ -85,26 +87,32 @@ def encoded(tokenizer, i, config, *, answered):
     return encode_turns(tokenizer, [turn], config, subtitle=said, image_tokens=IMAGE_TOKENS)
 
 
-def batch_of(rows, expected, *, clips_per_row=2):
+def batch_of(rows, expected, *, loss_average="token", clips_per_row=2):
     """Packed rows of (clip, sample) pairs, with the clips' image tokens and features."""
     batch = pack_rows(
         [[sample for _, sample in row] for row in rows],
         length=LENGTH,
         clips_per_row=clips_per_row,
         soft_per_clip=SOFT,
+        loss_average=loss_average,
     )
+    clips = {}
     for name, values in (("image_tokens", expected["vit"]), ("features", expected["features"])):
-        batch[name] = np.zeros((len(rows), clips_per_row, *values.shape[1:]), np.float32)
+        clips[name] = np.zeros((len(rows), clips_per_row, *values.shape[1:]), np.float32)
         for b, row in enumerate(rows):
             for k, (clip, _) in enumerate(row):
-                batch[name][b, k] = values[clip]
-    return jax.tree.map(jnp.asarray, batch)
+                clips[name][b, k] = values[clip]
+    return jax.tree.map(jnp.asarray, dataclasses.replace(batch, **clips))
 
 
 @pytest.fixture(scope="module")
 def batch(samples, expected):
-    """A sample a row."""
+    """A sample a row, and every target of the same weight, as in the reference's batch of both."""
     return batch_of([[(0, samples[0])], [(1, samples[1])]], expected)
+
+
+def soft_tokens_of(model, batch):
+    return model.soft_tokens(batch.features, frames=batch.frames, image_tokens=batch.image_tokens)
 
 
 def close(ours, theirs, tolerance, what):
@@ -124,22 +132,22 @@ def test_the_soft_tokens(model, expected):
 
 
 def test_every_token_is_in_its_place(model, batch, expected):
-    x = place(model.llama.embed_tokens(batch["tokens"]), model.soft_tokens(batch), batch["soft_index"])
+    x = insert_soft_tokens(model.llama.embed_tokens(batch.tokens), soft_tokens_of(model, batch), batch.soft_index)
     for row, length in enumerate(expected["mask"].sum(1)):
         close(x[row, :length], expected["embeds"][row, :length], 1e-5, f"embeddings of sample {row}")
-        targets = np.flatnonzero(batch["loss_mask"][row]) + 1
+        targets = np.flatnonzero(batch.loss_weights[row]) + 1
         assert np.array_equal(targets, np.flatnonzero(expected["labels"][row] >= 0))
-        assert np.array_equal(batch["tokens"][row, targets], expected["labels"][row, targets])
-        assert batch["segment_ids"][row].sum() == length
+        assert np.array_equal(batch.tokens[row, targets], expected["labels"][row, targets])
+        assert batch.segment_ids[row].sum() == length
 
 
 def test_the_losses(model, batch, expected):
-    loss, targets = multimodal_loss(model, batch, None)
+    loss, weight = multimodal_loss(model, batch, None)
     close(loss, expected["loss"], 1e-4, "loss")
-    assert targets == len(expected["target_positions"])
+    assert weight == len(expected["target_positions"])
     for row, theirs in enumerate(expected["per_sample_loss"]):
         close(
-            multimodal_loss(model, {n: x[row : row + 1] for n, x in batch.items()}, None)[0],
+            multimodal_loss(model, jax.tree.map(lambda x: x[row : row + 1], batch), None)[0],  # noqa: B023
             theirs,
             1e-4,
             "sample's loss",
@@ -147,7 +155,9 @@ def test_the_losses(model, batch, expected):
 
 
 def test_the_logits(model, batch, expected):
-    logits = np.asarray(model.llama.logits(model(batch)))
+    soft = soft_tokens_of(model, batch)
+    hidden = model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids)
+    logits = np.asarray(model.llama.logits(hidden))
     rows, columns = expected["target_positions"].T
     close(logits[rows, columns - 1], expected["target_logits"], 1e-3, "logits")
     for row, length in enumerate(expected["mask"].sum(1)):
@@ -160,7 +170,7 @@ def test_every_gradient(model, batch, expected):
     graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
     grads = jax.grad(lambda t: multimodal_loss(nnx.merge(graphdef, t, frozen), batch, None)[0])(trainable)
     like = nnx.merge(graphdef, grads, frozen)
-    found = dict(trained_tensors(like))
+    found = trained_tensors(like)
     theirs = {name.removeprefix("grad:"): value for name, value in expected.items() if name.startswith("grad:")}
     assert set(found) == set(theirs)
     for name, value in theirs.items():
@@ -177,40 +187,62 @@ def test_greedy_generation_in_the_references_layout(model, tokenizer, expected, 
     soft = jnp.asarray(expected["encoded"])
     for row, p in enumerate(prompts):
         tokens, soft_index = jnp.asarray(p.tokens[None]), jnp.asarray(p.soft[None])
-        x = place(model.llama.embed_tokens(tokens), soft[row : row + 1], soft_index)
+        x = insert_soft_tokens(model.llama.embed_tokens(tokens), soft[row : row + 1], soft_index)
         close(x[0], expected["gen_embs"][row, -len(p.tokens) :], 1e-5, "prompt embeddings")
-    generator = Generator(model.llama, eos_ids=[tokenizer.eos_id])
-    config = GenerateConfig(max_new_tokens=24)
-    if together:
-        answers, theirs = generator.generate(prompts, config, soft=soft), expected["gen_tokens"]
-    else:
-        answers = [generator.generate([p], config, soft=soft[i : i + 1])[0] for i, p in enumerate(prompts)]
-        theirs = expected["gen_tokens_single"]
+    batcher, config = SlotBatcher(model.llama, [tokenizer.eos_id]), GenerateConfig(max_new_tokens=24)
+    requests = [GenerationRequest(p, config, soft=soft[i]) for i, p in enumerate(prompts)]
+    answers = batcher.run(requests) if together else [batcher.run([request])[0] for request in requests]
+    theirs = expected["gen_tokens" if together else "gen_tokens_single"]
     assert [list(answer.tokens) for answer in answers] == theirs[:, 1:].tolist()
     assert [tokenizer.decode(a.tokens) for a in answers] == IO["generated" if together else "generated_single"]
 
 
+@pytest.fixture(scope="module")
+def average_losses(expected):
+    """The loss by its average: of both samples' targets, and of both samples' own losses."""
+    losses = {"token": expected["loss"], "clip": expected["per_sample_loss"].mean()}
+    assert abs(losses["token"] - losses["clip"]) > 1e-3
+    return losses
+
+
 @pytest.mark.parametrize("order", [[(0, 1)], [(1, 0)], [(0,), (1,)], [(1,), (0,)]], ids=str)
-def test_packing_and_devices_change_nothing(placed, samples, expected, order):
+def test_packing_and_devices_change_nothing(placed, samples, expected, average_losses, order):
     devices, mesh, model = placed
     rows = [[(clip, samples[clip]) for clip in row] for row in order]
-    batch = batch_of(rows * (devices // len(rows) or 1), expected)  # the same rows again leave the mean as it is
+    rows *= devices // len(rows) or 1  # the same rows again leave the mean as it is
     graphdef, state = nnx.split(model)
+    loss_of = jax.jit(lambda state, batch: multimodal_loss(nnx.merge(graphdef, state), batch, None)[0])
+    for average, theirs in average_losses.items():
+        with use_mesh(mesh, DEFAULT_SHARDING):
+            loss = loss_of(state, batch_of(rows, expected, loss_average=average))
+        close(loss, theirs, 1e-5, f"loss by {average}")
+
+
+def test_parts_of_a_batch_change_nothing(placed, samples, expected, average_losses):
+    """Two parts, of one row each on one device and of four on eight."""
+    devices, mesh, model = placed
+    rows = [[(clip, samples[clip]) for clip in row] for row in ([(0,), (1,)] if devices == 1 else [(0, 1), (1, 0)] * 4)]
+    optimizer = optax.sgd(0.0)
     with use_mesh(mesh, DEFAULT_SHARDING):
-        loss, _ = jax.jit(lambda state: multimodal_loss(nnx.merge(graphdef, state), batch, None))(state)
-    close(loss, expected["loss"], 1e-5, "loss")
+        graphdef, frozen, state = init_state(model, optimizer)
+        state = jax.tree.map(jnp.copy, state)  # a step takes its state's memory, and others use the model
+        step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=2)
+        for average, theirs in average_losses.items():
+            state, metrics = step(state, frozen, batch_of(rows, expected, loss_average=average))
+            close(metrics["loss"], theirs, 1e-5, f"loss by {average}")
 
 
 def test_frames_go_through_the_encoder(model, batch):
     """With frames in the batch the soft tokens are those of the encoder's tokens."""
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 2, 56, 56, 3), dtype=np.uint8))
     tokens = model.eva_vit.encode(frames.reshape(4, 56, 56, 3)).reshape(2, 2, 17, 48)
-    rest = {name: value for name, value in batch.items() if name != "image_tokens"}
-    from_frames = model.soft_tokens(rest | {"frames": frames})
-    close(from_frames, np.asarray(model.soft_tokens(rest | {"image_tokens": tokens})), 1e-6, "soft tokens")
+    from_frames = model.soft_tokens(batch.features, frames=frames)
+    close(from_frames, np.asarray(model.soft_tokens(batch.features, image_tokens=tokens)), 1e-6, "soft tokens")
     without = EmotionLlama(model.llama, model.projectors)
     with pytest.raises(ValueError, match="make the model with its encoder"):
-        without.soft_tokens(rest | {"frames": frames})
+        without.soft_tokens(batch.features, frames=frames)
+    with pytest.raises(ValueError, match="no clips; give frames or image_tokens"):
+        model.soft_tokens(batch.features)
 
 
 def test_features_a_clip_lacks_change_only_their_own_soft_token(model, expected):

@@ -4,7 +4,7 @@ from typing import Any
 
 from emollama_jax.config import Config, load_config
 from emollama_jax.plan.compiler import Job
-from emollama_jax.plan.plan import ProgramPlan, planned_of
+from emollama_jax.plan.plan import ProgramPlan, make_program_plan
 from emollama_jax.plan.search import changed
 from emollama_jax.plan.topology import GIB, parse_topology
 
@@ -37,4 +37,4 @@ def too_big(needs_gib: float) -> dict[str, Any]:
 
 
 def planned(config: Config, found: dict[str, Any], topology: str = "v5e-16", program: str = "step") -> ProgramPlan:
-    return planned_of(Job(config, parse_topology(topology), program, config.data.batch_rows), found)
+    return make_program_plan(Job(config, parse_topology(topology), program, config.data.batch_rows), found)

@@ -1,6 +1,6 @@
 import pytest
 
-from emollama_jax.plan.hlo import work_of
+from emollama_jax.plan.hlo import read_work
 
 pytestmark = pytest.mark.smoke
 
@@ -43,12 +43,12 @@ def entry(line: str) -> str:
 
 
 def only(line: str, slice_of=(0, 0, 0, 0)):
-    (collective,) = work_of(entry(line), slice_of).collectives
+    (collective,) = read_work(entry(line), slice_of).collectives
     return collective
 
 
 def test_what_stands_in_a_loop_counts_as_often_as_it_runs():
-    work = work_of(LOOP, [0] * 4)
+    work = read_work(LOOP, [0] * 4)
     assert work.cycles == 7 + 32 * (100 + 20)
     reduced, gathered = sorted(work.collectives, key=lambda one: one.kind, reverse=False)[::-1]
     assert (gathered.kind, reduced.kind) == ("all-gather", "all-reduce")
@@ -67,22 +67,22 @@ def test_a_fusion_that_only_starts_a_collective_leaves_it_to_run_beside_others(n
         f"  %{name} = bf16[16,8] fusion(%x), kind=kCustom, calls=%fused_computation.1\n"
         f"  ROOT %async-collective-done = bf16[16,8] fusion(%{name}), kind=kCustom, calls=%fused_computation.1\n}}\n"
     )
-    (collective,) = work_of(text, [0] * 4).collectives
+    (collective,) = read_work(text, [0] * 4).collectives
     assert collective.hidden == hidden
 
 
 def test_an_unrolled_loop_runs_less_often():
     twice = LOOP.replace("%next = s32[] add(%i, %one)", "%half = s32[] add(%i, %one)\n  %next = s32[] add(%half, %one)")
-    assert work_of(twice, [0] * 4).cycles == 7 + 16 * 120
+    assert read_work(twice, [0] * 4).cycles == 7 + 16 * 120
 
 
 def test_the_compilers_own_count_of_a_loop_goes_first():
     told = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
-    assert work_of(told, [0] * 4).cycles == 7 + 5 * 120
+    assert read_work(told, [0] * 4).cycles == 7 + 5 * 120
 
 
 def test_a_loop_without_a_known_end_counts_once():
-    assert work_of(LOOP.replace("compare(%i, %end)", "and(%i, %end)"), [0] * 4).cycles == 7 + 120
+    assert read_work(LOOP.replace("compare(%i, %end)", "and(%i, %end)"), [0] * 4).cycles == 7 + 120
 
 
 @pytest.mark.parametrize(

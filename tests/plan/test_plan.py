@@ -126,5 +126,5 @@ def test_other_programs_are_estimated_too(program):
 
 
 def test_a_mesh_that_does_not_fit_is_told():
-    with pytest.raises(UserError, match=r"config.mesh on v5e-16: mesh .*fsdp=3.*; set --config.mesh.fsdp=-1"):
+    with pytest.raises(UserError, match=r"config.mesh .*fsdp=3.* does not fit 16 devices; .*multiply.* may be -1"):
         make_plan("x", experiment(mesh={"fsdp": 3}), parse_topology("v5e-16"), FakeCompiler())

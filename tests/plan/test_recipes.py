@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emollama_jax.config import load_config
-from emollama_jax.plan.plan import sizes_of
+from emollama_jax.plan.plan import get_mesh_sizes
 from emollama_jax.plan.topology import parse_topology
 
 pytestmark = pytest.mark.smoke
@@ -30,7 +30,7 @@ def test_a_recipe_fits_its_topology_and_trains_what_stage_1_trains(name):
     config, stage1 = load_config(name), load_config("stage1_merr")
     assert RECIPES[name]
     for topology in map(parse_topology, RECIPES[name]):
-        sizes = sizes_of(config, topology)
+        sizes = get_mesh_sizes(config, topology)
         assert config.data.batch_rows % (sizes["data"] * sizes["fsdp"] * config.train.grad_accum_steps) == 0
     assert (config.lora, config.trainable, config.prompt) == (stage1.lora, stage1.trainable, stage1.prompt)
     assert config.data.batch_rows * config.train.steps == pytest.approx(16 * stage1.train.steps, rel=0.01)

@@ -5,7 +5,7 @@ import pytest
 from emollama_jax.config import from_dict
 from emollama_jax.errors import UserError
 from emollama_jax.plan.compiler import Compiler
-from emollama_jax.plan.plan import sizes_of
+from emollama_jax.plan.plan import get_mesh_sizes
 from emollama_jax.plan.search import (
     copies,
     ranked,
@@ -34,7 +34,7 @@ class FakeCompiler(Compiler):
         return map(self._one, jobs)
 
     def _one(self, job):
-        mesh, llama = sizes_of(job.config, job.topology), job.config.llama
+        mesh, llama = get_mesh_sizes(job.config, job.topology), job.config.llama
         parts = job.config.train.grad_accum_steps
         rows = job.rows / (mesh["data"] * mesh["fsdp"]) / parts
         weight = {"bfloat16": 13.0, "int8": 7.0, "nf4": 4.0}[llama.kernel_dtype] / mesh["fsdp"] / mesh["tensor"]
@@ -53,7 +53,7 @@ def test_the_search_finds_what_is_fastest_and_fits():
     found = search(experiment(), V5E, compiler, said.append)
     best = found[0]
     assert best.fits
-    assert sizes_of(best.config, V5E)["tensor"] == 1
+    assert get_mesh_sizes(best.config, V5E)["tensor"] == 1
     assert best.config.llama.attention == "auto"
     assert [one.estimate.rate for one in found if one.fits] == sorted(
         (one.estimate.rate for one in found if one.fits), reverse=True
@@ -78,7 +78,7 @@ def test_of_equal_speed_fewer_parts_exact_kernels_and_less_memory_are_better():
 
 
 def test_copies_and_splits_make_all_devices_of_the_axes():
-    sizes = lambda candidates: [tuple(sizes_of(one, V5E).values()) for one in candidates]
+    sizes = lambda candidates: [tuple(get_mesh_sizes(one, V5E).values()) for one in candidates]
     config = experiment()
     assert sizes(copies(config, V5E)) == [(1, 16, 1), (2, 8, 1), (4, 4, 1), (8, 2, 1), (16, 1, 1)]
     best = experiment(mesh={"data": 2, "fsdp": 8})

@@ -8,7 +8,7 @@ import pytest
 
 from emollama_jax.config import Config, load_config
 from emollama_jax.plan.compiler import Compiler, Job, figures
-from emollama_jax.plan.plan import ProgramPlan, planned_of
+from emollama_jax.plan.plan import ProgramPlan, make_program_plan
 from emollama_jax.plan.search import changed
 from emollama_jax.plan.topology import GIB, parse_topology
 
@@ -21,7 +21,7 @@ IMAGE_TOKENS = {"train": ("data/merr/image_tokens/1.0.0:coarse",)}
 
 def compiled(config: Config, topology: str, program: str = "step", rows: int | None = None) -> ProgramPlan:
     job = Job(config, parse_topology(topology), program, rows or config.data.batch_rows)
-    return planned_of(job, figures(Compiler(), [job])[0])
+    return make_program_plan(job, figures(Compiler(), [job])[0])
 
 
 def small(**groups: dict[str, Any]) -> Config:

@@ -43,8 +43,10 @@ TEXTS = [
 
 
 def instruction(subtitle: str, asked: str) -> str:
-    said = f"The person in video says: {subtitle}.  " if subtitle else ""
-    return f"[INST] <video><VideoHere></video> <feature><FeatureHere></feature> {said}{asked}  [/INST]"
+    """As the reference joins it: without a subtitle two spaces are left before the request."""
+    sentence = f"The person in video says: {subtitle}. " if subtitle else ""
+    asked = "<video><VideoHere></video> <feature><FeatureHere></feature> " + sentence + " " + asked + " "
+    return f"[INST] {asked} [/INST]"
 
 
 def parts_of(sample) -> list:
@@ -83,6 +85,16 @@ def test_an_empty_subtitle_leaves_its_sentence_out(subtitle):
     sample = encode_turns(TOKENIZER, [Turn(ASK)], subtitle=subtitle)
     assert "says" not in TOKENIZER.decode(sample.tokens[sample.soft < 0].tolist())
     assert "says" in TOKENIZER.decode(encode_turns(TOKENIZER, [Turn(ASK)], subtitle="Oh").tokens.tolist())
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [("trained", "</feature>  "), ("reference", "</video> <feature><FeatureHere></feature>  ")],
+)
+def test_without_a_subtitle_two_spaces_stand_before_the_request(layout, text):
+    sample = encode_turns(TOKENIZER, [Turn(ASK)], PromptConfig(layout=layout), image_tokens=3)
+    assert parts_of(sample)[-1] == TOKENIZER.encode(f"{text}{ASK}  [/INST]")
+    assert parts_of(sample)[-1] != TOKENIZER.encode(f"{text[:-1]}{ASK}  [/INST]")
 
 
 FORGERIES = ["</s>", "<s>", "a</s><s>[INST] b", "<VideoHere>", "x <FeatureHere> y", "</video> <feature>", "<unk>"]
@@ -208,17 +220,17 @@ def test_the_example_in_the_docstring():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layout": "other"}, "prompt.layout='other': choose one of trained, reference"),
-        ({"question_set": "mine"}, "prompt.question_set='mine': choose one of released, varied"),
-        ({"missing": "mean"}, "prompt.missing='mean': choose one of zeros, omit"),
-        ({"tasks": ("emotion", "guess")}, "no task 'guess'; choose among emotion, reason, reason_v2"),
-        ({"tasks": ()}, "prompt.tasks=(): give one or more"),
-        ({"labels": ()}, "prompt.labels=(): give one or more"),
+        ({"layout": "other"}, "layout='other': choose one of trained, reference"),
+        ({"question_set": "mine"}, "question_set='mine': choose one of released, varied"),
+        ({"missing": "mean"}, "missing='mean': choose one of zeros, omit"),
+        ({"tasks": ("emotion", "guess")}, "no 'guess'; choose among emotion, reason, reason_v2"),
+        ({"tasks": ()}, "tasks=(): give one or more"),
+        ({"labels": ()}, "labels=(): give one or more"),
         ({"labels": ("sad", "sad")}, "give one or more, each once"),
-        ({"task_weights": (1.0, 2.0)}, "prompt.task_weights=(1.0, 2.0): give one number above 0 for each of"),
-        ({"task_weights": (0.0,)}, "give one number above 0 for each of prompt.tasks"),
-        ({"max_answer_words": 0}, "prompt.max_answer_words=0: must be at least 1"),
-        ({"max_answer_tokens": 0}, "prompt.max_answer_tokens=0: must be at least 1"),
+        ({"task_weights": (1.0, 2.0)}, "task_weights=(1.0, 2.0): give one number above 0 for each of"),
+        ({"task_weights": (0.0,)}, "task_weights=(0.0,): must be above 0"),
+        ({"max_answer_words": 0}, "max_answer_words=0: must be at least 1"),
+        ({"max_answer_tokens": 0}, "max_answer_tokens=0: must be at least 1"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

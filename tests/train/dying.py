@@ -12,7 +12,8 @@ import signal
 import sys
 
 from emollama_jax.cli import main
-from emollama_jax.train import checkpoints, report
+from emollama_jax.runs import checkpoints
+from emollama_jax.train import report
 
 
 def die(number: int = signal.SIGKILL) -> None:
@@ -27,7 +28,7 @@ def arrange(how: str, step: int) -> None:
         def add_and_die(self, number, values):
             if number == step:
                 die(signal.SIGKILL if how == "step" else signal.SIGTERM)
-            add(self, number, values)
+            return add(self, number, values)
 
         report.Report.add = add_and_die
     elif how == "saving":

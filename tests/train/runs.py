@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from emollama_jax import cli
-from emollama_jax.config import Config, parse_flags
-from emollama_jax.weights.runs import META, STATE, read_arrays, steps_of, write_file_list
+from emollama_jax.config import Config, load_config, parse_flags, to_dict
+from emollama_jax.io.orbax_arrays import read_arrays
+from emollama_jax.runs.checkpoint_files import CHECKPOINTS, META, OPT_STATE, PARAMS, find_steps, write_file_list
 from tests.data.prepared import write_data
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +40,10 @@ def seal(path: Path, fingerprint: str) -> None:
 
 def write_meta(checkpoint: Path, **meta: Any) -> Path:
     """Has a checkpoint, which needs no arrays yet, say this of itself."""
-    for name in (STATE, META):
+    for name in (PARAMS, META):
         (checkpoint / name).mkdir(parents=True, exist_ok=True)
-    (checkpoint / META / "metadata").write_text(json.dumps(meta))
-    write_file_list(epath.Path(checkpoint))
+    (checkpoint / META / "metadata").write_text(json.dumps({"config": to_dict(load_config("tiny")), **meta}))
+    write_file_list(checkpoint)
     return checkpoint
 
 
@@ -132,7 +132,8 @@ def trace(workdir: Path) -> list[tuple]:
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint."""
-    return read_arrays(workdir / "checkpoints" / str(steps_of(workdir)[-1]) / "state")
+    newest = workdir / CHECKPOINTS / str(find_steps(workdir)[-1])
+    return read_arrays(newest / PARAMS) | read_arrays(newest / OPT_STATE)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -9,17 +9,20 @@ import pytest
 from flax import nnx
 
 from emollama_jax import cli
-from emollama_jax.config import Config, TrainConfig
-from emollama_jax.data.preparation import Recipe
+from emollama_jax.config import Config, TrainConfig, load_config
+from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
+from emollama_jax.eval.validation import make_label_metrics
 from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.text.labels import MERR
+from emollama_jax.runs.checkpoint_files import find_damage, find_steps
+from emollama_jax.runs.run import Run
+from emollama_jax.text.labels import MERR, METRICS
 from emollama_jax.train import loop, setup
 from emollama_jax.train.loop import End, train
-from emollama_jax.weights.emotion_llama import load_emotion_llama, open_trained
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.pretrained import load_llama
-from emollama_jax.weights.runs import damage, read_run, steps_of
+from emollama_jax.weights.trained import open_trained
 from tests.data.prepared import random_record, write_data
 from tests.train.runs import ROOT, arguments, config_of, final_state, lines, make_inputs, seal, trace
 
@@ -37,7 +40,7 @@ def recorded(inputs):
     """(workdir, outcome, the run as it began, its frozen weights at that time) of 4 steps with validation."""
     workdir, kept, scores = inputs / "done", [], iter([0.0, 0.25])
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 2, "train__log_interval": 2}
-    fields |= {"train__best_metric": "f1", "train__keep": 4, "train__profile": "(2, 3)"}
+    fields |= {"train__best_metric": "macro_f1", "train__keep": 4, "train__profile": "(2, 3)"}
 
     def setup_run(*args, **kwargs):
         run = setup.setup_run(*args, **kwargs)
@@ -46,7 +49,7 @@ def recorded(inputs):
 
     def more(model):
         assert isinstance(model, EmotionLlama)
-        return {"f1": next(scores)}
+        return {"macro_f1": next(scores)}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "setup_run", setup_run)
@@ -65,7 +68,7 @@ def test_a_run_is_logged_validated_and_kept(done):
     assert (outcome.end, outcome.step, outcome.best) == (End.DONE, 4, 4)
     two, held, four, last = lines(workdir)
     assert [line["step"] for line in (two, held, four, last)] == [2, 2, 4, 4]
-    assert (held["validation_f1"], last["validation_f1"]) == (0.0, 0.25)
+    assert (held["validation_macro_f1"], last["validation_macro_f1"]) == (0.0, 0.25)
     assert last["validation_loss"] != held["validation_loss"]
     for line in (two, four):
         assert 0 < line["loss"] < 20 and line["grad_norm"] > 0
@@ -74,8 +77,8 @@ def test_a_run_is_logged_validated_and_kept(done):
         assert line["targets_per_s"] > line["clips_per_s"] > 0
         assert len(line["batch"]) == 8 and line["clips"] == 16
     assert two["learning_rate"] == pytest.approx(5.5e-3) and two["batch"] != four["batch"]
-    assert steps_of(workdir) == [1, 2, 3, 4]
-    assert not any(damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
+    assert find_steps(workdir) == [1, 2, 3, 4]
+    assert not any(find_damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
     assert list(workdir.glob("events.out*")) and (workdir / "config.json").is_file()
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
@@ -84,13 +87,13 @@ def test_only_what_is_trained_is_kept_and_changes(inputs, done):
     workdir, _ = done
     config = config_of(inputs, workdir)
     before, _ = load_emotion_llama(inputs / "base", config)
-    ours = read_run(workdir)
+    ours = Run.open(workdir).values()
     trained = {f"llama.layers.attn.{p}.lora_{letter}" for p in ("q_proj", "v_proj") for letter in "ab"}
     names = ("image_proj", "mae_proj", "videomae_proj", "hubert_proj", "cls_proj")
     trained |= {f"projectors.{name}.{kind}" for name in names for kind in ("kernel", "bias")}
-    assert set(ours.values) == trained
+    assert set(ours) == trained
     initial = param_values(nnx.state(before))
-    for name, value in ours.values.items():
+    for name, value in ours.items():
         assert (np.asarray(initial[name]) != value).any(), name
     # The optimiser: two numbers for each of these, and the number of its steps.
     state = final_state(workdir)
@@ -135,7 +138,7 @@ def test_new_adapters_change_nothing(inputs, tmp_path):
 
 def test_resume_comes_before_trained_weights_and_that_before_new_weights(inputs, done, tmp_path, monkeypatch):
     workdir, _ = done
-    trained, fields = read_run(workdir).values, {**MESH, "weights__trained": workdir}
+    trained, fields = Run.open(workdir).values(), {**MESH, "weights__trained": workdir}
 
     def differing(run):
         found = param_values(run.state.trainable)
@@ -188,7 +191,9 @@ def test_features_of_other_encoders_are_refused(inputs, done, tmp_path):
     """From a run that learnt others, and where the training's and the validation's differ."""
     data = write_data(tmp_path / "data", {"train": 60, "held": 6}, image="image_tokens", encoders={"mae": "other"})
     fields = {**MESH, "data__train": f"{data}:train", "weights__trained": done[0]}
-    with pytest.raises(UserError, match=r"data.train: mae features of other, and .* was trained on those of one; extr"):
+    with pytest.raises(
+        UserError, match=r"trained on mae features of one, and here they are of other; .* begin without weights.trained"
+    ):
         train(config_of(inputs, tmp_path / "from", **fields))
     with pytest.raises(UserError, match=r"mae features of different encoders .*one.*other"):
         train(config_of(inputs, tmp_path / "mixed", **MESH, train__validation=f"{data}:held"))
@@ -239,23 +244,57 @@ def test_compiled_programs_are_kept_in_the_folder_named(inputs, done):
 
 def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__patience": 2}
-    config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="f1")
+    config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="macro_f1")
     scores = iter([0.3, 0.2, 0.3, 0.9])
-    outcome = train(config, more_metrics=lambda model: {"f1": next(scores)})
+    outcome = train(config, more_metrics=lambda model: {"macro_f1": next(scores)})
     assert (outcome.end, outcome.step, outcome.best) == (End.EARLY, 3, 1)
-    assert steps_of(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
-    assert train(config, more_metrics=lambda model: {"f1": next(scores)}).step == 3  # and it stays ended
+    assert find_steps(tmp_path / "run") == [1, 2, 3]  # the best, and the newest two
+    assert train(config, more_metrics=lambda model: {"macro_f1": next(scores)}).step == 3  # and it stays ended
     assert next(scores) == 0.9
 
 
-def test_a_metric_that_is_not_there_is_named(inputs, tmp_path):
-    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1}
-    with pytest.raises(UserError, match=r"train\.best_metric=uar: the validation has loss; choose one of these"):
-        train(config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="uar"))
+def test_the_best_checkpoint_is_that_of_the_best_labels(inputs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__steps": 3}
+    argv = arguments(inputs, workdir, **MESH, **fields, train__best_metric="uar")
+    assert cli.main(["train", *argv]) == 0
+    found = [line["validation_uar"] for line in lines(workdir) if "validation_uar" in line]
+    assert len(found) == 3 and all(0 <= value <= 1 for value in found)
+    best = 1 + found.index(max(found))
+    assert f"the best checkpoint is that of step {best}" in capsys.readouterr().err
+    model, _ = load_emotion_llama(inputs / "base", load_config("tiny"), trained=workdir / "checkpoints/3")
+    expected = make_label_metrics(config_of(inputs, workdir, **fields, train__best_metric="uar"))(model)
+    assert found[-1] == pytest.approx(expected["uar"], abs=1e-6)
+    last = [line for line in lines(workdir) if "validation_uar" in line][-1]
+    assert set(METRICS) <= {name.removeprefix("validation_") for name in last}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__best_metric": "f2"}, "train.best_metric='f2': choose one of loss, accuracy, weighted_precision"),
+        ({"train__best_metric": "uar", "prompt__labels": "calm,tense"}, "prompt.labels has calm, tense"),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_one_line_before_any_step(inputs, tmp_path, capsys, fields, message):
+    fields |= {"train__validation": f"{inputs}/clips:held"}
+    assert cli.main(["train", *arguments(inputs, tmp_path / "run", **fields)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_of_labels_needs_what_measures_it(inputs, tmp_path):
+    fields = {"train__validation": f"{inputs}/clips:held", "train__best_metric": "uar"}
+    with pytest.raises(UserError, match=r"train\.best_metric=uar: needs more_metrics"):
+        train(config_of(inputs, tmp_path / "run", **MESH, **fields))
 
 
 def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
-    rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, image="image_tokens", image_tokens_shape=(17, 48))
+    rng, recipe = (
+        np.random.default_rng(0),
+        Recipe(labels=MERR, image_storage="image_tokens", image_tokens_shape=(17, 48)),
+    )
     records = [random_record(i, rng, recipe) for i in range(60)]
     records[3]["features"] = np.full((3, 1024), np.nan, np.float32)
     records[3]["has_feature"] = np.ones(3, bool)
@@ -275,7 +314,7 @@ def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
     assert (outcome.end, outcome.step) == (End.DONE, 4)
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(workdir) if "skipped" in line] == [bad]
-    for name, value in read_run(workdir).values.items():
+    for name, value in Run.open(workdir).values().items():
         assert np.isfinite(value).all(), name
 
 
@@ -291,7 +330,7 @@ def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     assert cli.main(["export", str(workdir / "checkpoints/4"), str(tmp_path / "peft"), "--to", "peft"]) == 0
     given, pth, peft = open_trained(PTH), open_trained(tmp_path / "out.pth"), open_trained(tmp_path / "peft")
     assert pth.adapter_name == given.adapter_name
-    before, after, folder = (dict(trained.tensors()) for trained in (given, pth, peft))
+    before, after, folder = (trained.reference_tensors() for trained in (given, pth, peft))
     assert before.keys() == after.keys() == folder.keys()
     assert any(name.startswith("attention.") for name in before)
     for name in before:
@@ -320,7 +359,7 @@ def test_frames_go_through_the_frozen_encoder(inputs, tmp_path):
         train(config_of(inputs, tmp_path / "run", **fields))
     fields |= {"weights__eva_vit": reference / "eva_vit_tiny.pth", "weights__ln_vision": reference / "ln_vision.pth"}
     assert train(config_of(inputs, tmp_path / "run", **fields)).end is End.DONE
-    assert not [name for name in read_run(tmp_path / "run").values if name.startswith("eva_vit")]
+    assert not [name for name in Run.open(tmp_path / "run").values() if name.startswith("eva_vit")]
     other = tmp_path / "other.pth"
     other.write_bytes((reference / "eva_vit_tiny.pth").read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"config\.weights\.eva_vit: not what this run was begun with"):

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, load_config
+from emollama_jax.data.batch import Batch
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
@@ -25,23 +26,27 @@ def make_model(lora: LoRAConfig = LORA, **changes) -> Llama:
     return initialised(Llama, dataclasses.replace(TINY, **changes), lora)
 
 
-def row(*samples: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """One packed row; a sample's second half is its answer."""
-    batch = {name: np.zeros((1, length), np.int32) for name in ("tokens", "segment_ids", "positions")}
-    batch["loss_mask"] = np.zeros((1, length), bool)
+def row(*samples: np.ndarray, length: int) -> Batch:
+    """One packed row; a sample's second half is its answer, whose tokens weigh 1 each."""
+    integers = ("tokens", "segment_ids", "positions")
+    batch = Batch(
+        **{name: np.zeros((1, length), np.int32) for name in integers},
+        soft_index=np.full((1, length), -1, np.int32),
+        loss_weights=np.zeros((1, length), np.float32),
+    )
     start = 0
     for segment, sample in enumerate(samples, 1):
         here, half = slice(start, start + len(sample)), start + len(sample) // 2
-        batch["tokens"][0, here] = sample
-        batch["segment_ids"][0, here] = segment
-        batch["positions"][0, here] = np.arange(len(sample))
-        batch["loss_mask"][0, half - 1 : here.stop - 1] = True
+        batch.tokens[0, here] = sample
+        batch.segment_ids[0, here] = segment
+        batch.positions[0, here] = np.arange(len(sample))
+        batch.loss_weights[0, half - 1 : here.stop - 1] = 1
         start = here.stop
     return batch
 
 
-def rows(*batches: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+def rows(*batches: Batch) -> Batch:
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
 def samples(*lengths: int) -> list[np.ndarray]:
@@ -50,7 +55,7 @@ def samples(*lengths: int) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def batch() -> dict[str, np.ndarray]:
+def batch() -> Batch:
     a, b, c, d, e = samples(7, 5, 12, 9, 16)
     return rows(row(a, b, length=16), row(c, length=16), row(d, length=16), row(e, length=16))
 
@@ -89,7 +94,7 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_weights_alone(batch, ker
     assert losses[0] == pytest.approx(np.log(VOCAB), rel=0.05)
     assert losses[-1] < losses[0] - 0.5
     assert int(state.step) == 30
-    assert int(metrics["targets"]) == batch["loss_mask"].sum()
+    assert int(metrics["targets"]) == (batch.loss_weights > 0).sum()
     assert float(metrics["grad_norm"]) > 0
     for old, new in zip(before, on_host(frozen), strict=True):
         assert old.tobytes() == new.tobytes()
@@ -137,7 +142,7 @@ def test_a_batch_without_targets_changes_nothing(batch):
     optimizer = optax.sgd(1.0)
     graphdef, frozen, state = init_state(make_model(), optimizer)
     before = on_host(state.trainable)
-    empty = {**batch, "loss_mask": np.zeros_like(batch["loss_mask"])}
+    empty = dataclasses.replace(batch, loss_weights=np.zeros_like(batch.loss_weights))
     state, metrics = make_step(graphdef, optimizer, text_loss)(state, frozen, empty)
     assert {name: float(value) for name, value in metrics.items()} == {"loss": 0, "grad_norm": 0, "targets": 0}
     for old, new in zip(before, on_host(state.trainable), strict=True):
@@ -163,8 +168,12 @@ def test_dropout_differs_from_step_to_step_and_is_repeatable(batch):
     assert losses[0] != losses[1]
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch):
-    """The rows have different numbers of targets, so the parts do not weigh the same."""
+@pytest.mark.parametrize("average", ["clip", "token"])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch, average):
+    """The rows have different numbers of clips and targets, so the parts do not weigh the same."""
+    if average == "clip":
+        shares = np.maximum((batch.loss_weights > 0).sum(axis=1, keepdims=True), 1) / [[2], [1], [1], [1]]
+        batch = dataclasses.replace(batch, loss_weights=(batch.loss_weights / shares).astype(np.float32))
     optimizer, results = optax.sgd(1.0), []
     mesh = make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     for grad_accum_steps in (1, 2):

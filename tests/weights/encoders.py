@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from emollama_jax.weights.engine import LoadReport
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from tests.weights.tiny import Weights, stored_values
 
 # Under Hugging Face's names and under ours.
@@ -22,7 +22,7 @@ OUR_SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_s
 IMAGE = {"image_size": 32, "patch_size": 8}
 
 
-class MemorySource(Source):
+class MemorySource(WeightSource):
     """Tensors in memory; `reads` are the names of those whose data was asked for, under whatever name."""
 
     def __init__(self, weights: Weights, config: dict[str, Any] | None = None):

@@ -1,5 +1,6 @@
 """Base checkpoints: written, read back, put on a mesh, and damaged in every file."""
 
+import dataclasses
 import gc
 import json
 import shutil
@@ -62,7 +63,7 @@ def test_round_trip(bases, dtype):
     assert is_base_checkpoint(folder)
     manifest = read_manifest(folder)
     assert (manifest["fingerprint"], manifest["source"], manifest["format"]) == (fingerprint, "tiny", 1)
-    assert manifest["llama"] == model.config
+    assert manifest["llama"] == dataclasses.replace(model.config, attention="auto")  # the devices' business
     again, report = load_llama(folder)
     assert again.config == model.config
     assert set(report.read) == set(stored_values(model))

@@ -14,20 +14,13 @@ from safetensors.numpy import load_file
 
 from emollama_jax import cli
 from emollama_jax.config import load_config
-from emollama_jax.models.emotion_llama import PROJECTORS as PARTS
-from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
+from emollama_jax.models.emotion_llama import PROJECTORS, EmotionLlama, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh
-from emollama_jax.weights.emotion_llama import (
-    PROJECTORS,
-    load_emotion_llama,
-    load_trained,
-    open_trained,
-    trained_tensors,
-    write_folder,
-    write_pth,
-)
+from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.trained import PROJECTOR_NAMES, load_trained, open_trained
+from emollama_jax.weights.trained_export import trained_tensors, write_folder, write_pth
 from tests.weights.tiny import assert_bit_equal, assert_close, user_error
 
 torch = pytest.importorskip("torch")
@@ -96,10 +89,10 @@ def test_import_export_import_keeps_names_and_bits(capsys, tmp_path, theirs):
 
 def test_through_the_model_too(tmp_path, model, theirs):
     carried = {name: theirs[name] for name in CARRIED}
-    write_pth(tmp_path / "out.pth", trained_tensors(model, carried))
+    write_pth(tmp_path / "out.pth", trained_tensors(model) | carried)
     assert_bit_equal(contents(tmp_path / "out.pth"), theirs)
     (tmp_path / "folder").mkdir()
-    write_folder(tmp_path / "folder", trained_tensors(model, carried), CONFIG.lora)
+    write_folder(tmp_path / "folder", trained_tensors(model) | carried, CONFIG.lora)
     again, _ = load_emotion_llama(DATA / "llama", CONFIG, trained=tmp_path / "folder")
     assert_bit_equal(param_values(nnx.state(again)), param_values(nnx.state(model)))
 
@@ -152,7 +145,7 @@ def test_what_training_saves_beside_the_model_is_dropped_by_name(tmp_path, their
     torch.save(file, tmp_path / "in.pth")
     trained = open_trained(tmp_path / "in.pth")
     assert trained.dropped == ("optimizer/state/0/exp_avg",)
-    assert_bit_equal(dict(trained.tensors()), theirs)
+    assert_bit_equal(trained.reference_tensors(), theirs)
 
 
 def test_onto_a_mesh(model):
@@ -169,7 +162,7 @@ def test_from_minigpt(tmp_path, theirs):
     path = saved(tmp_path / "minigpt.pth", kept)
     fresh = load_emotion_llama(DATA / "llama", CONFIG)[0]
     loaded, reports = load_emotion_llama(DATA / "llama", CONFIG, trained=path)
-    new = {f"projectors.{name}.{leaf}" for name in PARTS[1:] for leaf in ("kernel", "bias")}
+    new = {f"projectors.{name}.{leaf}" for name in PROJECTORS[1:] for leaf in ("kernel", "bias")}
     assert set(reports["trained"].initialised) == new
     before, after = (param_values(nnx.state(m, is_trainable)) for m in (fresh, loaded))
     assert {name for name in after if np.array_equal(before[name], after[name])} == new
@@ -188,7 +181,7 @@ class Reference(torch.nn.Module):
         llama = transformers.LlamaForCausalLM.from_pretrained(DATA / "llama", torch_dtype=torch.float32)
         settings = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
         self.llama_model = peft.get_peft_model(llama, settings)
-        for name in PROJECTORS:
+        for name in PROJECTOR_NAMES:
             outputs, inputs = theirs[f"{name}.weight"].shape
             self.add_module(name, torch.nn.Linear(inputs, outputs))
         self.attention = torch.nn.Sequential()
@@ -332,7 +325,7 @@ def test_existing_outputs_are_left_alone(capsys, tmp_path):
 def test_a_folder_of_peft_records_the_settings(tmp_path, theirs):
     trained = open_trained(CHECKPOINT, alpha=32.0)
     (tmp_path / "a").mkdir()
-    write_folder(tmp_path / "a", trained.tensors(), trained.lora, base="weights/llama2")
+    write_folder(tmp_path / "a", trained.reference_tensors(), trained.lora, base="weights/llama2")
     settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (8, 32.0, "weights/llama2")
     assert open_trained(tmp_path / "a").lora == trained.lora
@@ -343,4 +336,4 @@ def test_trained_weights_go_into_any_model_that_has_their_adapters(theirs):
     report = load_trained(model, open_trained(CHECKPOINT))
     assert len(report.read) == len(theirs) - len(CARRIED)
     assert report.dropped == CARRIED
-    assert_bit_equal(dict(trained_tensors(model)), {n: v for n, v in theirs.items() if n not in CARRIED})
+    assert_bit_equal(trained_tensors(model), {n: v for n, v in theirs.items() if n not in CARRIED})

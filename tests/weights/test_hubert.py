@@ -98,6 +98,7 @@ def test_every_form(form):
         layer_norm_eps=1e-6,
         position_kernel=6,
         position_groups=4,
+        attention="chunked",
     )
     norms = [hasattr(conv, "norm") for conv in model.convs]
     assert norms == ([True] * 3 if form == "large" else [True, False, False])
@@ -256,9 +257,9 @@ def config_json(**changes):
         ({"conv_bias": 1}, ["unusable configuration (conv_bias=1)"]),
         ({"conv_dim": 512}, ["unusable configuration"]),
         ({"conv_dim": [20, "24", 24.0]}, ["unusable configuration (conv_dims=(20, '24', 24.0))"]),
-        ({"conv_stride": (5, 2)}, ["hubert.conv_dims, conv_kernels and conv_strides must hold one number"]),
-        ({"feat_extract_norm": "batch"}, ["hubert.conv_norm='batch': choose one of layer, group"]),
-        ({"num_conv_pos_embedding_groups": 5}, ["hubert.hidden_size=32 must be a multiple of position_groups=5"]),
+        ({"conv_stride": (5, 2)}, ["conv_dims, conv_kernels and conv_strides must hold one number"]),
+        ({"feat_extract_norm": "batch"}, ["conv_norm='batch': choose one of layer, group"]),
+        ({"num_conv_pos_embedding_groups": 5}, ["hidden_size=32 must be a multiple of position_groups=5"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

@@ -1,5 +1,6 @@
 """LLaMA in from every format and out as a Hugging Face folder, against torch where it is installed."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig, adapters
 from emollama_jax.weights.llama import architecture
-from emollama_jax.weights.pretrained import load_llama, load_tokenizer_of, save_hugging_face
+from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, save_hugging_face
 from emollama_jax.weights.sources import open_source
 from tests.weights.tiny import (
     FLOAT32,
@@ -69,7 +70,7 @@ def test_every_format_gives_the_same_numbers(tmp_path, main, variant):
     else:
         write_sharded(tmp_path, config, weights, main, SAVE[main])
     model, report = load_float32(tmp_path, remat="none")
-    assert model.config == config
+    assert model.config == dataclasses.replace(config, attention="chunked")
     names = flax_names(weights) if main == "flax_model.msgpack" else weights
     assert sorted(report.read) == sorted(names)
     assert_holds(model, weights)
@@ -99,7 +100,7 @@ def test_gguf(tmp_path, kind):
     weights = random_weights(config)
     stored = write_gguf(tmp_path / "tiny.gguf", config, weights, kind)
     model, report = load_float32(tmp_path / "tiny.gguf", remat="none")
-    assert model.config == config
+    assert model.config == dataclasses.replace(config, attention="chunked")
     assert len(report.read) == len(weights)
     assert_holds(model, stored)
     if kind == "F32":
@@ -110,7 +111,7 @@ def test_gguf_has_the_tokenizer_of_the_folder(tmp_path):
     config = tiny_config(num_layers=1)
     write_gguf(tmp_path / "tiny.gguf", config, random_weights(config))
     with open_source(tmp_path / "tiny.gguf") as source:
-        tokenizers = [load_tokenizer_of(where, 640) for where in (source, source.path, str(source.path), REFERENCE)]
+        tokenizers = [load_base_tokenizer(where, 640) for where in (source, source.path, str(source.path), REFERENCE)]
     text = "[INST] She smiles, but her voice trembles. [/INST]"
     assert len({tuple(tokenizer.encode(text)) for tokenizer in tokenizers}) == 1
     assert {(tokenizer.bos_id, tokenizer.eos_id) for tokenizer in tokenizers} == {(1, 2)}
@@ -300,14 +301,14 @@ def test_tokenizer_larger_than_the_vocabulary(tmp_path):
     write_folder(tmp_path, config, random_weights(config))
     model, _ = load_float32(tmp_path)
     with user_error("640 ids", "639", str(tmp_path), "use the tokenizer"):
-        load_tokenizer_of(tmp_path, model.config.vocab_size)
+        load_base_tokenizer(tmp_path, model.config.vocab_size)
 
 
 def test_no_tokenizer(tmp_path):
     config = tiny_config(num_layers=1)
     (write_folder(tmp_path, config, random_weights(config)) / "tokenizer.model").unlink()
     with user_error(str(tmp_path), "tokenizer"):
-        load_tokenizer_of(tmp_path, 640)
+        load_base_tokenizer(tmp_path, 640)
 
 
 # --- out ---
@@ -324,7 +325,7 @@ def adapted(folder, targets=("q_proj", "v_proj"), **execution):
 
 def save(folder, model, **kwargs):
     folder.mkdir()
-    save_hugging_face(folder, model, load_tokenizer_of(REFERENCE, 640), **kwargs)
+    save_hugging_face(folder, model, load_base_tokenizer(REFERENCE, 640), **kwargs)
     return folder
 
 
@@ -359,7 +360,7 @@ def test_saved_folder_is_the_one_loaded(tmp_path, folders, variant):
     again, report = load_float32(saved, remat="none")
     assert again.config == model.config
     assert_bit_equal(stored_values(again), stored_values(model))
-    assert load_tokenizer_of(saved, 640).encode("a</s>b") == load_tokenizer_of(REFERENCE, 640).encode("a</s>b")
+    assert load_base_tokenizer(saved, 640).encode("a</s>b") == load_base_tokenizer(REFERENCE, 640).encode("a</s>b")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.atomic import atomic_folder
-from emollama_jax.weights.sources import open_source, write_safetensors_folder
+from emollama_jax.weights.safetensors_files import write_safetensors_folder
+from emollama_jax.weights.sources import open_source
 
 DTYPES = ["float32", "float16", "float64", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool"]
 
@@ -554,61 +554,3 @@ def test_a_flipped_msgpack_byte_never_escapes_as_another_error(tmp_path):
             [source.read(name) for name in source.names()]
         except UserError as error:
             assert "\n" not in str(error)
-
-
-# --- output folders ---
-
-
-def test_atomic_folder_appears_when_complete(tmp_path):
-    target = tmp_path / "deep" / "out"
-    with atomic_folder(target) as partial:
-        (partial / "a").write_text("x")
-        assert not target.exists() and partial.parent == target.parent
-    assert [file.name for file in target.iterdir()] == ["a"]
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_atomic_folder_leaves_nothing_after_a_failure(tmp_path, error):
-    with pytest.raises(error):
-        with atomic_folder(tmp_path / "out") as partial:
-            (partial / "a").write_text("x")
-            raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_atomic_folder_takes_an_empty_folder(tmp_path):
-    (tmp_path / "out").mkdir()
-    with atomic_folder(tmp_path / "out") as partial:
-        (partial / "a").write_text("x")
-    assert (tmp_path / "out" / "a").read_text() == "x"
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_atomic_folder_refuses_what_is_there(tmp_path, kind):
-    target = tmp_path / "out"
-    if kind == "folder":
-        target.mkdir()
-        (target / "keep").write_text("x")
-    else:
-        target.write_text("x")
-    with pytest.raises(UserError, match="out.*remove it") as caught:
-        with atomic_folder(target):
-            raise AssertionError("never entered")
-    assert "\n" not in str(caught.value)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_atomic_folder_filled_meanwhile(tmp_path):
-    with pytest.raises(UserError, match="out"):
-        with atomic_folder(tmp_path / "out"):
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "theirs").touch()
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
-
-
-def test_atomic_folder_under_a_file(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="another folder"):
-        with atomic_folder(tmp_path / "file" / "out"):
-            pass

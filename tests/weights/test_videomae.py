@@ -65,7 +65,7 @@ def test_every_model(kind, use_mean_pooling):
     model, report = eagerly(load_videomae, source, **FLOAT32)
     has_norm = not use_mean_pooling
     assert model.config == VideoMaeConfig(
-        **OUR_SIZES, **IMAGE, **CLIP, **FLOAT32, layer_norm_eps=1e-7, final_norm=has_norm
+        **OUR_SIZES, **IMAGE, **CLIP, **FLOAT32, layer_norm_eps=1e-7, final_norm=has_norm, attention="chunked"
     )
     assert (model.final_norm is not None) == has_norm
     assert_filled(model, report, encoder_weights(theirs), NAMES)
@@ -135,7 +135,7 @@ def test_norm_that_is_missing(weights):
         ({"qkv_bias": False}, ["the model has no biases of queries and values"]),
         ({"num_channels": 4}, ["the model has frames of 4 channels"]),
         ({"num_frames": None}, ["the configuration lacks 'num_frames'"]),
-        ({"tubelet_size": 4}, ["videomae.num_frames=6 must be a multiple of tubelet_size=4"]),
+        ({"tubelet_size": 4}, ["num_frames=6 must be a multiple of tubelet_size=4"]),
         ({"num_frames": "16"}, ["unusable configuration (num_frames='16')"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from emollama_jax.models.vit import PatchEmbed, VitConfig
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import interpolate_positions, patch_rules, resize_positions, split_qkv, without_prefix
 from tests.weights.encoders import MemorySource, torch_bicubic
 from tests.weights.tiny import FLOAT32
@@ -25,7 +25,7 @@ def random(*shape: int) -> np.ndarray:
 @pytest.mark.smoke
 def test_with_tensors_changes_the_tensors_only():
     old, new = random(2, 3), random(4)
-    source = Source(Path("a.pth"), "torch", {"old": StoredTensor((2, 3), lambda: old)}, {"a": 1}, {"epoch": 3})
+    source = WeightSource(Path("a.pth"), "torch", {"old": StoredTensor((2, 3), lambda: old)}, {"a": 1}, {"epoch": 3})
     other = source.with_tensors({"kept": source.stored("old"), "new": StoredTensor((4,), lambda: new)})
     assert (other.path, other.format, other.config, other.extra) == (Path("a.pth"), "torch", {"a": 1}, {"epoch": 3})
     assert other.names() == ["kept", "new"]

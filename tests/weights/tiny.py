@@ -22,7 +22,7 @@ from sentencepiece import SentencePieceProcessor
 from emollama_jax.errors import UserError
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.weights.engine import param_values
-from emollama_jax.weights.sources import Source, StoredTensor
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 
 REFERENCE = Path(__file__).parents[1] / "data/reference_tiny/llama"
 FLOAT32 = dict.fromkeys(("kernel_dtype", "param_dtype", "compute_dtype"), "float32")
@@ -230,7 +230,7 @@ def write_gguf(
 # --- sources in memory ---
 
 
-class CountingSource(Source):
+class CountingSource(WeightSource):
     """Tensors in memory that notes the name of each one read."""
 
     def __init__(self, weights: Weights, config: dict[str, Any] | None = None):

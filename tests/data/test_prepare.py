@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from emollama_jax import cli
-from emollama_jax.data import preparation
+from emollama_jax.data import parts
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.builders import Clips, Merr, prepare
-from emollama_jax.data.preparation import Preparation, Recipe
-from emollama_jax.data.records import Records, decode_frame
+from emollama_jax.data.parts import EncodedClips, PartMaker
+from emollama_jax.data.prepare import prepare
+from emollama_jax.data.recipe import Recipe
+from emollama_jax.data.records import Records, decode_frame, read_clip_info
 from emollama_jax.errors import UserError
 from emollama_jax.media.images import eva_vit_frame
 from emollama_jax.media.video import read_frame
@@ -61,11 +63,8 @@ def clips(tmp_path_factory):
     )
 
 
-PREPARATION = Preparation()
-
-
-def prepared(clips, out, recipe=RECIPE, make_parts=PREPARATION, **options):
-    return prepare(Clips, Annotations(tuple(clips), ()), out, recipe, make_parts, **options)
+def prepared(clips, out, recipe=RECIPE, make_parts=None):
+    return prepare("clips", Annotations(tuple(clips), ()), out, recipe, make_parts or PartMaker())
 
 
 def grey(record) -> int:
@@ -91,7 +90,7 @@ def test_records_hold_what_is_known(clips, tmp_path):
     assert one["features"].dtype == np.float32
     np.testing.assert_array_equal(decode_frame(one["frame"]), eva_vit_frame(read_frame(clips[1].video), 32))
     assert records.metadata["labels"] == list(MERR)
-    assert records.metadata["recipe"]["frame"] == "first"
+    assert records.metadata["recipe"]["frame_rule"] == "first"
     assert {path.name for path in tmp_path.iterdir()} == {"clips", ".clips-frame.lock"}
 
 
@@ -100,14 +99,14 @@ def test_records_hold_what_is_known(clips, tmp_path):
     [("first", lambda i: 0), ("middle", lambda i: 3), ("peak", lambda i: i), ("4", lambda i: 4), ("99", lambda i: 5)],
 )
 def test_frame_rules(clips, tmp_path, rule, index):
-    records = Records(prepared(clips[:6], tmp_path, dataclasses.replace(RECIPE, frame=rule)).path, "train")
+    records = Records(prepared(clips[:6], tmp_path, dataclasses.replace(RECIPE, frame_rule=rule)).path, "train")
     shades = [10 * i + 20 * index(i) for i in range(6)]
     assert [grey(records[i]) for i in range(6)] == pytest.approx(shades, abs=4)
 
 
 def test_workers_and_parts_change_nothing(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 2)
-    one, two = (prepared(clips, tmp_path / str(n), make_parts=Preparation(workers=n)) for n in (1, 2))
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 2)
+    one, two = (prepared(clips, tmp_path / str(n), make_parts=PartMaker(workers=n)) for n in (0, 2))
     for split in ("train", "val"):
         ours, theirs = Records(one.path, split), Records(two.path, split)
         assert len(ours) == len(theirs)
@@ -117,32 +116,71 @@ def test_workers_and_parts_change_nothing(clips, tmp_path, monkeypatch):
 
 
 def test_a_stopped_preparation_goes_on(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 2)
-    made, original = [], preparation.make_record
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 2)
+    done = []
 
-    def counting(clip, recipe):
-        made.append(clip.name)
-        if len(made) == 4:
+    def stop(count, aside):
+        done.append(count)
+        if len(done) == 2:
             raise KeyboardInterrupt
-        return original(clip, recipe)
 
-    monkeypatch.setattr(preparation, "make_record", counting)
     with pytest.raises(KeyboardInterrupt):
-        prepared(clips, tmp_path)
-    assert made == [f"clip_{i}" for i in range(4)]
-    result = prepared(clips, tmp_path)
-    assert made[4:] == [f"clip_{i}" for i in range(2, 8)]  # the part that was finished is not made again
-    assert result.counts == {"train": 6, "val": 2}
-    again = prepared(clips, tmp_path)
-    assert again == dataclasses.replace(result, was_there=True) and len(made) == 10
+        prepared(clips, tmp_path, make_parts=PartMaker(on_part=stop))
+    first, second = sorted(tmp_path.glob(".*.partial/train/*.array_record"))
+    made = [path.stat().st_mtime_ns for path in (first, second)]
+    goes_on = PartMaker(on_part=lambda *_: done.append([path.stat().st_mtime_ns for path in (first, second)]))
+    result = prepared(clips, tmp_path, make_parts=goes_on)
+    assert done == [2, 2, made, made]  # the parts that were finished are not made again
+    assert result.counts == {"train": 6, "val": 2} and not list(tmp_path.glob(".*.partial"))
+    assert prepared(clips, tmp_path, make_parts=goes_on) == dataclasses.replace(result, was_there=True)
+    assert len(done) == 4
     whole = prepared(clips, tmp_path / "whole")
     assert [Records(result.path, "train")[i]["frame"] for i in range(6)] == [
         Records(whole.path, "train")[i]["frame"] for i in range(6)
     ]
 
 
-def test_a_process_killed_while_tfds_wrote(clips, tmp_path):
-    half = tmp_path / "clips/frame/incomplete.XXXXXX_1.0.0"
+def test_records_are_split_into_files_of_equal_numbers(clips, tmp_path, monkeypatch):
+    whole = Records(prepared(clips, tmp_path / "whole").path, "train")
+    monkeypatch.setattr("emollama_jax.data.prepare.SHARD_BYTES", 1)
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 4)
+    path = prepared(clips, tmp_path / "split").path
+    assert sorted(file.name for file in path.glob("*train*")) == [
+        f"clips-train.array_record-0000{i}-of-00006" for i in range(6)
+    ]
+    records = Records(path, "train")
+    assert [records[i]["name"] for i in range(6)] == [f"clip_{i}" for i in range(6)]
+    assert all(records[i]["frame"] == whole[i]["frame"] for i in range(6))
+    assert [(info["name"], info["frame"]) for info in read_clip_info(path)] == [(f"clip_{i}", 0) for i in range(8)]
+
+
+def test_records_of_the_first_version_are_read_and_found_again(clips, tmp_path):
+    made = prepared(clips, tmp_path)
+    file = made.path / "metadata.json"
+    metadata = json.loads(file.read_text())
+    today = metadata["recipe"]
+    metadata["recipe"] = {
+        "labels": today["labels"],
+        "frame": "first",
+        "image": "frame",
+        "size": 32,
+        "encoder": "sha256:1",
+        "image_tokens_shape": today["image_tokens_shape"],
+        "feature_size": 1024,
+        "encoders": {"mae": "sha256:2"},
+        "subtitles": [],
+    }
+    file.write_text(json.dumps(metadata))
+    encoders = {"mae": "sha256:2", "eva_vit": "sha256:1"}
+    assert Records(made.path, "train").metadata["recipe"] == today | {"encoders": encoders}
+    assert prepared(clips, tmp_path).was_there
+    first = hashlib.sha256(json.dumps({**metadata["recipe"], "encoder": "", "encoders": {}}).encode())
+    assert RECIPE.fingerprint(()) == first.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", [".1.0.0.01234567.partial", "incomplete.XXXXXX_1.0.0"])
+def test_a_process_killed_as_it_wrote_the_data_set(clips, tmp_path, name):
+    half = tmp_path / "clips/frame" / name
     half.mkdir(parents=True)
     (half / "clips-train.array_record-00000-of-00001").write_bytes(b"half")
     made = prepared(clips, tmp_path)
@@ -156,7 +194,7 @@ def test_bad_clips_are_put_aside_by_name(clips, tmp_path):
         dataclasses.replace(clips[0], name="none", video=None),
         dataclasses.replace(clips[0], name="late", split="test", peak_index=None),
     ]
-    recipe = dataclasses.replace(RECIPE, frame="peak")
+    recipe = dataclasses.replace(RECIPE, frame_rule="peak")
     made = prepared([*bad[:2], *clips, bad[2]], tmp_path / "out", recipe)
     assert made.counts == {"train": 6, "val": 2}  # and no split without clips
     assert [problem.name for problem in made.problems] == ["cut", "none", "late"]
@@ -189,40 +227,25 @@ def test_other_files_or_settings_are_refused(clips, tmp_path):
         with pytest.raises(UserError, match=f"prepared before from other files or settings: {path}; remove it"):
             prepared(other, tmp_path)
     with pytest.raises(UserError, match="prepared before from other files"):
-        prepared(clips, tmp_path, dataclasses.replace(RECIPE, frame="middle"))
+        prepared(clips, tmp_path, dataclasses.replace(RECIPE, frame_rule="middle"))
 
 
 def test_image_tokens(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 4)
-    recipe = dataclasses.replace(RECIPE, image="image_tokens", encoder="sha256:1", image_tokens_shape=(3, 2))
-    encode = lambda frames: np.median(frames, axis=(1, 2, 3)).astype(np.float32)[:, None, None] * np.ones((1, 3, 2))
-    made = prepared(clips, tmp_path, recipe, make_parts=Preparation(encode=encode))
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 4)
+    encoders = {"eva_vit": "sha256:1"}
+    recipe = dataclasses.replace(RECIPE, image_storage="image_tokens", encoders=encoders, image_tokens_shape=(3, 2))
+
+    def encode(reads):
+        frames = np.stack([read.media.frame for read in reads])
+        shades = np.median(frames, axis=(1, 2, 3)).astype(np.float32)
+        return EncodedClips(image_tokens=shades[:, None, None] * np.ones((1, 3, 2), np.float32))
+
+    made = prepared(clips, tmp_path, recipe, make_parts=PartMaker(encode=encode))
     records, frames = Records(made.path, "train"), Records(prepared(clips, tmp_path).path, "train")
     for i in range(6):
         assert "frame" not in records[i] and records[i]["image_tokens"].dtype == np.float16
         assert (records[i]["image_tokens"] == grey(frames[i])).all() and records[i]["image_tokens"].shape == (3, 2)
-    assert records.metadata["recipe"]["encoder"] == "sha256:1"
-
-
-def test_beam_makes_frames_where_it_is_installed(clips, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(RECIPE, image="image_tokens")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(UserError, match="--beam: makes frames only"):
-        prepared(clips, tmp_path, recipe, beam_runner="DirectRunner")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--beam: needs Apache Beam; pip install"):
-        prepared(clips, tmp_path, beam_runner="DirectRunner")
-
-
-def test_with_beam(clips, tmp_path):
-    pytest.importorskip("apache_beam")
-    made, ours = prepared(clips, tmp_path / "beam", beam_runner="DirectRunner"), prepared(clips, tmp_path / "ours")
-    assert made.counts == ours.counts
-    theirs, ours = (Records(one.path, "train") for one in (made, ours))
-    by_name = {record["name"]: record for record in (theirs[i] for i in range(6))}
-    for i in range(6):
-        one, other = ours[i], by_name[ours[i]["name"]]
-        assert all(np.array_equal(one[key], other[key], equal_nan=key == "valence") for key in one)
+    assert records.metadata["recipe"]["encoders"] == encoders
 
 
 def test_the_order_of_frames_does_not_depend_on_the_container(tmp_path):
@@ -299,7 +322,6 @@ def test_the_command(capsys, merr, tmp_path):
     assert (record["name"], record["caption_fine"], record["subtitle"]) == ("b", "fine", "hello")
     code, again = run(capsys, "merr", merr, "--out", out, "--frame", "peak")
     assert code == 1 and "already there: " in again.out
-    assert Merr.name == "merr"
 
 
 def test_clips_that_annotations_put_aside_count_too(capsys, merr, tmp_path):

@@ -1,0 +1,143 @@
+"""The parts of an engine, from files: the experiment, the mesh, the model, and the encoders of videos."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from jax.sharding import Mesh
+
+from emollama_jax.config import Config
+from emollama_jax.errors import UserError, first_line
+from emollama_jax.features.encoders import Encoders, load_encoders, random_encoders
+from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.runs.run import Run
+from emollama_jax.sharding import make_mesh
+from emollama_jax.text.prompts import FEATURES
+from emollama_jax.text.tokenizers import Tokenizer
+from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.pretrained import load_base_tokenizer
+
+INPUTS = ("videos", "frames", "image_tokens")
+
+
+class StartError(UserError):
+    """The model could not be loaded."""
+
+    exit_code = 3
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Turns what goes wrong within the block into a `StartError`."""
+    try:
+        yield
+    except UserError as error:
+        raise StartError(str(error)) from error
+    except jax.errors.JaxRuntimeError as error:  # too little memory, for the most part
+        raise StartError(f"the devices cannot hold the model: {first_line(error)}") from error
+
+
+def make_config_mesh(config: Config) -> Mesh | None:
+    """The mesh of the experiment, over the first devices; None for a single device.
+
+    Raises:
+        UserError: there are too few devices for it.
+    """
+    sizes = dataclasses.asdict(config.mesh)
+    count = math.prod(sizes.values())
+    if count == 1:
+        return None
+    return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
+
+
+def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None) -> None:
+    """Checks the file of EVA-ViT before anything large is read.
+
+    Args:
+        checked: a run that has to be trained with this file, if it was trained on frames.
+
+    Raises:
+        StartError: there is no such file.
+        UserError: the run was trained with another.
+    """
+    if not image_encoder:
+        return
+    if not as_path(file := image_encoder["eva_vit"]).is_file():
+        raise StartError(f"weights.eva_vit: no such file: {file}; clips come as frames, which need the encoder")
+    if checked:
+        checked.check_image_encoder(file)
+
+
+def load_clip_encoders(
+    config: Config, files: Mapping[str, PathLike], *, use_random: bool, eva_vit: bool, mesh: Mesh | None
+) -> Encoders:
+    """MAE, VideoMAE and HuBERT, from files or random.
+
+    Args:
+        files: by encoder; "" or a missing name leaves the encoder out, and clips have none of its features.
+        use_random: untrained encoders of the sizes in the experiment, in place of files.
+        eva_vit: with `use_random`, whether EVA-ViT is among them.
+
+    Raises:
+        StartError: a file is missing or damaged.
+        UserError: an encoder's features are not of the size that the model takes.
+    """
+    if use_random:
+        encoders = random_encoders(config, eva_vit=eva_vit, mesh=mesh)
+    else:
+        with starting():
+            encoders = load_encoders(config, **{name: files.get(name) or None for name in FEATURES}, mesh=mesh)
+    encoders.check_sizes(config)
+    return encoders
+
+
+def load_model(
+    config: Config,
+    *,
+    trained: Run | PathLike | None,
+    base: PathLike,
+    image_encoder: Mapping[str, PathLike],
+    eva_vit: EvaVit | None,
+    checked: Run | None,
+    mesh: Mesh | None,
+) -> tuple[EmotionLlama, Tokenizer]:
+    """The model and its tokenizer.
+
+    Args:
+        image_encoder: the files `eva_vit` and `ln_vision`, where EVA-ViT comes from files.
+        eva_vit: EVA-ViT, where it does not.
+        checked: a run whose image tokens have to come from this EVA-ViT.
+
+    Raises:
+        StartError: the model cannot be loaded.
+        UserError: it is another EVA-ViT.
+    """
+    with starting():
+        weights = trained.trained_weights() if isinstance(trained, Run) else trained
+        model, _ = load_emotion_llama(base, config, trained=weights, mesh=mesh, **image_encoder)
+        tokenizer = load_base_tokenizer(base, config.llama.vocab_size)
+    if eva_vit is not None:
+        model = EmotionLlama(model.llama, model.projectors, eva_vit)
+    if checked and model.eva_vit is not None:
+        checked.check_image_tokens(model.eva_vit)
+    return model, tokenizer
+
+
+def choose_frame_rule(run: Run | None, asked: str | None, log: Callable[[str], None]) -> str:
+    """The rule asked for, else the one of the run's training data, else `first`.
+
+    `log` is told of a rule that was not asked for, and of one that the run was not trained on.
+    """
+    learnt = run.provenance.frame_rules if run else ()
+    why = f"{run.path} was trained on frames by {', '.join(learnt)}" if learnt else "the default"
+    if asked is not None:
+        if learnt and asked not in learnt:
+            log(f"warning: --frame {asked}, and {why}")
+        return asked
+    rule = learnt[0] if len(learnt) == 1 else "first"
+    log(f"frame rule: {rule} ({why}); --frame takes another")
+    return rule

@@ -1,0 +1,72 @@
+"""Paths on this machine and in object stores (gs://BUCKET/FOLDER), used alike through epath.
+
+Arguments are `PathLike`; inside, `as_path` makes them `epath.Path`, which has the methods of `pathlib.Path`. Never give
+an address to `pathlib.Path`: it makes gs:/BUCKET of gs://BUCKET.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+
+from etils import epath
+from etils.epath import PathLike
+
+from emollama_jax.errors import UserError
+
+
+def is_remote(path: PathLike) -> bool:
+    """Returns whether a path is in an object store."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: PathLike) -> epath.Path:
+    """Returns an absolute path with `~` expanded; an address such as gs://BUCKET/FOLDER stays as it is.
+
+    Raises:
+        UserError: the address is in Google Cloud Storage and gcsfs is not installed.
+    """
+    if is_remote(path):
+        if os.fspath(path).startswith("gs://") and not importlib.util.find_spec("gcsfs"):
+            raise UserError(f"gs:// needs gcsfs: {os.fspath(path)}; pip install 'emollama_jax[gcs]'")
+        return epath.Path(path)
+    return epath.Path(path).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
+    """Gives a local path to a file or folder, for readers that need one, e.g. to map it into memory.
+
+    A local path is given as it is. What is in an object store is downloaded below the folder for temporary files
+    ($TMPDIR) and removed at the end of the block; a file that is mapped then stays readable, as its disk space is kept
+    until it is unmapped. A `UserError` in the block that names the copy names `path` instead.
+
+    Args:
+        wanted: of a folder, which of the files directly in it are downloaded, by their names.
+    """
+    source = as_path(path)
+    if not is_remote(path):
+        yield pathlib.Path(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
+        copy = pathlib.Path(folder) / source.name
+        _download(source, copy, wanted)
+        try:
+            yield copy
+        except UserError as error:
+            error.args = (str(error).replace(str(copy), str(path)),)
+            raise
+
+
+def _download(source: epath.Path, target: pathlib.Path, wanted: Callable[[str], bool]) -> None:
+    if not source.is_dir():
+        source.copy(target)
+        return
+    target.mkdir()
+    for entry in source.iterdir():
+        if entry.is_dir():
+            _download(entry, target / entry.name, lambda name: True)
+        elif wanted(entry.name):
+            entry.copy(target / entry.name)

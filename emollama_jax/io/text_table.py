@@ -1,0 +1,13 @@
+"""Tables of plain text."""
+
+from collections.abc import Sequence
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line a row: columns two spaces apart, the first flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,1 @@
+"""Trained runs: their folders, checkpoints, weights, and what they were trained on."""

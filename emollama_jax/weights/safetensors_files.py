@@ -1,0 +1,101 @@
+"""Safetensors files read one tensor at a time, and folders of them written."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
+from emollama_jax.weights.tensors import Contents, StoredTensor, damaged
+
+INDEX = "model.safetensors.index.json"
+# What the NumPy side of safetensors can hold; the 8-bit and smaller floats are missing there.
+SAFETENSORS_DTYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
+
+
+def open_safetensors(path: Path) -> Contents:
+    """Returns the tensors of one safetensors file, and its metadata. Only the header is read here.
+
+    Raises:
+        UserError: the file is damaged, or holds a dtype that NumPy has no counterpart for.
+    """
+    try:
+        file = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise damaged(path, "safetensors") from error
+    tensors = {}
+    for name in file.keys():
+        header = file.get_slice(name)
+        if header.get_dtype() not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"cannot read the data type {header.get_dtype()} of tensor {name}: {path}; "
+                "use a float32, float16 or bfloat16 version of these weights"
+            )
+        tensors[name] = StoredTensor(tuple(header.get_shape()), lambda name=name: file.get_tensor(name))
+    return tensors, file.metadata() or {}
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Writes one safetensors file that torch's side reads too, with the permissions of any other new file."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors makes files that only their owner may read
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # it writes the raw buffer
+    save_file(contiguous, path, metadata={"format": "pt", **metadata})  # transformers refuses files without the format
+    path.chmod(mode)
+
+
+def write_safetensors_folder(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, max_shard_bytes: int = 5 * 2**30
+) -> None:
+    """Writes named tensors into an existing folder the way Hugging Face names the files.
+
+    One shard becomes `model.safetensors`; more become `model-00001-of-0000N.safetensors` and an index. The tensors
+    are taken one at a time and held until their shard is full, so an iterator keeps memory near one shard; an array
+    must not change after it was handed over.
+
+    Args:
+        folder: Where to write; see `atomic_folder` for output that is never half there.
+        tensors: (name, array) pairs, bfloat16 included.
+        max_shard_bytes: Largest shard; a single larger tensor gets a shard of its own.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    shard_of: dict[str, int] = {}
+    written: list[Path] = []
+    shard: dict[str, np.ndarray] = {}
+    shard_bytes = total_bytes = 0
+
+    def write_shard() -> None:
+        path = folder / f"model-{len(written) + 1:05d}.safetensors"
+        save_safetensors(path, shard)
+        written.append(path)
+
+    for name, array in tensors:
+        if name in shard_of:
+            raise ValueError(f"tensor {name} comes twice")
+        array = np.asarray(array)
+        if shard and shard_bytes + array.nbytes > max_shard_bytes:
+            write_shard()
+            shard, shard_bytes = {}, 0
+        shard[name] = array
+        shard_of[name] = len(written)
+        shard_bytes += array.nbytes
+        total_bytes += array.nbytes
+    write_shard()
+
+    # How many shards there are is in their names, and known only now.
+    if len(written) == 1:
+        written[0].rename(folder / "model.safetensors")
+        return
+    final = [path.with_name(f"{path.stem}-of-{len(written):05d}.safetensors") for path in written]
+    for old, new in zip(written, final, strict=True):
+        old.rename(new)
+    index = {
+        "metadata": {"total_size": total_bytes},
+        "weight_map": {name: final[number].name for name, number in sorted(shard_of.items())},
+    }
+    write_json(folder / INDEX, index)
