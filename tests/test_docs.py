@@ -1,4 +1,4 @@
-"""README and docs: every command is accepted by its verb, every name in a Python block exists, links have their files."""
+"""README and docs: verbs accept every command, every name in a Python block exists, links have their files."""
 
 import ast
 import contextlib
