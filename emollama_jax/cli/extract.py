@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, at_least, parse
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
@@ -19,6 +20,7 @@ from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
+from emollama_jax.io.paths import local_path
 from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -98,14 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     add_config_argument(parser)
     add_arguments(parser)
     group = parser.add_argument_group("the encoders")
-    group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
-    group.add_argument("--videomae", type=Path, metavar="FOLDER", help="of the motion")
-    group.add_argument("--hubert", type=Path, metavar="FOLDER", help="of the voice")
+    group.add_argument(
+        "--mae", type=epath.Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file"
+    )
+    group.add_argument("--videomae", type=epath.Path, metavar="FOLDER", help="of the motion")
+    group.add_argument("--hubert", type=epath.Path, metavar="FOLDER", help="of the voice")
     group.add_argument(
         "--random-encoders", action="store_true", help="untrained ones of the experiment's sizes: for trials"
     )
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
+    parser.add_argument(
+        "--npy", type=local_path, metavar="FOLDER", help="also write the reference's folders of .npy files"
+    )
     add_subtitle_arguments(parser)
     add_process_arguments(parser)
     return parser
