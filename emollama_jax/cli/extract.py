@@ -20,7 +20,7 @@ from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
-from emollama_jax.io.paths import local_path
+from emollama_jax.io.paths import PathLike, local_path
 from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
 
 
 def _extract(
-    config: Config, arguments: argparse.Namespace, files: AnnotationFiles, weights: Mapping[str, str | Path] | None
+    config: Config, arguments: argparse.Namespace, files: AnnotationFiles, weights: Mapping[str, PathLike] | None
 ) -> int:
     if weights is None:
         encoders = random_encoders(config, eva_vit=arguments.image_storage == "image_tokens", mesh=local_mesh())
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, str | Path] | None:
+def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, PathLike] | None:
     """The encoders' files, where none is given the experiment's; None stands for random encoders."""
     given = {name: getattr(arguments, name) for name in ENCODERS if getattr(arguments, name)}
     if arguments.random_encoders:

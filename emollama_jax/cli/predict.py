@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from etils import epath
 
@@ -18,7 +17,7 @@ from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import RecordClips, find_items
 from emollama_jax.infer.output import PrintedOutput, open_output
 from emollama_jax.infer.predictor import task_questions
-from emollama_jax.io.paths import local_path
+from emollama_jax.io.paths import as_path, local_path
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 from emollama_jax.text.prompts import FEATURES, TASKS
@@ -37,7 +36,7 @@ def run(argv: list[str]) -> int:
     _check_arguments(arguments)
     options = model_options(arguments) | {"modalities": arguments.modalities, "orders": arguments.orders}
     options["slots"] = arguments.batch_size
-    is_data = ":" in arguments.input and not Path(arguments.input).exists()
+    is_data = ":" in arguments.input and not as_path(arguments.input).exists()
     if is_data:
         datasets = open_datasets([arguments.input], config, "input")
         source = RecordClips(datasets[0].records)
