@@ -62,7 +62,7 @@ setup(
         "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
-        "judge": [OPENAI],  # asks a chat model, for `emollama evaluate emer --judge`
+        "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
         "serve": ["gradio>=6,<7"],
         "bench": [TORCH, PEFT, TRANSFORMERS, AV, CV, FACE],
         "test": [
