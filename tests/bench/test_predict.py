@@ -11,6 +11,7 @@ from emollama_jax.bench.peer import PEER
 from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS
 from emollama_jax.config import load_config
+from emollama_jax.data.batch import soft_tokens_per_clip
 
 TINY = load_config("tiny")
 
@@ -55,7 +56,7 @@ def test_both_give_the_same_reasons(tmp_path, capsys):
         assert any(note.endswith(f"x {who}, 100.0% of the tokens are the same from both") for note in data["notes"])
     table = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("x") for line in table) == 3
-    assert 60 < data["settings"]["prompt_tokens"] - (TINY.eva_vit.grid**2 // 4 + 4) < 120
+    assert 60 < data["settings"]["prompt_tokens"] - soft_tokens_per_clip(TINY) < 120
 
 
 def test_pieces_are_ids_of_the_vocabulary():

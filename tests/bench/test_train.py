@@ -17,13 +17,14 @@ from emollama_jax.bench.peer import PEER
 from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS
 from emollama_jax.bench.train import amount_of, bench_train, make_batches
-from emollama_jax.bench.train_peer import NO_TARGET, one_clip_a_row
+from emollama_jax.bench.train_peer import one_clip_a_row
 from emollama_jax.config import Config, load_config
+from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.models.llama import Llama
 from emollama_jax.train.speed import Peak, cost_of
 
 TINY = load_config("tiny")
-SOFT = TINY.eva_vit.grid**2 // TINY.projectors.patches_per_token + 4
+SOFT = soft_tokens_per_clip(TINY)
 TASKS = ("emotion", "reason")
 
 
@@ -148,11 +149,11 @@ def test_the_clips_are_of_many_lengths_and_repeatable():
     tokenizer, eos, lengths, answers = Pieces(TINY.llama.vocab_size), TINY.llama.vocab_size - 1, set(), set()
     labels = {tuple(tokenizer.encode(label)) for label in TINY.prompt.labels}
     for batch in batches:
-        assert batch["image_tokens"].shape == (2, 6, 1 + TINY.eva_vit.grid**2, TINY.eva_vit.hidden_size)
+        assert batch.image_tokens.shape == (2, 6, 1 + TINY.eva_vit.grid**2, TINY.eva_vit.hidden_size)
         rows = one_clip_a_row(batch, SOFT)
         lengths |= set(rows["attention_mask"].sum(axis=1).tolist())
-        for row in rows["labels"]:
-            answer = tuple(row[row != NO_TARGET].tolist())
+        for tokens, weights in zip(rows["tokens"], rows["loss_weights"], strict=True):
+            answer = tuple(tokens[1:][weights[:-1] > 0].tolist())
             assert answer[-1] == eos
             answers.add("emotion" if answer[:-1] in labels else "reason")
         assert len(np.unique(rows["image_tokens"], axis=0)) > 1
@@ -163,7 +164,7 @@ def test_the_clips_are_of_many_lengths_and_repeatable():
         3,
         sum(len(row["tokens"]) for row in rows),
         sum(row["attention_mask"].sum() for row in rows),
-        sum((row["labels"] != NO_TARGET).sum() for row in rows),
+        sum((row["loss_weights"] > 0).sum() for row in rows),
     )
 
 
@@ -176,5 +177,5 @@ def test_what_cannot_be_measured_is_told_in_one_line(capsys):
     assert "leave it at 1" in error("--config.train.grad_accum_steps=2")
     assert "leave config.mesh at 1" in error("--config.mesh.fsdp=2")
     assert "nothing to train" in error("--config.trainable=lora", "--config.lora.rank=0")
-    assert "give data.sequence_length more" in error("--config.data.sequence_length=64", "--clips=2", "--no-peer")
+    assert "raise data.sequence_length" in error("--config.data.sequence_length=64", "--clips=2", "--no-peer")
     assert "invalid choice: 'guess'" in error("--tasks", "guess")

@@ -49,6 +49,16 @@ def test_a_run_that_does_not_know_its_frame_rules_goes_on(folder):
         check_same(old | {"data": [["train", 3, None]]}, now, "run")
 
 
+def test_a_run_older_than_the_average_of_the_loss_goes_on_by_token(folder):
+    now = identity(folder, "peak")
+    train = {name: value for name, value in now["config"]["train"].items() if name != "loss_average"}
+    old = now | {"config": now["config"] | {"train": train}}
+    with pytest.raises(UserError, match="config.train.loss_average was 'token' in this run and is 'clip' now"):
+        check_same(old, now, "run")
+    by_token = now["config"] | {"train": train | {"loss_average": "token"}}
+    check_same(old, now | {"config": by_token}, "run")
+
+
 @pytest.mark.parametrize(("known", "refused"), [({"eva_vit": "two"}, True), ({"eva_vit": "one"}, False), ({}, False)])
 def test_image_tokens_of_another_encoder_do_not_go_on_with_its_weights(folder, tmp_path, known, refused):
     write_meta(tmp_path, encoders={"hubert": "h"} | known)
