@@ -177,5 +177,5 @@ def test_what_cannot_be_measured_is_told_in_one_line(capsys):
     assert "leave it at 1" in error("--config.train.grad_accum_steps=2")
     assert "leave config.mesh at 1" in error("--config.mesh.fsdp=2")
     assert "nothing to train" in error("--config.trainable=lora", "--config.lora.rank=0")
-    assert "give data.sequence_length more" in error("--config.data.sequence_length=64", "--clips=2", "--no-peer")
+    assert "raise data.sequence_length" in error("--config.data.sequence_length=64", "--clips=2", "--no-peer")
     assert "invalid choice: 'guess'" in error("--tasks", "guess")
