@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from emollama_jax.errors import UserError
-from emollama_jax.eval.metrics import METRICS, bootstrap, confusion_matrix, order_sensitivity, per_class, scores
+from emollama_jax.eval.metrics import bootstrap, confusion_matrix, order_sensitivity, per_class, scores
+from emollama_jax.text.labels import METRICS
 
 # What the reference released for MER2023-SEMI.
 ALPHABETICAL = ("angry", "happy", "neutral", "sad", "surprise", "worried")
