@@ -120,7 +120,7 @@ def _ask(
     }
     good = [(item, read) for item, read in zip(items, reads, strict=True) if item.key not in records]
     queries = [Query(item.name, (item.question,) if item.question else tuple(questions)) for item, _ in good]
-    results = engine.answer_batch(queries, good, source) if good else []
+    results = engine.answer_batch(queries, good, source.encode) if good else []
     for (item, _), result in zip(good, results, strict=True):
         records[item.key] = _record(item, result)
     return records

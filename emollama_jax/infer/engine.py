@@ -27,9 +27,9 @@ from emollama_jax.config import Config, load_config
 from emollama_jax.distributed import use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import Clip, ClipAnswer, ClipError, Query
-from emollama_jax.infer.clip_input import ALL
+from emollama_jax.infer.clip_input import ALL, ClipInput
 from emollama_jax.infer.identity import identity_of
-from emollama_jax.infer.inputs import ClipSource, Item, ItemRead, VideoClips
+from emollama_jax.infer.inputs import Item, ItemRead, VideoClips
 from emollama_jax.infer.loading import (
     INPUTS,
     check_image_file,
@@ -289,24 +289,24 @@ class Engine:
         with contextlib.closing(self._reader.read(queries)) as reads:
             while batch := list(itertools.islice(reads, batch_size)):
                 good = [(query, read) for query, read in batch if not isinstance(read, ClipError)]
-                found = iter(self.answer_batch(*zip(*good, strict=True), self._reader) if good else [])
+                found = iter(self.answer_batch(*zip(*good, strict=True), self._reader.encode) if good else [])
                 yield from (read if isinstance(read, ClipError) else next(found) for _, read in batch)
 
     def answer_batch(
         self,
         queries: Sequence[Query],
         clips: Sequence[tuple[Item, ItemRead]],
-        source: ClipSource,
+        encode: Callable[[Sequence[Item], Sequence[ItemRead]], list[ClipInput]],
     ) -> list[ClipAnswer | ClipError]:
         """The answers about clips that are read already, encoded and computed together.
 
         Args:
             clips: each query's clip, with what was read of it, in place of `Query.clip`.
-            source: what has read the clips, and encodes them.
+            encode: of the `ClipSource` that has read the clips.
         """
         with self.on_mesh():
             start = time.perf_counter()
-            encoded = source.encode(*zip(*clips, strict=True))
+            encoded = encode(*zip(*clips, strict=True))
             encode_s = (time.perf_counter() - start) / len(clips)
             asked = [dataclasses.replace(query, clip=clip) for query, clip in zip(queries, encoded, strict=True)]
             results = self._predictor.answer(asked)

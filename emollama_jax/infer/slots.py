@@ -223,9 +223,9 @@ class SlotBatcher:
             self._batch = generate.rearrange(first, np.array([*seated, *[-1] * idle], np.int32), cache_size=size)
             return
         self._arrange(count, max(size, self._batch.cache.k.shape[2]))
-        free = (row for row, job in enumerate(self._rows) if job is None)
+        free = [row for row, job in enumerate(self._rows) if job is None]
         rows = np.full(len(first.done), count, np.int32)  # beyond the last: dropped
-        for (i, job), row in zip(seated.items(), list(free), strict=False):
+        for (i, job), row in zip(seated.items(), free, strict=False):
             rows[i], self._rows[row] = row, job
         self._batch = generate.insert(self._batch, first, rows)
 
