@@ -81,7 +81,7 @@ def evaluate_records(
     invalid: str = "invalid",
     progress: Progress = lambda count: None,
 ) -> Evaluated:
-    """Evaluates a model's labels for the clips of a split.
+    """Evaluate a model's labels for the clips of a split.
 
     Args:
         engine: the labels of its prompt give way to the benchmark's.
@@ -141,7 +141,7 @@ def check_labels(records: Records, benchmark: Benchmark) -> None:
 def _answers(
     engine: Engine, records: Records, questions: Sequence[str], batch_size: int, progress: Progress
 ) -> Iterator[ClipAnswer]:
-    """The answers about all clips of a split. Raises UserError for a clip without one."""
+    """Yield the answers about all clips of a split. Raises UserError for a clip without one."""
     clips = (records[i] for i in range(len(records)))
     for result in engine.answer(clips, questions, batch_size=batch_size):
         if isinstance(result, ClipError):
@@ -156,7 +156,7 @@ def _scored(answer: ClipAnswer, emotion: str | None, labels: Sequence[str]) -> P
 
 
 def _majority(emotion: str | None, answers: Sequence[ClipAnswer], labels: Sequence[str | None]) -> Prediction:
-    """The label that most of a clip's answers end with, and the first of these answers."""
+    """Return the label that most of a clip's answers end with, and the first of these answers."""
     counts = Counter(label for label in labels if label is not None)
     label = counts.most_common(1)[0][0] if counts else None
     text = next(answer.answer for answer, found in zip(answers, labels, strict=True) if found == label)
@@ -185,7 +185,7 @@ def sweep(
     modalities: Sequence[str] = (ALL,),
     **settings: Any,
 ) -> list[Cell]:
-    """Evaluates each split, as a rule the same clips prepared by several frame rules, under each set of modalities.
+    """Evaluate each split, as a rule the same clips prepared by several frame rules, under each set of modalities.
 
     Args:
         settings: of `evaluate_records`.
@@ -209,7 +209,7 @@ def sweep(
 
 
 def save_sweep(cells: Sequence[Cell], folder: PathLike) -> None:
-    """Writes one evaluation into the folder, several into folders in it, with `sweep.json` and `sweep.md` over all."""
+    """Write one evaluation into the folder, several into folders in it, with `sweep.json` and `sweep.md` over all."""
     folder = as_path(folder)
     if len(cells) == 1:
         cells[0].evaluated.save(folder)

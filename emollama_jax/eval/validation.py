@@ -16,7 +16,7 @@ LabelMetrics = Callable[[EmotionLlama], dict[str, float]]
 
 
 def make_label_metrics(config: Config) -> LabelMetrics | None:
-    """Returns the function from a model to the metrics of its labels on `train.validation`, for `train.loop.train`;
+    """Return the function from a model to the metrics of its labels on `train.validation`, for `train.loop.train`;
     None where `train.best_metric` is the loss.
 
     Example:

@@ -62,7 +62,7 @@ def answer_all(
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Summary:
-    """Asks about every clip without an answer in the output, retries errors, and puts the output in order.
+    """Ask about every clip without an answer in the output, retries errors, and puts the output in order.
 
     Args:
         questions: of clips that have none of their own, asked one after another; without any the labels are scored.
@@ -86,7 +86,7 @@ def answer_all(
 
 
 def _answered(items: Sequence[Item], source: ClipSource, output: Output) -> set[str | int]:
-    """The keys of clips whose answers in the output have the fingerprint that would be read now."""
+    """Return the keys of clips whose answers have the fingerprint that would be read now."""
     known = output.known
     possible = [i for i in items if not i.fault and i.key in known and known[i.key]["status"] == "success"]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -95,7 +95,7 @@ def _answered(items: Sequence[Item], source: ClipSource, output: Output) -> set[
 
 
 def _batches(items: Sequence[Item], output: Output, kept: set[str | int], batch_size: int) -> Iterator[Sequence[Item]]:
-    """The batches to compute: a whole one where a clip of it was never tried, else the clips of it that failed."""
+    """Yield the batches to compute: a whole one where a clip in it was never tried, else its clips that failed."""
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         failed = [item for item in batch if output.known.get(item.key, {}).get("status") == "error"]
@@ -112,7 +112,7 @@ def _ask(
     reads: Sequence[ItemRead | UserError],
     questions: Sequence[str],
 ) -> dict[str | int, Record]:
-    """The records of a batch, by `Item.key`."""
+    """Return the records of a batch, by `Item.key`."""
     records = {
         item.key: _error(item, "read", str(read))
         for item, read in zip(items, reads, strict=True)

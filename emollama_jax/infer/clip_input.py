@@ -33,7 +33,7 @@ class ClipInput:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "ClipInput":
-        """The clip of a record of a prepared data set (`data/records.py`)."""
+        """Make the clip of a record of a prepared data set (`data/records.py`)."""
         return cls(
             name=record["name"],
             subtitle=record["subtitle"],
@@ -44,7 +44,7 @@ class ClipInput:
         )
 
     def restricted(self, modalities: str, config: Config) -> "ClipInput":
-        """The clip without the modalities that are not named."""
+        """Return the clip without the modalities that are not named."""
         has = self.has_feature.copy()
         for modality, features in MODALITIES.items():
             if modality not in modalities:
@@ -59,7 +59,7 @@ class ClipInput:
 
 
 def check_modalities(text: str) -> str:
-    """The modalities in the order A, V, T. Raises UserError for none, unknown or repeated ones."""
+    """Return the modalities in the order A, V, T. Raises UserError for none, unknown or repeated ones."""
     if not text or set(text) - set(MODALITIES) or len(set(text)) < len(text):
         raise UserError(f"modalities {text!r}: give any of A (audio), V (video) and T (text), as in AV")
     return "".join(modality for modality in MODALITIES if modality in text)

@@ -118,7 +118,7 @@ class Engine:
         mesh: Mesh | None = None,
         log: Callable[[str], None] = lambda message: None,
     ) -> "Engine":
-        """Loads a model and the encoders of clips.
+        """Load a model and the encoders of clips.
 
         Example:
             engine = Engine.load("runs/stage2")
@@ -156,14 +156,15 @@ class Engine:
             raise UserError(f"no experiment: {trained} does not hold one; give its config")
         if not isinstance(config, Config):
             config = load_config(config) if config else run.config_for_inference()
-        run = run or Run.find(config.weights.trained)
+        if trained is None and config.weights.trained:
+            trained, run = config.weights.trained, Run.find(config.weights.trained)
         base = base or config.weights.base
         if not base:
             raise UserError("config.weights.base: no language model; give a base checkpoint, made by emollama convert")
         given = {"mae": mae, "videomae": videomae, "hubert": hubert, "eva_vit": eva_vit, "ln_vision": ln_vision}
         files = {name: getattr(config.weights, name) if file is None else file for name, file in given.items()}
         takes_files = inputs == "frames" or (inputs == "videos" and (eva_vit or not random_encoders))
-        image_encoder = {name: files[name] for name in ("eva_vit", "ln_vision") if files[name]} if takes_files else {}
+        image_encoder = {"eva_vit": files["eva_vit"], "ln_vision": files["ln_vision"] or None} if takes_files else {}
         mesh = make_config_mesh(config) if mesh is None else mesh
         use_compile_cache(config.train.compile_cache)
         checked = None if any_encoders else run
@@ -189,9 +190,10 @@ class Engine:
                     transcribe=Recogniser(recogniser).transcribe if recogniser else None,
                     workers=workers,
                 )
+                make_videos()  # checks the rule and the sources
             model, tokenizer = load_model(
                 config,
-                trained=run or trained or config.weights.trained or None,
+                trained=run or trained or None,
                 base=base,
                 image_encoder=image_encoder,
                 eva_vit=clip_encoders and clip_encoders.eva_vit,
@@ -204,7 +206,7 @@ class Engine:
     def replace(
         self, *, prompt: PromptConfig | None = None, modalities: str | None = None, orders: int | None = None
     ) -> "Engine":
-        """An engine with the same weights and other settings.
+        """Return an engine with the same weights and other settings.
 
         Example:
             binary = engine.replace(prompt=dataclasses.replace(engine.config.prompt, labels=("calm", "tense")))
@@ -220,7 +222,7 @@ class Engine:
         return other
 
     def label(self, clip: Clip, *, subtitle: str = "") -> ClipAnswer:
-        """The most likely label of `config.prompt.labels` for a clip, and the probabilities of all.
+        """Return the most likely label of `config.prompt.labels` for a clip, and the probabilities of all.
 
         Example:
             engine.label("clip.mp4", subtitle="I am fine.").label
@@ -231,7 +233,7 @@ class Engine:
         return self._answer_one(Query(clip, subtitle=subtitle))
 
     def ask(self, clip: Clip, *questions: str, subtitle: str = "", history: Sequence[Turn] = ()) -> ClipAnswer:
-        """The answers to questions about a clip, asked one after another as a conversation; the last is `.answer`.
+        """Ask questions about a clip one after another, as a conversation; the last answer is `.answer`.
 
         Example:
             engine.ask("clip.mp4", "[reason] Why does she smile?").answer
@@ -248,7 +250,7 @@ class Engine:
         return self._answer_one(Query(clip, questions, subtitle=subtitle, history=tuple(history)))
 
     def stream(self, clip: Clip, question: str, *, subtitle: str = "", history: Sequence[Turn] = ()) -> Iterator[str]:
-        """The answer of `ask` in pieces of text, as they are generated.
+        """Yield the answer of `ask` in pieces of text, as they are generated.
 
         Example:
             for piece in engine.stream("clip.mp4", "[reason] Why does she smile?"):
@@ -258,23 +260,28 @@ class Engine:
             ClipError: as `label`, before the first piece.
         """
         query = Query(clip, (question,), subtitle=subtitle, history=tuple(history))
-        ((_, read),) = self._reader.read([query])
-        if isinstance(read, ClipError):
-            raise read
+        ((_, found),) = self._reader.read([query])
+        if isinstance(found, ClipError):
+            raise found
+        item, read = found
         with self.on_mesh():
-            (clip_input,) = self._reader.encode(*zip(read, strict=True))
-            pieces = self._predictor.stream(dataclasses.replace(query, clip=clip_input))
-        while True:
-            with self.on_mesh():  # only here: what the caller does between two pieces is its own
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+            (clip_input,) = self._reader.encode([item], [read])
+        pieces = self._predictor.stream(dataclasses.replace(query, clip=clip_input))
+        try:
+            while True:
+                with self.on_mesh():  # only here: what the caller does between two pieces is its own
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            with self.on_mesh():
+                pieces.close()
 
     def answer(
         self, clips: Iterable[Clip | Query], questions: Sequence[str] = (), *, batch_size: int = 16
     ) -> Iterator[ClipAnswer | ClipError]:
-        """The answers about many clips, in their order. A clip without an answer gives the error in place of one.
+        """Yield the answers about many clips, in their order. A clip without an answer gives the error in place of one.
 
         Example:
             for result in engine.answer(["a.mp4", Query("b.mp4", ("[reason] Why?",))]):
@@ -298,7 +305,7 @@ class Engine:
         clips: Sequence[tuple[Item, ItemRead]],
         encode: Callable[[Sequence[Item], Sequence[ItemRead]], list[ClipInput]],
     ) -> list[ClipAnswer | ClipError]:
-        """The answers about clips that are read already, encoded and computed together.
+        """Return the answers about clips that are read already, encoded and computed together.
 
         Args:
             clips: each query's clip, with what was read of it, in place of `Query.clip`.
@@ -313,16 +320,16 @@ class Engine:
         return [_with_read(result, read, encode_s) for result, (_, read) in zip(results, clips, strict=True)]
 
     def identity(self, **settings: Any) -> dict[str, Any]:
-        """What answers depend on, in JSON's types: fingerprints of the weights, the experiment, and `settings`."""
+        """Return what answers depend on, in JSON's types: weights by fingerprint, the experiment, and `settings`."""
         settings = self._described | self._settings | {"modalities": self._predictor.modalities} | settings
         return identity_of(self.config, self._model, self._base, **{"encoders": {}, **settings})
 
     def videos(self) -> VideoClips:
-        """The reader of videos that the engine was loaded with. Raises UserError where it was loaded for records."""
+        """Return the engine's reader of videos. Raises UserError where the engine was loaded for records."""
         return self._reader.videos()
 
     def on_mesh(self) -> contextlib.AbstractContextManager:
-        """Within the block computations are on the engine's mesh."""
+        """Compute on the engine's mesh within the block."""
         return _on_mesh(self._mesh, self.config)
 
     def _answer_one(self, query: Query) -> ClipAnswer:
@@ -339,7 +346,7 @@ def _on_mesh(mesh: Mesh | None, config: Config) -> Iterator[None]:
 
 
 def _with_read(result: ClipAnswer | ClipError, read: ItemRead, encode_s: float) -> ClipAnswer | ClipError:
-    """The result with what is known from reading the clip, and the seconds that its encoding took."""
+    """Add what is known from reading the clip, and the seconds that its encoding took."""
     if isinstance(result, ClipError):
         return result
     timings = {**read.seconds, **result.timings_s, "encode": encode_s + result.timings_s["encode"]}

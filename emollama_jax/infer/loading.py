@@ -32,7 +32,7 @@ class StartError(UserError):
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Turns what goes wrong within the block into a `StartError`."""
+    """Turn what goes wrong within the block into a `StartError`."""
     try:
         yield
     except UserError as error:
@@ -42,7 +42,7 @@ def starting() -> Iterator[None]:
 
 
 def make_config_mesh(config: Config) -> Mesh | None:
-    """The mesh of the experiment, over the first devices; None for a single device.
+    """Make the mesh of the experiment, over the first devices; None for a single device.
 
     Raises:
         UserError: there are too few devices for it.
@@ -55,7 +55,7 @@ def make_config_mesh(config: Config) -> Mesh | None:
 
 
 def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None) -> None:
-    """Checks the file of EVA-ViT before anything large is read.
+    """Check the file of EVA-ViT before anything large is read.
 
     Args:
         checked: a run that has to be trained with this file, if it was trained on frames.
@@ -75,7 +75,7 @@ def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None)
 def load_clip_encoders(
     config: Config, files: Mapping[str, PathLike], *, use_random: bool, eva_vit: bool, mesh: Mesh | None
 ) -> Encoders:
-    """MAE, VideoMAE and HuBERT, from files or random.
+    """Load MAE, VideoMAE and HuBERT from files, or make random ones.
 
     Args:
         files: by encoder; "" or a missing name leaves the encoder out, and clips have none of its features.
@@ -105,7 +105,7 @@ def load_model(
     checked: Run | None,
     mesh: Mesh | None,
 ) -> tuple[EmotionLlama, Tokenizer]:
-    """The model and its tokenizer.
+    """Load the model and its tokenizer.
 
     Args:
         image_encoder: the files `eva_vit` and `ln_vision`, where EVA-ViT comes from files.
@@ -128,7 +128,7 @@ def load_model(
 
 
 def choose_frame_rule(run: Run | None, asked: str | None, log: Callable[[str], None]) -> str:
-    """The rule asked for, else the one of the run's training data, else `first`.
+    """Return the rule asked for, else the one of the run's training data, else `first`.
 
     `log` is told of a rule that was not asked for, and of one that the run was not trained on.
     """

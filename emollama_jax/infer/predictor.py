@@ -79,15 +79,14 @@ class Predictor:
         self._batcher = batcher or SharedBatcher(SlotBatcher(model.llama, [tokenizer.eos_id]))
 
     def answer(self, queries: Sequence[Query]) -> list[ClipAnswer | ClipError]:
-        """The results of queries about `ClipInput`s, computed together: labels are scored, and answers generated, for
-        those that ask for them."""
+        """Answer queries about `ClipInput`s together: labels are scored, and answers generated, for those that ask."""
         errors = {i: error for i, query in enumerate(queries) if (error := self._fault(query)) is not None}
         good = [query for i, query in enumerate(queries) if i not in errors]
         results = iter(self._compute(good) if good else [])
         return [errors[i] if i in errors else next(results) for i in range(len(queries))]
 
     def _fault(self, query: Query) -> ClipError | None:
-        """Why a query cannot be answered, if it cannot."""
+        """Return why a query cannot be answered, if it cannot."""
         try:
             if query.clip.image_tokens is None and self._model.eva_vit is None and "V" in self.modalities:
                 raise UserError(f"clip {query.clip.name}: a frame needs EVA-ViT; load the engine with inputs='frames'")
@@ -127,7 +126,7 @@ class Predictor:
         return results
 
     def soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
-        """The soft tokens of the clips, for the methods below."""
+        """Return the soft tokens of the clips, for the methods below."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
         kinds = [[i for i, clip in enumerate(clips) if (clip.frame is None) == stored] for stored in (False, True)]
         if all(kinds):
@@ -141,7 +140,7 @@ class Predictor:
         return _soft_tokens(*nnx.split(self._model), features, arrays)[: len(clips)]
 
     def labels(self, clips: Sequence[ClipInput], soft: Float[Array, "N S D"]) -> LabelScores:
-        """The probabilities of the labels of `prompt.labels` for each clip."""
+        """Score the labels of `prompt.labels` for each clip."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
         has_feature = [tuple(map(bool, clip.has_feature)) for clip in clips]
         return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature)
@@ -153,7 +152,7 @@ class Predictor:
         questions: Sequence[Sequence[str]],
         history: Sequence[Sequence[Turn]] | None = None,
     ) -> list[list[str]]:
-        """The answers to each clip's questions, asked one after another, each with those before in sight.
+        """Generate the answers to each clip's questions, asked one after another, each with those before in sight.
 
         Sampling, at a temperature above 0, depends on `seed`, the clip's name and the number of the question.
 
@@ -168,7 +167,7 @@ class Predictor:
     def _converse(
         self, clip: ClipInput, soft: Float[Array, "S D"], questions: Sequence[str], history: Sequence[Turn]
     ) -> Conversation:
-        """Asks about one clip: a coroutine of requests and completions whose result are the answers."""
+        """Ask about one clip: yields requests, is sent their completions, and returns the answers."""
         turns = list(history)
         for question in questions:
             completion = yield self._request(clip, soft, [*turns, Turn(question)])
@@ -181,7 +180,7 @@ class Predictor:
         return GenerationRequest(self.prompt(clip, turns), self._config.generate, seed, soft)
 
     def stream(self, query: Query) -> Iterator[str]:
-        """The answer to a query's one question in pieces, as it is generated; joined they are that of `answer`.
+        """Yield the answer to a query's one question in pieces, as it is generated; joined they are that of `answer`.
 
         Raises:
             ClipError: the prompt is too long.
@@ -195,7 +194,7 @@ class Predictor:
             yield from _stripped(pieces)
 
     def prompt(self, clip: ClipInput, turns: Sequence[Turn]) -> Sample:
-        """A conversation about the clip as the model reads it."""
+        """Encode a conversation about the clip as the model reads it."""
         clip = clip.restricted(self.modalities, self._config)
         return encode_turns(
             self._tokenizer,
@@ -207,7 +206,7 @@ class Predictor:
         )
 
     def check(self, clip: ClipInput, question: str | None = None) -> None:
-        """Raises UserError where a question, by default that for a label, makes a prompt longer than a row of training
+        """Raise UserError where a question, by default that for a label, makes a prompt longer than a row of training
         (`data.sequence_length`)."""
         question = task_questions(self._config.prompt)[0] if question is None else question
         longest, tokens = self._config.data.sequence_length, len(self.prompt(clip, [Turn(question)]).tokens)
@@ -224,7 +223,7 @@ def _soft_tokens(graphdef, state, features, images):
 
 
 def task_questions(config: PromptConfig, task: str = "emotion", questions: Sequence[str] = ()) -> tuple[str, ...]:
-    """The questions given, or else the one of the task.
+    """Return the questions given, or else the one of the task.
 
     Of a reason task it is the first of the questions that training draws from, so that runs can be compared.
     """
@@ -236,7 +235,7 @@ def task_questions(config: PromptConfig, task: str = "emotion", questions: Seque
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of a text without the white space at both of its ends."""
+    """Yield the pieces of a text without the white space at both of its ends."""
     held, begun = "", False
     for piece in pieces:
         held = held + piece if begun else (held + piece).lstrip()
@@ -246,7 +245,7 @@ def _stripped(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
-    """The fields of a `ClipAnswer` about labels."""
+    """Return the fields of a `ClipAnswer` about labels."""
     probabilities = dict(zip(scores.labels, map(float, scores.probabilities[row]), strict=True))
     best_first = sorted(scores.labels, key=lambda label: -probabilities[label])
     return {

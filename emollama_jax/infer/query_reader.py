@@ -26,7 +26,7 @@ class QueryReader:
         self._make_videos = make_videos
 
     def videos(self, **options: int) -> VideoClips:
-        """The reader of videos. Raises UserError where there is none.
+        """Return the reader of videos. Raises UserError where there is none.
 
         Args:
             options: `workers`, in place of the usual number.
@@ -36,7 +36,7 @@ class QueryReader:
         return self._make_videos(**options)
 
     def read(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Pair | ClipError]]:
-        """What was read of each clip, or why it could not be, in their order; a sequence of paths is read ahead."""
+        """Yield what was read of each clip, or why it could not be, in their order; paths in a row are read ahead."""
         for is_path, group in itertools.groupby(queries, lambda query: isinstance(query.clip, str | Path)):
             if not is_path:
                 yield from ((query, self._read_in_memory(query)) for query in group)
@@ -61,7 +61,7 @@ class QueryReader:
         return Item(clip.name), ItemRead(clip.subtitle, "", clip)
 
     def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
-        """The clips as arrays."""
+        """Return the clips as arrays."""
         clips = [read.clip for read in reads]
         if media := [i for i, clip in enumerate(clips) if clip is None]:
             encoded = self.videos().encode([items[i] for i in media], [reads[i] for i in media])

@@ -25,7 +25,7 @@ class SharedBatcher:
         self._events: dict[int, deque[TokenEvent]] = {}  # of the requests that are not finished
 
     def run(self, conversations: Sequence[Conversation]) -> list[Any]:
-        """The results of conversations, which are held at the same time."""
+        """Hold conversations at the same time, and return their results."""
         results: list[Any] = [None] * len(conversations)
         waiting: dict[int, int] = {}  # the number of a request -> that of its conversation
 
@@ -45,7 +45,7 @@ class SharedBatcher:
         return results
 
     def stream(self, request: GenerationRequest) -> Iterator[TokenEvent]:
-        """Yields a request's tokens as they come. A stream that is closed early frees its slot."""
+        """Yield a request's tokens as they come. A stream that is closed early frees its slot."""
         numbers = [self._submit(request)]
         with self._cancelled_at_the_end(numbers):
             while True:
@@ -61,7 +61,7 @@ class SharedBatcher:
         return number
 
     def _next_events(self, numbers: Collection[int]) -> list[TokenEvent]:
-        """The next events of any of these requests."""
+        """Return the next events of any of these requests, decoding as long as there are none."""
         while True:
             with self._lock:
                 found = [event for number in numbers for event in self._events[number]]
@@ -76,7 +76,7 @@ class SharedBatcher:
 
     @contextlib.contextmanager
     def _cancelled_at_the_end(self, numbers: Collection[int]) -> Iterator[None]:
-        """Forgets requests when the block ends; those that are not finished are cancelled."""
+        """Forget requests when the block ends; unfinished ones are cancelled."""
         try:
             yield
         finally:
