@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from emollama_jax.cli._arguments import add_config_argument, parse
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, parse
 from emollama_jax.config import Config
 from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images
 from emollama_jax.runs.run import Run
@@ -23,13 +23,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--any-encoders", action="store_true", help="take features of other encoders than the run was trained with"
     )
-    add_config_argument(group, "the run's own, on one device")
+    add_config_argument(group, default="the run's own, on one device")
 
 
 def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The experiment and the other arguments, with the `Run` in `trained` where that names one. Without `--config` the
-    experiment is that of the run; answers in a file (`--predictions`) need none."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Parse the experiment and the other arguments, with the `Run` in `trained` where that names one.
+
+    Without `--config` the experiment is that of the run; answers in a file (`--predictions`) need none.
+    """
+    early = VerbParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     early.add_argument("--trained")
     early.add_argument("--predictions")
     known = early.parse_known_args(argv)[0]
