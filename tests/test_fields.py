@@ -1,10 +1,13 @@
 """Facts declared with a field: bounds and choices are enforced, and what a field affects is found."""
 
+import ast
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from emollama_jax import fields
 from emollama_jax.config import Config, from_dict, to_dict, values_affecting
 from emollama_jax.errors import UserError
 from emollama_jax.fields import check_fields, describe_range, field, fields_affecting
@@ -123,3 +126,16 @@ def test_every_bound_and_choice_is_enforced_and_names_its_path(path):
     target[name] = wrong
     with pytest.raises(UserError, match=rf"^config\.{path}=.*(must be|choose)"):
         from_dict(data)
+
+
+def test_every_field_is_used():
+    """Each is read as an attribute somewhere in the package, or by its name."""
+    used = set()
+    for path in Path(fields.__file__).parent.rglob("*.py"):
+        if path.stem not in ("config", "config_history"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute):
+                    used.add(node.attr)
+                elif isinstance(node, ast.Constant):
+                    used.add(node.value)
+    assert {path.rpartition(".")[2] for path in leaves()} - used == set()

@@ -23,12 +23,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--any-encoders", action="store_true", help="take features of other encoders than the run was trained with"
     )
-    add_config_argument(group, "the run's own, on one device")
+    add_config_argument(group, default="the run's own, on one device")
 
 
 def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The experiment and the other arguments, with the `Run` in `trained` where that names one. Without `--config` the
-    experiment is that of the run; answers in a file (`--predictions`) need none."""
+    """Parse the experiment and the other arguments, with the `Run` in `trained` where that names one.
+
+    Without `--config` the experiment is that of the run; answers in a file (`--predictions`) need none.
+    """
     early = VerbParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     early.add_argument("--trained")
     early.add_argument("--predictions")
