@@ -1,7 +1,6 @@
 """Shared by all measurements: repeats that alternate, the machine's name and peaks, the table and the JSON."""
 
 import dataclasses
-import json
 import os
 import platform
 import resource
@@ -19,6 +18,7 @@ from flax import nnx
 
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
 from emollama_jax.io.text_table import align
 from emollama_jax.train.speed import device_peak_flops
 
@@ -204,7 +204,7 @@ class Report:
         return {name: getattr(self, name) for name in fields} | {"results": results}
 
     def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(file, self.to_dict())
 
 
 def _number(value: float | int) -> str:

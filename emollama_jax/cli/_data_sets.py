@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.data.annotation_files import KNOWN, AnnotationFiles, find_annotation_files
 from emollama_jax.data.annotations import Annotations, read_annotations
@@ -13,14 +15,15 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import IMAGE_STORAGE
 from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import PathLike, local_path
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", choices=tuple(DATASETS), help="the data set; clips: your own")
-    parser.add_argument("root", type=Path, nargs="?", help="its folder, for the data sets that are known")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="where records go (default: %(default)s)")
+    parser.add_argument("root", type=local_path, nargs="?", help="its folder, for the data sets that are known")
+    parser.add_argument("--out", type=local_path, default=Path("data"), help="where records go (default: %(default)s)")
     parser.add_argument(
         "--frame-rule",
         "--frame",
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="frame",
         help="what is kept of it (default: %(default)s)",
     )
-    parser.add_argument("--eva-vit", type=Path, metavar="FILE", help="its encoder, for --image image_tokens")
+    parser.add_argument("--eva-vit", type=epath.Path, metavar="FILE", help="its encoder, for --image image_tokens")
     parser.add_argument(
         "--fold", type=int, choices=range(1, 6), default=1, help="of DFEW, 1 to 5 (default: %(default)s)"
     )
@@ -43,18 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=at_least(1), default=default_workers(), metavar="N", help="default: the processors"
     )
     parser.add_argument("--strict", action="store_true", help="stop at any problem, before any work")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="of problems (default: OUT/DATA.problems.jsonl)")
+    parser.add_argument(
+        "--report", type=local_path, metavar="FILE", help="of problems (default: OUT/DATA.problems.jsonl)"
+    )
     own = parser.add_argument_group("where files are, for clips of your own or files in other places")
     own.add_argument(
         "--list", action="append", default=[], metavar="SPLIT=FILE", help="clips of a split: a list, .csv or .jsonl"
     )
     for name in ("coarse", "fine", "subtitles", "videos", "openface"):
-        own.add_argument(f"--{name}", type=Path, metavar="PATH")
-    own.add_argument("--features", type=Path, nargs=3, metavar=("MAE", "VIDEOMAE", "HUBERT"), help="folders of .npy")
+        own.add_argument(f"--{name}", type=local_path, metavar="PATH")
+    own.add_argument(
+        "--features", type=local_path, nargs=3, metavar=("MAE", "VIDEOMAE", "HUBERT"), help="folders of .npy"
+    )
     own.add_argument("--labels", help="separated by commas (default: the data set's, or MERR's nine)")
 
 
-def check_image(image: str, eva_vit: str | Path | None) -> None:
+def check_image(image: str, eva_vit: PathLike | None) -> None:
     """Raises UserError for image tokens without their encoder, and for an encoder without use."""
     if (image == "image_tokens") != bool(eva_vit):
         raise UserError("--eva-vit: the encoder's file goes with --image image_tokens, and only there")

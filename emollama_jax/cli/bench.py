@@ -1,7 +1,6 @@
 """Measure speed and memory on this machine."""
 
 import argparse
-from pathlib import Path
 
 from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
@@ -11,6 +10,7 @@ from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
 from emollama_jax.bench.train import bench_train
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
+from emollama_jax.io.paths import local_path
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.text.prompts import TASKS
 from emollama_jax.weights.encoders import ENCODERS
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--repeats", type=at_least(1), default=3, metavar="N", help="measurements (default: %(default)s)"
     )
-    common.add_argument("--json", type=Path, metavar="FILE", help="also write all measurements to a file")
+    common.add_argument("--json", type=local_path, metavar="FILE", help="also write all measurements to a file")
     common.add_argument("--no-peer", dest="with_peer", action="store_false", help="measure without the peer")
 
     parser = VerbParser(
@@ -114,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.set_defaults(bench=bench_data)
     data.add_argument("--clips", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
     data.add_argument(
-        "--video", type=Path, metavar="FILE", help="every clip is a copy of it (default: synthetic clips)"
+        "--video", type=local_path, metavar="FILE", help="every clip is a copy of it (default: synthetic clips)"
     )
     data.add_argument(
         "--workers", type=at_least(0), default=0, metavar="N", help="reading processes (default: %(default)s)"
@@ -123,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     extract.set_defaults(bench=bench_extract)
     extract.add_argument("--clips", type=at_least(1), default=16, metavar="N", help="default: %(default)s")
     extract.add_argument(
-        "--videos", type=Path, nargs="+", default=(), metavar="FILE", help="in turn (default: synthetic clips)"
+        "--videos", type=local_path, nargs="+", default=(), metavar="FILE", help="in turn (default: synthetic clips)"
     )
     extract.add_argument(
         "--workers", type=at_least(0), metavar="N", help="reading processes (default: the processors but one)"

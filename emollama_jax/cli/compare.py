@@ -1,11 +1,12 @@
 """Compare two sets of features, and say whether they can be mixed."""
 
 import argparse
-import json
-from pathlib import Path
+
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.features.compare import INTERCHANGEABLE, SAME, compare
+from emollama_jax.io.atomic import write_json
 
 
 def run(argv: list[str]) -> int:
@@ -13,7 +14,7 @@ def run(argv: list[str]) -> int:
     comparison = compare(arguments.a, arguments.b)
     print(comparison)
     if arguments.json:
-        arguments.json.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, comparison.to_dict())
     return 0 if comparison.verdict in (SAME, INTERCHANGEABLE) else 1
 
 
@@ -26,5 +27,5 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("a", metavar="A", help="a set of features")
     parser.add_argument("b", metavar="B", help="another, of clips of the same names")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures for programs")
+    parser.add_argument("--json", type=epath.Path, metavar="FILE", help="the figures for programs")
     return parser

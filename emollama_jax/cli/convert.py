@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
@@ -37,10 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         "file, or a base checkpoint) and writes it, with its tokenizer, as a base checkpoint, which is what training "
         "and prediction load, or as a Hugging Face folder, which is what torch loads.",
     )
-    parser.add_argument("input", type=Path, help="folder or file to read")
-    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("input", type=epath.Path, help="folder or file to read")
+    parser.add_argument("output", type=epath.Path, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("base", "hf"), default="base", help="what to write (default: %(default)s)")
-    parser.add_argument("--adapter", type=Path, help="PEFT folder whose LoRA is added to the weights")
+    parser.add_argument("--adapter", type=epath.Path, help="PEFT folder whose LoRA is added to the weights")
     parser.add_argument(
         "--kernel-dtype",
         choices=FLOAT_DTYPES + QUANTISED,

@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
@@ -18,6 +19,7 @@ from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
 from emollama_jax.infer.clip_input import ALL, check_modalities
 from emollama_jax.infer.engine import Engine
+from emollama_jax.io.paths import local_path
 
 OWN = "labels"
 
@@ -48,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--modalities AVT,AV,A,V,T --out results",
     )
     parser.add_argument("benchmark", choices=(*BENCHMARKS, OWN), help=f"{OWN}: any labels")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the results")
+    parser.add_argument("--out", type=epath.Path, required=True, metavar="FOLDER", help="the results")
     parser.add_argument(
         "--data", action="append", default=[], metavar="FOLDER:SPLIT", help="prepared clips; one for each frame rule"
     )
@@ -65,8 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="clips (default: %(default)s)")
     add_model_arguments(parser)
     group = parser.add_argument_group("answers in a file")
-    group.add_argument("--predictions", type=Path, metavar="FILE", help=".csv or .jsonl of name and answer")
-    group.add_argument("--list", type=Path, metavar="FILE", help="names and labels, where the answers' file has none")
+    group.add_argument("--predictions", type=local_path, metavar="FILE", help=".csv or .jsonl of name and answer")
+    group.add_argument(
+        "--list", type=local_path, metavar="FILE", help="names and labels, where the answers' file has none"
+    )
     return parser
 
 

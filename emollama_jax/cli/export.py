@@ -1,10 +1,10 @@
 """Export trained adapters and projectors for PyTorch."""
 
 import argparse
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
@@ -51,10 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
         "whole language model with the adapters added to its weights.",
         epilog="example: emollama export Emotion_LLaMA.pth adapter --to peft",
     )
-    parser.add_argument("input", type=Path, help="file or folder to read")
-    parser.add_argument("output", type=Path, help="file (pth) or folder to write; must not exist")
+    parser.add_argument("input", type=epath.Path, help="file or folder to read")
+    parser.add_argument("output", type=epath.Path, help="file (pth) or folder to write; must not exist")
     parser.add_argument("--to", choices=("pth", "peft", "hf"), required=True, help="what to write")
-    parser.add_argument("--base", type=Path, help="the language model, for --to hf: any that emollama convert reads")
+    parser.add_argument(
+        "--base", type=epath.Path, help="the language model, for --to hf: any that emollama convert reads"
+    )
     parser.add_argument(
         "--alpha",
         type=float,

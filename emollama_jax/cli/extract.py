@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, at_least, parse
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
@@ -19,6 +20,7 @@ from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
+from emollama_jax.io.paths import PathLike, local_path
 from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -38,7 +40,7 @@ def run(argv: list[str]) -> int:
 
 
 def _extract(
-    config: Config, arguments: argparse.Namespace, files: AnnotationFiles, weights: Mapping[str, str | Path] | None
+    config: Config, arguments: argparse.Namespace, files: AnnotationFiles, weights: Mapping[str, PathLike] | None
 ) -> int:
     if weights is None:
         encoders = random_encoders(config, eva_vit=arguments.image_storage == "image_tokens", mesh=local_mesh())
@@ -98,20 +100,24 @@ def make_parser() -> argparse.ArgumentParser:
     add_config_argument(parser)
     add_arguments(parser)
     group = parser.add_argument_group("the encoders")
-    group.add_argument("--mae", type=Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file")
-    group.add_argument("--videomae", type=Path, metavar="FOLDER", help="of the motion")
-    group.add_argument("--hubert", type=Path, metavar="FOLDER", help="of the voice")
+    group.add_argument(
+        "--mae", type=epath.Path, metavar="FILE", help="of the face: a Hugging Face folder or a .pth file"
+    )
+    group.add_argument("--videomae", type=epath.Path, metavar="FOLDER", help="of the motion")
+    group.add_argument("--hubert", type=epath.Path, metavar="FOLDER", help="of the voice")
     group.add_argument(
         "--random-encoders", action="store_true", help="untrained ones of the experiment's sizes: for trials"
     )
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument("--npy", type=Path, metavar="FOLDER", help="also write the reference's folders of .npy files")
+    parser.add_argument(
+        "--npy", type=local_path, metavar="FOLDER", help="also write the reference's folders of .npy files"
+    )
     add_subtitle_arguments(parser)
     add_process_arguments(parser)
     return parser
 
 
-def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, str | Path] | None:
+def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, PathLike] | None:
     """The encoders' files, where none is given the experiment's; None stands for random encoders."""
     given = {name: getattr(arguments, name) for name in ENCODERS if getattr(arguments, name)}
     if arguments.random_encoders:

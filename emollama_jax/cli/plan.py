@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
+from emollama_jax.io.paths import local_path
 from emollama_jax.plan.compiler import Compiler
 from emollama_jax.plan.overlay import write_overlay
 from emollama_jax.plan.plan import assumptions, make_plan
@@ -75,8 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--search", action="store_true", help="try meshes, rows and kernels for the step, and rank them"
     )
-    parser.add_argument("--overlay", type=Path, metavar="FILE.py", help="with --search: write the best as a config")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan, or the ranking, to a file")
+    parser.add_argument(
+        "--overlay", type=local_path, metavar="FILE.py", help="with --search: write the best as a config"
+    )
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="also write the plan, or the ranking, to a file"
+    )
     parser.add_argument(
         "--time-limit", type=at_least(1), metavar="MINUTES", help="begin no compile after it (default: none)"
     )

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from etils import epath
 
 from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
@@ -16,6 +17,7 @@ from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import RecordClips, find_items
 from emollama_jax.infer.output import PrintedOutput, open_output
 from emollama_jax.infer.predictor import task_questions
+from emollama_jax.io.paths import as_path, local_path
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.clip import FRAME_RULES
 from emollama_jax.text.prompts import FEATURES, TASKS
@@ -34,7 +36,7 @@ def run(argv: list[str]) -> int:
     _check_arguments(arguments)
     options = model_options(arguments) | {"modalities": arguments.modalities, "orders": arguments.orders}
     options["slots"] = arguments.batch_size
-    is_data = ":" in arguments.input and not Path(arguments.input).exists()
+    is_data = ":" in arguments.input and not as_path(arguments.input).exists()
     if is_data:
         datasets = open_datasets([arguments.input], config, "input")
         source = RecordClips(datasets[0].records)
@@ -76,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", help="a video, a folder, a manifest, or FOLDER:SPLIT of prepared records")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to keep the lines (default: print them)")
+    parser.add_argument("--out", type=epath.Path, metavar="FILE", help="where to keep the lines (default: print them)")
     parser.add_argument("--resume", action="store_true", help="keep the answers in --out and add what is missing")
     group = parser.add_argument_group("what is asked")
     group.add_argument(
@@ -94,7 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--modalities", type=str, default=ALL, help="any of A (audio), V (video), T (text) (default: %(default)s)"
     )
     group = parser.add_argument_group("how clips are read")
-    group.add_argument("--videos", type=Path, metavar="FOLDER", help="of a manifest's videos (default: its own folder)")
+    group.add_argument(
+        "--videos", type=local_path, metavar="FOLDER", help="of a manifest's videos (default: its own folder)"
+    )
     group.add_argument(
         "--frame",
         metavar="RULE",

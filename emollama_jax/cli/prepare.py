@@ -3,12 +3,12 @@
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
 from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.recipe import Recipe
+from emollama_jax.io.paths import PathLike
 from emollama_jax.media.clip_reader import ClipRead
 
 
@@ -44,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _with_image_tokens(recipe: Recipe, eva_vit: Path) -> tuple[Recipe, Callable[[Sequence[ClipRead]], EncodedClips]]:
+def _with_image_tokens(
+    recipe: Recipe, eva_vit: PathLike
+) -> tuple[Recipe, Callable[[Sequence[ClipRead]], EncodedClips]]:
     """The recipe with this encoder's image tokens in place of frames, and what encodes them."""
     from emollama_jax.config import Config
     from emollama_jax.features.encoders import load_encoders

@@ -18,6 +18,8 @@ from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
+from emollama_jax.io.json_lines import read_json_lines, write_json_lines
+from emollama_jax.io.paths import local_path
 from emollama_jax.io.wheel_files import take_out
 from emollama_jax.synthetic.clip import clip_sentence
 from emollama_jax.synthetic.dataset import clip_spec, make_dataset
@@ -60,7 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
         "and exports the adapter to PyTorch; prints each command it runs. Takes a quarter of an hour on two cores, "
         "and needs no network but the package index. Started again, it goes on where it was stopped.",
     )
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=local_path, default=Path("quickstart"), metavar="FOLDER", help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="another gives other clips (default: %(default)s)")
     return parser
 
@@ -143,7 +147,7 @@ class Quickstart:
             "subtitle": clip_sentence(self.clip),
             "question": QUESTION,
         }
-        (self.folder / ASKED).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+        write_json_lines(self.folder / ASKED, [asked])
 
     def _report(self) -> None:
         """The figures, and where everything lies."""
@@ -151,14 +155,13 @@ class Quickstart:
         lines = []
         for row in rows:
             name = f"{row['frame']}-{row['modalities']}"
-            predictions = (self.folder / RESULTS / name / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-            loss = label_loss([json.loads(line) for line in predictions])
+            loss = label_loss(read_json_lines(self.folder / RESULTS / name / PREDICTIONS))
             score = f"{row['scores']['weighted_f1']:.3f}"
             lines.append([MODALITIES[row["modalities"]], score, f"{loss:.3f}"])
         print(f"\n{rows[0]['clips']} clips that were held out, nine labels. From one modality alone")
         print(f"no model can be expected below a label loss of {BEST_ALONE:.3f} nats, ln 3.\n")
         print("\n".join(table(["what the model sees", "weighted F1", "label loss"], lines)))
-        answer = json.loads((self.folder / ANSWER).read_text(encoding="utf-8").splitlines()[-1])
+        answer = read_json_lines(self.folder / ANSWER)[-1]
         print(f"\nasked about {self.folder / self.video} ({self.clip.label}):\n  {QUESTION}\n  {answer['answer']}\n")
         places = {
             "videos and annotations": "synthetic",

@@ -27,6 +27,7 @@ from emollama_jax.data.records import CLIP_INFO_FILE, answers_of
 from emollama_jax.data.tables import Problem
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.json_lines import write_json_lines
 
 VERSION = "1.0.0"
 SHARD_BYTES = 2**29  # of a file of records, about
@@ -178,8 +179,7 @@ def write_dataset(
         info.set_splits(tfds.core.splits.SplitDict(splits))
         info.write_to_directory(folder)
         if clip_info:
-            lines = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in clip_info)
-            (folder / CLIP_INFO_FILE).write_text(lines, encoding="utf-8")
+            write_json_lines(folder / CLIP_INFO_FILE, clip_info)
     return counts
 
 

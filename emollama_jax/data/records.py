@@ -13,21 +13,25 @@ The data set's metadata says where these come from (`labels`, the recipe with it
 and by `answers` what each record of a split can answer, so that nobody has to read them all to know.
 """
 
+import contextlib
 import io
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from emollama_jax.errors import UserError, first_line
+from emollama_jax.io.json_lines import read_json_lines
+from emollama_jax.io.paths import PathLike, as_path, local_copy
 from emollama_jax.text.answers import normalize_answer
 
 IMAGE_STORAGE = ("frame", "image_tokens")
+RECORD_FILE = ".array_record-"  # in the names of files that hold records
 CLIP_INFO_FILE = "clips.jsonl"  # in a data set's folder: what was seen and heard in its clips
 
 
@@ -83,10 +87,17 @@ class Records:
         metadata: what the preparation wrote about them.
     """
 
-    def __init__(self, path: str | Path, split: str):
-        """Raises UserError when there is no prepared data set, or it lacks the split."""
-        self.path = Path(path)
-        builder = _builder_of(self.path)
+    def __init__(self, path: PathLike, split: str):
+        """Open a data set; of one in an object store the split is downloaded, for as long as this object lives.
+
+        Raises:
+            UserError: there is no prepared data set, or it lacks the split.
+        """
+        self.path = epath.Path(path)
+        files = contextlib.ExitStack()
+        weakref.finalize(self, files.close)
+        wanted = lambda name: RECORD_FILE not in name or f"-{split}{RECORD_FILE}" in name
+        builder = _open_builder(self.path, files, wanted)
         if split not in builder.info.splits:
             there = ", ".join(builder.info.splits) or "none"
             raise UserError(f"no split {split!r}: {path}; it has {there}")
@@ -131,10 +142,13 @@ def _current_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"encoders": encoders}
 
 
-def read_clip_info(path: str | Path) -> list[dict[str, Any]]:
+def read_clip_info(path: PathLike) -> list[dict[str, Any]]:
     """Read what was seen and heard in a data set's clips; nothing where that was not written down."""
-    file = Path(path) / CLIP_INFO_FILE
-    return [*map(json.loads, file.read_text(encoding="utf-8").splitlines())] if file.is_file() else []
+    file = as_path(path) / CLIP_INFO_FILE
+    try:
+        return read_json_lines(file) if file.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{error}: {file}; prepare the data set again") from error
 
 
 def open_split(path: str, where: str = "") -> Records:
@@ -149,15 +163,21 @@ def open_split(path: str, where: str = "") -> Records:
     return Records(folder, split)
 
 
-def splits_of(path: str | Path) -> tuple[str, ...]:
+def splits_of(path: PathLike) -> tuple[str, ...]:
     """Return the splits of a prepared data set. Raises UserError where there is none."""
-    return tuple(_builder_of(Path(path)).info.splits)
+    with contextlib.ExitStack() as files:
+        return tuple(_open_builder(path, files, lambda name: RECORD_FILE not in name).info.splits)
 
 
-def _builder_of(path: Path) -> tfds.core.DatasetBuilder:
-    if not (path / "features.json").is_file():
+def _open_builder(
+    path: PathLike, files: contextlib.ExitStack, wanted: Callable[[str], bool]
+) -> tfds.core.DatasetBuilder:
+    """Open a data set by its files, of which the `wanted` ones are on this machine until `files` is closed: ArrayRecord
+    reads no object stores."""
+    if not (as_path(path) / "features.json").is_file():
         raise UserError(f"no prepared data set: {path}; give the folder with features.json that prepare printed")
+    folder = files.enter_context(local_copy(path, wanted))
     try:
-        return tfds.builder_from_directory(str(path))
+        return tfds.builder_from_directory(str(folder))
     except Exception as error:  # TFDS has no common class for what damaged files raise
         raise UserError(f"damaged data set: {path} ({first_line(error)}); prepare it again") from error

@@ -1,8 +1,6 @@
 """A system's figures on EMER: the judge's, where there is one, and those by words; as JSON and Markdown."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from emollama_jax.errors import UserError
@@ -10,6 +8,8 @@ from emollama_jax.eval.emer import HEADINGS, PUBLISHED, Progress, clue_overlap, 
 from emollama_jax.eval.judge import Judge
 from emollama_jax.eval.lexical import clue_word_overlap, label_hit_rate
 from emollama_jax.eval.report import comparison
+from emollama_jax.io.atomic import write_json, write_text
+from emollama_jax.io.paths import PathLike, as_path
 
 
 def evaluate_emer(
@@ -70,9 +70,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save_emer(report: Mapping[str, Any], folder: Path) -> None:
+def save_emer(report: Mapping[str, Any], folder: PathLike) -> None:
     """Writes `emer.json` and `emer.md` into a folder, which is made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (folder / "emer.json").write_text(text, encoding="utf-8")
-    (folder / "emer.md").write_text(to_markdown(report), encoding="utf-8")
+    write_json(as_path(folder) / "emer.json", report)
+    write_text(as_path(folder) / "emer.md", to_markdown(report))

@@ -1,15 +1,15 @@
 """An evaluation as JSON, as Markdown beside the published rows, and its confusion matrix as a picture."""
 
 import importlib.util
-import json
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Evaluation, Published
+from emollama_jax.io.atomic import write_bytes, write_json, write_text
+from emollama_jax.io.paths import PathLike, as_path
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -100,7 +100,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)]
 
 
-def plot_confusion(evaluation: Evaluation, file: str | Path) -> None:
+def plot_confusion(evaluation: Evaluation, file: PathLike) -> None:
     """The confusion matrix as a PNG: shares of each true label, with the numbers of clips. Needs matplotlib."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
@@ -124,28 +124,25 @@ def plot_confusion(evaluation: Evaluation, file: str | Path) -> None:
     score = f"{HEADINGS[name]} {_percent(evaluation.scores[name])} %"
     axes.set_title(f"{benchmark.title or benchmark.name}: {score}, {evaluation.clips} clips")
     figure.colorbar(image, label="share of the true label", shrink=0.8)
-    figure.savefig(file, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(file, picture.getvalue())
 
 
-def save(evaluation: Evaluation, folder: str | Path) -> None:
+def save(evaluation: Evaluation, folder: PathLike) -> None:
     """Writes `evaluation.json`, `evaluation.md` and, where matplotlib is installed, `confusion.png` into a folder,
     which is made if needed. Files of these names are replaced.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_dict(evaluation), indent=2, ensure_ascii=False) + "\n"
-        (folder / "evaluation.json").write_text(text, encoding="utf-8")
-        (folder / "evaluation.md").write_text(to_markdown(evaluation), encoding="utf-8")
-        if importlib.util.find_spec("matplotlib"):
-            plot_confusion(evaluation, folder / "confusion.png")
-        else:
-            logging.warning("no picture of the confusion matrix: it needs pip install 'emollama_jax[plot]'")
-    except OSError as error:
-        raise UserError(f"cannot write the results ({error.strerror}): {folder}; choose another folder") from error
+    folder = as_path(folder)
+    write_json(folder / "evaluation.json", to_dict(evaluation))
+    write_text(folder / "evaluation.md", to_markdown(evaluation))
+    if importlib.util.find_spec("matplotlib"):
+        plot_confusion(evaluation, folder / "confusion.png")
+    else:
+        logging.warning("no picture of the confusion matrix: it needs pip install 'emollama_jax[plot]'")
 
 
 def _percent(value: float) -> str:

@@ -8,11 +8,9 @@ Clips without a label are left out.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from emollama_jax.data.records import Records
@@ -23,6 +21,9 @@ from emollama_jax.infer.answer import ClipAnswer, ClipError
 from emollama_jax.infer.clip_input import ALL
 from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.score import label_orders
+from emollama_jax.io.atomic import write_json, write_text
+from emollama_jax.io.json_lines import write_json_lines
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.text.answers import parse_label
 from emollama_jax.text.prompts import emotion_question, request
 
@@ -62,11 +63,10 @@ class Evaluated:
     def unlabelled(self) -> int:
         return sum(prediction.emotion is None for prediction in self.predictions)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: PathLike) -> None:
         """Writes what `report.save` does, and the predictions."""
         save(self.evaluation, folder)
-        lines = [json.dumps(dataclasses.asdict(one), ensure_ascii=False) + "\n" for one in self.predictions]
-        (folder / PREDICTIONS).write_text("".join(lines), encoding="utf-8")
+        write_json_lines(as_path(folder) / PREDICTIONS, map(dataclasses.asdict, self.predictions))
 
 
 def evaluate_records(
@@ -208,8 +208,9 @@ def sweep(
     ]
 
 
-def save_sweep(cells: Sequence[Cell], folder: Path) -> None:
+def save_sweep(cells: Sequence[Cell], folder: PathLike) -> None:
     """Writes one evaluation into the folder, several into folders in it, with `sweep.json` and `sweep.md` over all."""
+    folder = as_path(folder)
     if len(cells) == 1:
         cells[0].evaluated.save(folder)
         return
@@ -219,8 +220,8 @@ def save_sweep(cells: Sequence[Cell], folder: Path) -> None:
         {"data": cell.data, "frame": cell.frame, "modalities": cell.modalities, **to_dict(cell.evaluated.evaluation)}
         for cell in cells
     ]
-    (folder / "sweep.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "sweep.md").write_text(sweep_markdown(cells), encoding="utf-8")
+    write_json(folder / "sweep.json", rows)
+    write_text(folder / "sweep.md", sweep_markdown(cells))
 
 
 def sweep_markdown(cells: Sequence[Cell]) -> str:

@@ -25,7 +25,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from jaxtyping import Float
 
 from emollama_jax.errors import UserError
 from emollama_jax.features.feature_sets import UNNAMED, FeatureSet, read_feature_set
+from emollama_jax.io.paths import PathLike
 
 SAME = "the same"
 INTERCHANGEABLE = "interchangeable"
@@ -155,7 +155,7 @@ class Comparison:
         return "\n".join([f"A  {self.a}", f"B  {self.b}", "", *lines, "", *worst, self.sentence])
 
 
-def compare(a: str | Path | FeatureSet, b: str | Path | FeatureSet) -> Comparison:
+def compare(a: PathLike | FeatureSet, b: PathLike | FeatureSet) -> Comparison:
     """Compares two sets; `feature_sets.py` says how they are named.
 
     Raises:

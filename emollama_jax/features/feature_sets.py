@@ -24,6 +24,7 @@ from emollama_jax.data.clip_files import FeatureError, read_feature
 from emollama_jax.data.records import Records, splits_of
 from emollama_jax.data.tables import key_of
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import PathLike, as_path, local_path
 from emollama_jax.text.prompts import FEATURES
 
 UNNAMED = "features"  # the modality of a folder whose name tells none
@@ -49,29 +50,30 @@ class FeatureSet:
     """Files that were left out, and why."""
 
 
-def read_feature_set(where: str | Path) -> FeatureSet:
+def read_feature_set(where: PathLike) -> FeatureSet:
     """Reads all features of a set.
 
     Raises:
         UserError: there are none, or a prepared data set is damaged. Single files that cannot be read are noted.
     """
     where = str(where)
-    path, split = Path(where), None
+    path, split = as_path(where), None
     if not path.is_dir() and ":" in where:
         folder, _, split = where.rpartition(":")
-        path = Path(folder)
+        path = as_path(folder)
     if (path / "features.json").is_file() or split is not None:
         return _prepared(where, path, split)
     modality, named, folder = where.partition("=")
     if named and modality in FEATURES:
-        return _files(where, {modality: Path(folder)})
+        return _files(where, {modality: local_path(folder)})
     if not path.is_dir():
         raise UserError(f"no such folder: {where}; give FOLDER, FOLDER:SPLIT or one of {', '.join(FEATURES)}=FOLDER")
+    path = local_path(where)
     folders = {modality: folder for modality, folder in zip(FEATURES, feature_folders(path), strict=True) if folder}
     return _files(where, folders or {_modality_of(path): path})
 
 
-def _prepared(where: str, path: Path, split: str | None) -> FeatureSet:
+def _prepared(where: str, path: PathLike, split: str | None) -> FeatureSet:
     found: dict[str, dict[str, np.ndarray]] = {modality: {} for modality in FEATURES}
     encoders = {}
     for name in splits_of(path) if split is None else [split]:

@@ -1,19 +1,19 @@
 """What predictions depend on, by fingerprints: the weights, the experiment and the encoders."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from emollama_jax.config import Config, values_affecting
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest
 from emollama_jax.weights.engine import param_values
 
 
 def identity_of(
-    config: Config, model: EmotionLlama, base: str | Path, *, encoders: Mapping[str, str], **settings: Any
+    config: Config, model: EmotionLlama, base: PathLike, *, encoders: Mapping[str, str], **settings: Any
 ) -> dict[str, Any]:
     """Model, experiment and settings in JSON's types, for `open_output`.
 

@@ -10,11 +10,14 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 from etils.epath import PathLike
 
 from emollama_jax.errors import UserError
+
+DOWNLOADS = 8  # at once
 
 
 def is_remote(path: PathLike) -> bool:
@@ -35,6 +38,13 @@ def as_path(path: PathLike) -> epath.Path:
     return epath.Path(path).expanduser().absolute()
 
 
+def local_path(path: str) -> pathlib.Path:
+    """Returns a path on this machine. Raises UserError for an address in an object store."""
+    if is_remote(path):
+        raise UserError(f"{path}: must be a path on this machine; copy what is in an object store here first")
+    return pathlib.Path(path)
+
+
 @contextlib.contextmanager
 def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
     """Gives a local path to a file or folder, for readers that need one, e.g. to map it into memory.
@@ -44,7 +54,7 @@ def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True
     until it is unmapped. A `UserError` in the block that names the copy names `path` instead.
 
     Args:
-        wanted: of a folder, which of the files directly in it are downloaded, by their names.
+        wanted: of a folder, which of the entries directly in it are downloaded, by their names.
     """
     source = as_path(path)
     if not is_remote(path):
@@ -65,8 +75,6 @@ def _download(source: epath.Path, target: pathlib.Path, wanted: Callable[[str], 
         source.copy(target)
         return
     target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_dir():
-            _download(entry, target / entry.name, lambda name: True)
-        elif wanted(entry.name):
-            entry.copy(target / entry.name)
+    entries = [entry for entry in source.iterdir() if wanted(entry.name)]
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        list(pool.map(lambda entry: _download(entry, target / entry.name, lambda name: True), entries))

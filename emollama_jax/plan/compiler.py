@@ -17,6 +17,7 @@ from typing import Any
 
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
 from emollama_jax.plan.topology import Topology
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "qwix", "libtpu", "jax-cuda12-plugin")
@@ -87,10 +88,7 @@ class Compiler:
             return {**json.loads(kept.read_text()), "cached": True}
         found = self._run(request, stop)
         if kept and "error" not in found:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            partial.write_text(json.dumps(found))
-            partial.replace(kept)
+            write_json(kept, found)
         return {**found, "cached": False}
 
     def _run(self, request: dict[str, Any], stop: threading.Event) -> dict[str, Any]:

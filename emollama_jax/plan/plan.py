@@ -4,7 +4,6 @@ All figures are compiler estimates.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.config import Config, to_dict
+from emollama_jax.io.atomic import write_json
 from emollama_jax.io.text_table import align
 from emollama_jax.plan.compiler import Compiler, Job, figures
 from emollama_jax.plan.estimate import Estimate, estimate
@@ -113,7 +113,7 @@ class Plan:
         }
 
     def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(file, self.to_dict())
 
 
 def make_plan(

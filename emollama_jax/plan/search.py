@@ -7,7 +7,6 @@ experiment's own batch, in parts where a chip takes less at once, or on a larger
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from emollama_jax.config import Config, to_dict
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
 from emollama_jax.io.text_table import align
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.plan.compiler import Compiler, Job
@@ -156,4 +156,4 @@ def save_ranking(file: Path, name: str, found: list[ProgramPlan]) -> None:
     """The candidates as JSON, in the order of the table."""
     candidates = [summary(one) | {"config": to_dict(one.config)} for one in found]
     text = {"what": "compiler estimates", "name": name, "topology": found[0].topology.name, "candidates": candidates}
-    file.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    write_json(file, text)

@@ -10,7 +10,6 @@ that they never wait for the host.
 import contextlib
 import dataclasses
 import enum
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from emollama_jax.config import Config, to_dict
 from emollama_jax.distributed import PreemptionGuard, barrier, use_compile_cache
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_json
 from emollama_jax.io.paths import as_path
 from emollama_jax.runs.checkpoint_files import CONFIG
 from emollama_jax.runs.checkpoints import Checkpoints
@@ -78,7 +78,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
             run = setup_run(config, mesh, checkpoints, optimizer, more_metrics=more_metrics, log=log)
             stack.callback(run.iterator.close)
             if is_first:
-                (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+                write_json(workdir / CONFIG, to_dict(config))
             files = [JsonLines, TensorBoard] if is_first else []
             writer = MultiWriter([file(workdir, after=run.step) for file in files] + [progress] * is_first)
             stack.callback(writer.close)

@@ -15,6 +15,7 @@ import numpy as np
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_file
+from emollama_jax.io.paths import PathLike
 from emollama_jax.weights.tensors import Contents, StoredTensor, damaged, flatten
 
 
@@ -56,7 +57,7 @@ def open_torch(path: Path) -> Contents:
     return tensors, extra
 
 
-def import_torch(path: Path) -> Any:
+def import_torch(path: PathLike) -> Any:
     """The package torch, for a file at `path`. Raises UserError where it is not installed."""
     try:
         import torch
@@ -65,7 +66,7 @@ def import_torch(path: Path) -> Any:
     return torch
 
 
-def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]], extra: Mapping[str, Any]) -> None:
+def save_torch(path: PathLike, tensors: Iterable[tuple[str, np.ndarray]], extra: Mapping[str, Any]) -> None:
     """Writes `{"model": the tensors by name, **extra}` into a new file, complete or not at all."""
     torch = import_torch(path)
 

@@ -105,5 +105,5 @@ def test_the_picture(evaluation, tmp_path):
 
 def test_a_folder_that_cannot_be_written(evaluation, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write the results .*choose another folder"):
+    with pytest.raises(UserError, match="cannot write the output .*choose another place"):
         report.save(evaluation, tmp_path / "file" / "below")
