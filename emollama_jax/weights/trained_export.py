@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.lora import LoRAConfig, adapter_targets
 from emollama_jax.weights.engine import export
@@ -19,7 +20,7 @@ def trained_tensors(model: EmotionLlama) -> dict[str, np.ndarray]:
     return dict(export(model, trained_table(adapter_targets(model))))
 
 
-def write_pth(path: Path, tensors: Mapping[str, np.ndarray], *, adapter_name: str = "") -> list[str]:
+def write_pth(path: PathLike, tensors: Mapping[str, np.ndarray], *, adapter_name: str = "") -> list[str]:
     """Writes a checkpoint as the reference does, and returns the names in it.
 
     Args:

@@ -57,7 +57,7 @@ def test_decode_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
         assert result["first_call_s"] > 0
         for figures in result["runs"]:
             assert figures["tokens"] == 9 * result["batch"]
-            assert min(figures.values()) > 0
+            assert figures["seconds"] > 0 and figures["prefill_ms"] > 0
             assert figures["tokens_per_s"] == pytest.approx(figures["tokens"] / figures["seconds"])
             after_first = figures["seconds"] - figures["prefill_ms"] / 1e3
             assert figures["ms_per_token"] == pytest.approx(1e3 * after_first / 8)
@@ -157,7 +157,7 @@ def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
     decode = bench_decode(TINY, batch_sizes=[2], new_tokens=4, repeats=1, with_peer=False)
     (figures,) = decode.results[0].runs
     model = Llama(TINY.llama, rngs=nnx.Rngs(0))
-    read = bytes_per_token(model, batch=2, slots=32 + 16)  # both lengths as they are compiled
+    read = bytes_per_token(model, batch=2, slots=64)  # a bucket for 32 tokens and 3 more
     assert figures["gb_per_token"] == read / 1e9
     assert figures["bandwidth_percent"] == pytest.approx(100 * read / 1e9 / (figures["ms_per_token"] / 1e3))
     assert "% bandwidth" in str(decode)

@@ -126,7 +126,7 @@ def test_it_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
 def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else find_spec(name, *a))
-    monkeypatch.setattr(bench, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     monkeypatch.setattr(bench, "peak_memory", lambda: {"host_gib": 1.0, "device_gib": 2.5})
     report = bench_train(experiment(lora__dropout=0.1), steps=2, clips=16, repeats=1)
     assert [result.who for result in report.results] == [OURS]
