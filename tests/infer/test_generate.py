@@ -92,7 +92,7 @@ def next_tokens(graphdef, state, tokens, lengths, seen, step, sampling):
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = model(model.embed_tokens(tokens), places, (places < lengths[:, None]).astype(jnp.int32))
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    return sample(model.logits(last), seen, step, sampling)
+    return sample(model.logits(last), seen, jnp.broadcast_to(step, lengths.shape), sampling)
 
 
 def recomputed(model, prompts, configs, seeds, eos_ids=EOS, width=64):
