@@ -262,7 +262,9 @@ def test_the_best_checkpoint_is_that_of_the_best_labels(inputs, tmp_path, capsys
     assert len(found) == 3 and all(0 <= value <= 1 for value in found)
     best = 1 + found.index(max(found))
     assert f"the best checkpoint is that of step {best}" in capsys.readouterr().err
-    model, _ = load_emotion_llama(inputs / "base", load_config("tiny"), trained=workdir / "checkpoints/3")
+    model, _ = load_emotion_llama(
+        inputs / "base", load_config("tiny"), trained=Run.open(workdir / "checkpoints/3").trained_weights()
+    )
     expected = make_label_metrics(config_of(inputs, workdir, **fields, train__best_metric="uar"))(model)
     assert found[-1] == pytest.approx(expected["uar"], abs=1e-6)
     last = [line for line in lines(workdir) if "validation_uar" in line][-1]
