@@ -1,6 +1,7 @@
 """Ask a model about videos or records."""
 
 import argparse
+import functools
 import sys
 
 from etils import epath
@@ -51,7 +52,11 @@ def run(argv: list[str]) -> int:
     by_score = arguments.task == "emotion" and not arguments.question
     questions = () if by_score else task_questions(config.prompt, arguments.task, arguments.question)
     out = arguments.out
-    with open_output(out, resume=arguments.resume) if out else PrintedOutput(sys.stdout) as output:
+    with (
+        open_output(out, resume=arguments.resume)
+        if out
+        else PrintedOutput(functools.partial(print, flush=True)) as output
+    ):
         engine = Engine.load(config=config, log=lambda line: print(line, file=sys.stderr), **options)
         source = source if is_data else engine.videos()
         if out:

@@ -63,7 +63,7 @@ class Encoders:
             model = getattr(self, name)
             if model is not None and (size := model.config.hidden_size) != expected:
                 raise UserError(
-                    f"--{name}: its features have {size} numbers, the model takes {expected} "
+                    f"weights.{name}: its features have {size} numbers, the model takes {expected} "
                     "(config.projectors.feature_size); give the encoder that it was trained with"
                 )
 

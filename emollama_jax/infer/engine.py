@@ -172,10 +172,10 @@ class Engine:
         check_image_file(image_encoder, checked)
         with _on_mesh(mesh, config):
             if inputs == "videos":
-                rule = choose_frame_rule(run, frame_rule, log)
                 clip_encoders = load_clip_encoders(
                     config, files, use_random=random_encoders, eva_vit=not image_encoder, mesh=mesh
                 )
+                rule = choose_frame_rule(run, frame_rule, log)
                 encoders = clip_encoders.fingerprints(config)
                 described = {"encoders": encoders, "frame": rule, "subtitles_from": list(subtitle_sources)}
                 if checked:

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from absl import logging
@@ -98,10 +98,14 @@ class Output:
 
 
 class PrintedOutput(Output):
-    """An output that prints its records and keeps no file."""
+    """An output that shows each record as a line of JSON and keeps no file.
 
-    def __init__(self, file: IO[str]):
-        self.known, self._printed = {}, file
+    Args:
+        show: is given each line, without its end.
+    """
+
+    def __init__(self, show: Callable[[str], None]):
+        self.known, self._show = {}, show
 
     def __enter__(self) -> "PrintedOutput":
         return self
@@ -111,7 +115,7 @@ class PrintedOutput(Output):
 
     def write(self, records: Sequence[Record]) -> None:
         for record in records:
-            print(json.dumps(record, ensure_ascii=False, allow_nan=False), file=self._printed, flush=True)
+            self._show(json.dumps(record, ensure_ascii=False, allow_nan=False))
         self.known |= {key_of(record): record for record in records}
 
     def finish(self, keys: Sequence[str | int]) -> None:

@@ -308,7 +308,7 @@ def test_ten_bad_clips_among_thirty(inputs, videos, tmp_path, capsys, monkeypatc
 def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, capsys):
     pytest.importorskip("torch")
     trained = shutil.copytree(saying(run, tmp_path / "said", encoders={}, frame_rules=["peak"]), tmp_path / "run")
-    video, out, hashed = videos / "00.mp4", tmp_path / "answers.jsonl", bytes_read()
+    video, out, hashed = Path(shutil.copy(videos / "00.mp4", tmp_path)), tmp_path / "answers.jsonl", bytes_read()
     argv = [video, "--trained", trained, "--eva-vit", EVA_VIT, *NO_FEATURES, "--workers=0", "--config.clip.max_faces=6"]
     assert predict(*argv, "--out", out) == 0
     checkpoint = trained / CHECKPOINTS / "4"

@@ -315,7 +315,7 @@ def test_the_command(dataset, tmp_path, capsys):
         (["--eva-vit=x", "--videos=x"], "--eva-vit: the encoder's file goes with --image image_tokens, and only there"),
         (["--mae=x", "--image=image_tokens", "--videos=x"], "no such file or folder: x"),
         (["--check", "a", "b"], "extract --check is a verb of its own: emollama compare A B"),
-        (["--random-encoders", "--videos=."], "--mae: its features have 32 numbers, the model takes 1024"),
+        (["--random-encoders", "--videos=."], "weights.mae: its features have 32 numbers, the model takes 1024"),
     ],
 )
 def test_arguments_refused(arguments, said, capsys):
