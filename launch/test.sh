@@ -27,7 +27,7 @@ elif [[ "$(version .venv/bin/python)" == 3.12.* ]]; then
 elif [ -z "$python312" ]; then
   echo "launch/test.sh: no smoke run on Python 3.12: no python3.12 on the PATH or under ~/.pyenv/versions"
 else
-  install "$python312" .venv-3.12 -e . pytest "transformers<6"
+  install "$python312" .venv-3.12 -e '.[judge]' pytest "transformers<6"
   .venv-3.12/bin/python -m pytest -m smoke || status=$?
 fi
 exit "$status"

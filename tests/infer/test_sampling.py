@@ -11,11 +11,12 @@ from emollama_jax.infer.sampling import Sampling, sample
 
 VOCAB, DRAWS = 40, 4000
 
+compiled_sample = jax.jit(sample)
 
-@jax.jit
+
 def compiled(logits, seen, step, sampling):
     """`sample` for rows that have all had `step` tokens."""
-    return sample(logits, seen, jnp.full(len(logits), step), sampling)
+    return compiled_sample(logits, seen, jnp.full(len(logits), step, jnp.int32), sampling)
 
 
 def draws(logits, config, *, seen=(), step=0, seeds=range(DRAWS)):
@@ -23,7 +24,7 @@ def draws(logits, config, *, seen=(), step=0, seeds=range(DRAWS)):
     row, marks = np.full(VOCAB, -np.inf, np.float32), np.zeros(VOCAB, bool)
     row[: len(logits)], marks[: len(seen)] = logits, seen
     rows, marks = (jnp.broadcast_to(x, (len(seeds), VOCAB)) for x in (row, marks))
-    return np.asarray(compiled(rows, marks, jnp.int32(step), Sampling.of([config] * len(seeds), seeds)))
+    return np.asarray(compiled(rows, marks, step, Sampling.of([config] * len(seeds), seeds)))
 
 
 def rows_of_everything(count):
@@ -60,7 +61,7 @@ def test_every_row_is_the_draw_from_hugging_faces_scores():
     """The draw is the largest of log-probability plus noise: with the same noise, other scores show."""
     count, step = 800, 7
     logits, seen, configs, seeds = rows_of_everything(count)
-    ours = np.asarray(compiled(logits, seen, jnp.int32(step), Sampling.of(configs, seeds)))
+    ours = np.asarray(compiled(logits, seen, step, Sampling.of(configs, seeds)))
 
     scores = np.stack([hugging_face_scores(*row) for row in zip(logits, seen, configs, strict=True)])
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(np.asarray(seeds, np.uint32))
@@ -164,20 +165,20 @@ def test_a_temperature_near_zero_is_greedy():
 @pytest.mark.smoke
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     logits, seen, configs, seeds = rows_of_everything(24)
-    together = compiled(logits, seen, jnp.int32(3), Sampling.of(configs, seeds))
+    together = compiled(logits, seen, 3, Sampling.of(configs, seeds))
     order = np.random.default_rng(4).permutation(24)
     shuffled = Sampling.of([configs[i] for i in order], [seeds[i] for i in order])
-    np.testing.assert_array_equal(compiled(logits[order], seen[order], jnp.int32(3), shuffled), together[order])
+    np.testing.assert_array_equal(compiled(logits[order], seen[order], 3, shuffled), together[order])
     for i in range(24):
         row = slice(i, i + 1)
-        assert compiled(logits[row], seen[row], jnp.int32(3), Sampling.of(configs[row], seeds[row]))[0] == together[i]
+        assert compiled(logits[row], seen[row], 3, Sampling.of(configs[row], seeds[row]))[0] == together[i]
 
 
 @pytest.mark.smoke
 def test_rows_that_have_had_different_numbers_of_tokens():
     logits, seen, configs, seeds = rows_of_everything(24)
     sampling, steps = Sampling.of(configs, seeds), np.arange(24) % 5
-    together = sample(logits, seen, jnp.asarray(steps), sampling)
+    together = compiled_sample(logits, seen, jnp.asarray(steps, jnp.int32), sampling)
     for step in range(5):
         rows = steps == step
         np.testing.assert_array_equal(compiled(logits, seen, step, sampling)[rows], together[rows])

@@ -72,7 +72,7 @@ def test_every_layer(pair):
 
     @jax.jit
     def run_block(params, x):
-        return nnx.merge(graphdef, params)(x, angles, segment_ids, None, 0, None)[0]
+        return nnx.merge(graphdef, params)(x, angles, segment_ids, None)[0]
 
     for i, (before, after) in enumerate(zip([embedded, *blocks], blocks, strict=False)):
         block = run_block(jax.tree.map(lambda a: a[i], stacked), before)  # noqa: B023
