@@ -23,7 +23,9 @@ from emollama_jax.media.clip import FRAME_RULES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", choices=tuple(DATASETS), help="the data set; clips: your own")
     parser.add_argument("root", type=local_path, nargs="?", help="its folder, for the data sets that are known")
-    parser.add_argument("--out", type=local_path, default=Path("data"), help="where records go (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=epath.Path, default=epath.Path("data"), help="where records go (default: %(default)s)"
+    )
     parser.add_argument(
         "--frame-rule",
         "--frame",
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="stop at any problem, before any work")
     parser.add_argument(
-        "--report", type=local_path, metavar="FILE", help="of problems (default: OUT/DATA.problems.jsonl)"
+        "--report", type=epath.Path, metavar="FILE", help="of problems (default: OUT/DATA.problems.jsonl)"
     )
     own = parser.add_argument_group("where files are, for clips of your own or files in other places")
     own.add_argument(
@@ -92,8 +94,8 @@ def write_data_set(
     recipe: Recipe,
     make_parts: Callable[[Annotations], MakeParts],
     *,
-    out: Path,
-    report: Path | None = None,
+    out: epath.Path,
+    report: epath.Path | None = None,
     strict: bool = False,
     process: int = 0,
     **options: Any,

@@ -20,7 +20,7 @@ from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
-from emollama_jax.io.paths import PathLike, local_path
+from emollama_jax.io.paths import PathLike
 from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images (default: %(default)s)")
     parser.add_argument(
-        "--npy", type=local_path, metavar="FOLDER", help="also write the reference's folders of .npy files"
+        "--npy", type=epath.Path, metavar="FOLDER", help="also write the reference's folders of .npy files"
     )
     add_subtitle_arguments(parser)
     add_process_arguments(parser)

@@ -27,6 +27,8 @@ from emollama_jax.data.tables import (
     stem_of,
 )
 from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_text
+from emollama_jax.io.paths import PathLike
 from emollama_jax.text.prompts import FEATURES
 
 THREADS = 16  # they mostly wait for files, often those of another machine
@@ -108,14 +110,9 @@ class Annotations:
             f"problems: {counts(Counter(problem.kind for problem in self.problems))}"
         )
 
-    def write_problems(self, path: str | Path) -> None:
+    def write_problems(self, path: PathLike) -> None:
         """One JSON object a line; a file that is there already is replaced."""
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(f"{problem.to_json()}\n" for problem in self.problems)
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write the problems ({error.strerror}): {path}; choose another place") from error
+        write_text(path, "".join(f"{problem.to_json()}\n" for problem in self.problems))
 
 
 def read_annotations(files: AnnotationFiles, *, strict: bool = False, check_features: bool = True) -> Annotations:

@@ -10,15 +10,14 @@ import contextlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
+from etils import epath
 from jaxtyping import Bool, Float
 
 from emollama_jax.data.annotations import Clip
@@ -27,6 +26,7 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import encode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_file
+from emollama_jax.io.paths import PathLike, local_copy
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipRead, ClipReader
@@ -78,7 +78,7 @@ class PartMaker:
     """Measures each kind of work: `decode`, `face` and `sound` by all workers together, and `wait`, for clips that were
     not read yet. `encode` may add its own."""
 
-    def __call__(self, clips: Sequence[Clip], recipe: Recipe, folder: Path) -> list[Path]:
+    def __call__(self, clips: Sequence[Clip], recipe: Recipe, folder: epath.Path) -> list[epath.Path]:
         """Make this process's parts that are not in `folder` yet, and return the paths of all, in the clips' order."""
         folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(clips), CLIPS_PER_PART)
@@ -108,7 +108,7 @@ class PartMaker:
 
     def _write(
         self,
-        path: Path,
+        path: epath.Path,
         clips: Sequence[Clip],
         reads: Sequence[ClipRead | UserError],
         recipe: Recipe,
@@ -187,7 +187,7 @@ def make_record(clip: Clip, recipe: Recipe, subtitle: str, features: ClipFeature
 
 
 def write_part(
-    path: Path, records: Sequence[bytes], *, problems: Sequence[dict] = (), clip_info: Sequence[dict] = ()
+    path: PathLike, records: Sequence[bytes], *, problems: Sequence[dict] = (), clip_info: Sequence[dict] = ()
 ) -> None:
     """Write a part.
 
@@ -199,7 +199,7 @@ def write_part(
     write_array_record(path, (header, *records))
 
 
-def write_array_record(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
+def write_array_record(path: PathLike, records: Iterable[bytes]) -> int:
     """Write an ArrayRecord file in which each record is read by itself, and return the bytes of all."""
     writer, size = array_record_module.ArrayRecordWriter(str(path), "group_size:1"), 0
     for record in records:
@@ -209,28 +209,29 @@ def write_array_record(path: str | os.PathLike[str], records: Iterable[bytes]) -
     return size
 
 
-def read_header(path: Path) -> Mapping[str, list[dict[str, Any]]]:
+def read_header(path: PathLike) -> Mapping[str, list[dict[str, Any]]]:
     """Return the `problems` and the `clip_info` of a part."""
     with _reader(path) as reader:
         return json.loads(reader.read([0])[0])
 
 
-def count_records(path: Path) -> int:
+def count_records(path: PathLike) -> int:
     """Return how many records a part holds."""
     with _reader(path) as reader:
         return reader.num_records() - 1
 
 
-def read_records(path: Path) -> list[bytes]:
+def read_records(path: PathLike) -> list[bytes]:
     """Return the serialised records of a part."""
     with _reader(path) as reader:
         return reader.read_all()[1:]
 
 
 @contextlib.contextmanager
-def _reader(path: Path) -> Iterator[array_record_module.ArrayRecordReader]:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        yield reader
-    finally:
-        reader.close()
+def _reader(path: PathLike) -> Iterator[array_record_module.ArrayRecordReader]:
+    with local_copy(path) as local:
+        reader = array_record_module.ArrayRecordReader(str(local))
+        try:
+            yield reader
+        finally:
+            reader.close()

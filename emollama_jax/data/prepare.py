@@ -8,16 +8,15 @@ records go from the parts into the data set as they are.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from emollama_jax import __version__
 from emollama_jax.data.annotations import Annotations, Clip
@@ -28,6 +27,8 @@ from emollama_jax.data.tables import Problem
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.io.json_lines import write_json_lines
+from emollama_jax.io.locks import exclusive_lock
+from emollama_jax.io.paths import PathLike, as_path
 
 VERSION = "1.0.0"
 SHARD_BYTES = 2**29  # of a file of records, about
@@ -39,14 +40,14 @@ DATASETS = {
     "clips": "Clips of the user's own.",
 }
 
-MakeParts = Callable[[Sequence[Clip], Recipe, Path], list[Path]]
+MakeParts = Callable[[Sequence[Clip], Recipe, epath.Path], list[epath.Path]]
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
     """A data set on disk: its folder, the clips in each split, the clips put aside, and whether it was there before."""
 
-    path: Path
+    path: epath.Path
     counts: dict[str, int]
     problems: tuple[Problem, ...]
     was_there: bool
@@ -55,7 +56,7 @@ class PreparedDataset:
 def prepare(
     name: str,
     annotations: Annotations,
-    out: Path,
+    out: PathLike,
     recipe: Recipe,
     make_parts: MakeParts,
     *,
@@ -74,11 +75,13 @@ def prepare(
     Raises:
         UserError: another data set is there, or no clip can be prepared.
     """
+    out = as_path(out)
     path = out / name / recipe.image_storage / VERSION
     fingerprint = recipe.fingerprint(annotations.clips)
     work = out / f".{name}-{recipe.image_storage}-{fingerprint}.partial"
     lock = out / f".{name}-{recipe.image_storage}.lock"
-    with _locked(lock) if process == 0 else contextlib.nullcontext():
+    busy = UserError(f"another process prepares this data set: {lock}; wait for it")
+    with exclusive_lock(lock, busy) if process == 0 else contextlib.nullcontext():
         if path.exists():
             return _already_there(path, fingerprint)
         if process == 0:
@@ -90,25 +93,25 @@ def prepare(
         wait_for_all("the parts of the data set")
         if process == 0:
             prepared = _join(path, name, splits, parts, recipe, fingerprint)
-            shutil.rmtree(work)
+            work.rmtree()
         wait_for_all("the data set")
         return prepared if process == 0 else _already_there(path, fingerprint)
 
 
-def _remove_leftovers(work: Path, path: Path) -> None:
+def _remove_leftovers(work: epath.Path, path: epath.Path) -> None:
     """Remove what other runs left: one of other files or settings, or one that was killed as it wrote the data set."""
     family = work.name.rpartition("-")[0]
     killed = (*path.parent.glob("incomplete.*"), *path.parent.glob(f".{path.name}.*.partial"))
     for half in (*work.parent.glob(f"{family}-*.partial"), *killed):
         if half != work:
-            shutil.rmtree(half)
+            half.rmtree()
 
 
 def _join(
-    path: Path,
+    path: epath.Path,
     name: str,
     splits: Mapping[str, Sequence[Clip]],
-    parts: Mapping[str, Sequence[Path]],
+    parts: Mapping[str, Sequence[epath.Path]],
     recipe: Recipe,
     fingerprint: str,
 ) -> PreparedDataset:
@@ -138,10 +141,10 @@ def _join(
 
 
 def write_dataset(
-    path: Path,
+    path: PathLike,
     name: str,
     recipe: Recipe,
-    parts: Mapping[str, Sequence[Path]],
+    parts: Mapping[str, Sequence[PathLike]],
     metadata: Mapping[str, Any],
     clip_info: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, int]:
@@ -183,9 +186,9 @@ def write_dataset(
     return counts
 
 
-def _write_split(folder: Path, name: str, split: str, parts: Sequence[Path], count: int) -> tfds.core.SplitInfo:
+def _write_split(folder: Path, name: str, split: str, parts: Sequence[PathLike], count: int) -> tfds.core.SplitInfo:
     """Write the records of a split into files of equal numbers of them."""
-    size = sum(path.stat().st_size for path in parts)
+    size = sum(as_path(path).stat().length for path in parts)
     num_shards = min(count, max(1, round(size / SHARD_BYTES)))
     ends = [count * (i + 1) // num_shards for i in range(num_shards)]
     lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -202,19 +205,7 @@ def _write_split(folder: Path, name: str, split: str, parts: Sequence[Path], cou
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(written), filename_template=files)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Raises UserError when another process holds the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process prepares this data set: {path}; wait for it") from error
-        yield
-
-
-def _already_there(path: Path, fingerprint: str) -> PreparedDataset:
+def _already_there(path: epath.Path, fingerprint: str) -> PreparedDataset:
     info = tfds.builder_from_directory(str(path)).info
     if info.metadata.get("fingerprint") != fingerprint:
         raise UserError(f"prepared before from other files or settings: {path}; remove it or choose another --out")

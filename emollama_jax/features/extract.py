@@ -8,12 +8,13 @@ before.
 Axes: F feature size.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
@@ -21,6 +22,7 @@ from emollama_jax.data.annotation_files import FEATURE_FOLDERS
 from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.features.encoders import Encoders
+from emollama_jax.io.atomic import write_bytes
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.clip_reader import ClipRead
 
@@ -47,7 +49,7 @@ def extraction_part_maker(
     *,
     workers: int = 1,
     batch_size: int = 32,
-    npy: Path | None = None,
+    npy: epath.Path | None = None,
     **options: Any,
 ) -> PartMaker:
     """Return what makes the parts of a data set with these encoders.
@@ -84,7 +86,7 @@ class ClipEncoder:
     encoders: Encoders
     feature_size: int
     batch_size: int = 32
-    npy: Path | None = None
+    npy: epath.Path | None = None
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __call__(self, reads: Sequence[ClipRead]) -> EncodedClips:
@@ -100,9 +102,9 @@ class ClipEncoder:
         return EncodedClips(features, has, tokens)
 
 
-def _write_npy(folder: Path, name: str, features: Float[np.ndarray, "3 F"], has: Bool[np.ndarray, " 3"]) -> None:
+def _write_npy(folder: epath.Path, name: str, features: Float[np.ndarray, "3 F"], has: Bool[np.ndarray, " 3"]) -> None:
     for names, vector, present in zip(FEATURE_FOLDERS, features, has, strict=True):
         if present:
-            path = folder / names[0] / f"{name}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, vector)
+            array = io.BytesIO()
+            np.save(array, vector)
+            write_bytes(folder / names[0] / f"{name}.npy", array.getvalue())

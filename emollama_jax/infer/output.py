@@ -8,12 +8,8 @@ all is done, the file is put in the order of the clips, each once.
 """
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -23,6 +19,7 @@ from etils import epath
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_text
 from emollama_jax.io.json_lines import JsonLinesFile, read_json_lines
+from emollama_jax.io.locks import exclusive_lock, lock_file
 from emollama_jax.io.paths import PathLike, as_path, is_remote
 
 Record = dict[str, Any]
@@ -143,32 +140,15 @@ def open_output(path: PathLike, *, resume: bool) -> Iterator[Output]:
     is_there = UserError(f"the output exists already: {path}; give --resume to go on, or another name")
     if out.exists() and not resume and not identity.exists():
         raise is_there
-    lock_file = _lock_file(identity)
-    try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_file.open("a+", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"cannot write the answers ({error.strerror}): {path}; choose another place") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"another process writes this output: {path}; wait for it, or name another") from error
+    busy = OutputError(f"another process writes this output: {path}; wait for it, or name another")
+    with exclusive_lock(identity, busy) as lock:
         if out.exists() and not resume:
             raise is_there
         try:
             yield Output(out, identity, lock, _read(out) if out.exists() else [])
         finally:
             if not is_remote(out) and not os.fstat(lock.fileno()).st_size:  # nothing came of it
-                lock_file.unlink()
-
-
-def _lock_file(identity: epath.Path) -> pathlib.Path:
-    """Returns the file that is locked: the one with the identity, or for an object store one on this machine."""
-    if not is_remote(identity):
-        return pathlib.Path(identity)
-    name = hashlib.sha256(str(identity).encode()).hexdigest()[:16]
-    return pathlib.Path(tempfile.gettempdir()) / f"emollama-{os.getuid()}-{name}.lock"
+                lock_file(identity).unlink()
 
 
 def _read(path: epath.Path) -> list[Record]:

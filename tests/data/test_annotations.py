@@ -499,7 +499,7 @@ def test_problems_as_json_lines(tmp_path):
     assert set(records[0]) == {field.name for field in dataclasses.fields(Problem)}
     assert all(record["message"] and record["file"] == str(lists) for record in records)
     assert "你" in path.read_text("utf-8")
-    with pytest.raises(UserError, match="cannot write the problems"):
+    with pytest.raises(UserError, match="cannot write the output"):
         found.write_problems(tmp_path / "train.txt" / "problems.jsonl")
 
 
