@@ -39,7 +39,7 @@ def test_older_encodings(text, encoding):
     ("data", "text"),
     [
         (CHINESE.encode() + b"\xff d", CHINESE + "� d"),  # a stray byte
-        (CHINESE.encode()[:-10], CHINESE[:-9] + "�"),
+        (CHINESE.encode()[:-10], CHINESE[:-8] + "�"),
         ("I don’t know ".encode() + b"\xff", "I don’t know �"),
         (b"", ""),
     ],
