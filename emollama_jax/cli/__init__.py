@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     exception's `exit_code` or the verb's. An error the user can mend is one line on standard error, with its traceback
     before it where `--debug` is among the arguments.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files are bytes, and terminals do not write every letter
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from emollama_jax.config import Config, parse_flags
 from emollama_jax.errors import UserError
+from emollama_jax.text.labels import check_labels
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -48,6 +49,24 @@ def add_process_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
     parser.add_argument("--processes", metavar="N", help="number of processes")
     parser.add_argument("--process", metavar="I", help="number of this process, from 0")
+
+
+def add_label_arguments(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add the label set, and how numbers in a label column are read."""
+    parser.add_argument("--labels", type=_labels, help=f"separated by commas ({default})")
+    parser.add_argument(
+        "--label-numbers",
+        type=at_least(0),
+        metavar="N",
+        help="what number means the first label in a label column, as 1 does in DFEW's (default: a number is no label)",
+    )
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    try:
+        return check_labels([label.strip() for label in text.split(",")])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def at_least(least: int) -> Callable[[str], int]:

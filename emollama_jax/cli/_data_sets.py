@@ -7,13 +7,13 @@ from typing import Any
 
 from etils import epath
 
-from emollama_jax.cli._arguments import at_least
+from emollama_jax.cli._arguments import add_label_arguments, at_least
 from emollama_jax.data.annotation_files import KNOWN, AnnotationFiles, find_annotation_files
 from emollama_jax.data.annotations import Annotations, read_annotations
 from emollama_jax.data.prepare import DATASETS, MakeParts, PreparedDataset, prepare
+from emollama_jax.data.problems import PUT_ASIDE
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import IMAGE_STORAGE
-from emollama_jax.data.tables import PUT_ASIDE
 from emollama_jax.errors import UserError
 from emollama_jax.io.paths import PathLike, local_path
 from emollama_jax.io.worker_pool import default_workers
@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = parser.add_argument_group("where files are, for clips of your own or files in other places")
     own.add_argument(
-        "--list", action="append", default=[], metavar="SPLIT=FILE", help="clips of a split: a list, .csv or .jsonl"
+        "--list", action="append", default=[], metavar="SPLIT=FILE", help="clips of a split: a list or table"
     )
     for name in ("coarse", "fine", "subtitles", "videos", "openface"):
         own.add_argument(f"--{name}", type=local_path, metavar="PATH")
     own.add_argument(
         "--features", type=local_path, nargs=3, metavar=("MAE", "VIDEOMAE", "HUBERT"), help="folders of .npy"
     )
-    own.add_argument("--labels", help="separated by commas (default: the data set's, or MERR's nine)")
+    add_label_arguments(own, "default: the data set's, or MERR's nine")
 
 
 def check_image(image: str, eva_vit: PathLike | None) -> None:
@@ -82,9 +82,11 @@ def annotation_files_of(arguments: argparse.Namespace) -> AnnotationFiles:
         **{name: getattr(arguments, name) for name in ("coarse", "fine", "subtitles", "videos", "openface")},
         "lists": tuple((split, Path(path)) for split, _, path in lists),
         "features": arguments.features and tuple(arguments.features),
-        "labels": arguments.labels and tuple(label.strip() for label in arguments.labels.split(",")),
+        "labels": arguments.labels,
     }
     given = {name: value for name, value in given.items() if value}
+    if arguments.label_numbers is not None:
+        given["first_number"] = arguments.label_numbers
     return find_annotation_files(arguments.data, arguments.root, fold=arguments.fold, **given)
 
 
@@ -118,7 +120,8 @@ def write_data_set(
         print(annotations.summary())
     if not annotations.clips:
         where = ", ".join(str(path) for _, path in files.lists) or files.videos
-        raise UserError(f"no clip that can be used in {where}; {report} says why")
+        reasons = [f": {problem}" for problem in annotations.problems if problem.kind in PUT_ASIDE]
+        raise UserError(f"no clip that can be used in {where}; {report} says why{''.join(reasons[:1])}")
     prepared = prepare(name, annotations, out, recipe, make_parts(annotations), process=process, **options)
     problems = (*annotations.problems, *prepared.problems)
     aside = sum(problem.kind in PUT_ASIDE for problem in problems)

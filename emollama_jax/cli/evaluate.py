@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from emollama_jax.cli._arguments import VerbParser, at_least
+from emollama_jax.cli._arguments import VerbParser, add_label_arguments, at_least
 from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
 from emollama_jax.cli._progress import Progress
 from emollama_jax.config import Config
@@ -13,7 +13,7 @@ from emollama_jax.data.datasets import open_datasets
 from emollama_jax.data.records import Records, open_split
 from emollama_jax.errors import UserError
 from emollama_jax.eval.answer_files import evaluate_answers, labels_of_records, read_answers, read_labels
-from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark
+from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark, Evaluation
 from emollama_jax.eval.metrics import INVALID
 from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", action="append", default=[], metavar="FOLDER:SPLIT", help="prepared clips; one for each frame rule"
     )
-    parser.add_argument("--labels", help=f"of {OWN}, separated by commas (default: those of the data)")
+    add_label_arguments(parser, f"of {OWN}; default: those of the data")
     parser.add_argument(
         "--invalid", choices=INVALID, default=INVALID[0], help="what such answers count as (default: %(default)s)"
     )
@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="clips (default: %(default)s)")
     add_model_arguments(parser)
     group = parser.add_argument_group("answers in a file")
-    group.add_argument("--predictions", type=local_path, metavar="FILE", help=".csv or .jsonl of name and answer")
+    group.add_argument("--predictions", type=local_path, metavar="FILE", help="a table or .jsonl of name and answer")
     group.add_argument(
         "--list", type=local_path, metavar="FILE", help="names and labels, where the answers' file has none"
     )
@@ -94,17 +94,15 @@ def _evaluate_model(config: Config, arguments: argparse.Namespace) -> None:
 
 def _benchmark(arguments: argparse.Namespace, splits: list[Records]) -> Benchmark:
     if arguments.benchmark != OWN:
-        if arguments.labels:
-            raise UserError(f"--labels: {arguments.benchmark} has its own; write {OWN} for others")
+        for name in ("labels", "label_numbers"):
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option}: {arguments.benchmark} has its own; write {OWN} for others")
         return BENCHMARKS[arguments.benchmark]
-    if arguments.labels:
-        labels = tuple(label.strip() for label in arguments.labels.split(","))
-    elif splits:
-        labels = tuple(splits[0].metadata["labels"])
-    else:
+    if not (labels := arguments.labels or (splits and tuple(splits[0].metadata["labels"]))):
         raise UserError("--labels: give the labels, separated by commas")
     try:
-        return Benchmark(name=OWN, title="Labels", labels=labels)
+        return Benchmark(name=OWN, title="Labels", labels=labels, first_number=arguments.label_numbers)
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
@@ -119,25 +117,29 @@ def _line(cell: Cell) -> str:
     if evaluation.sensitivity:
         shown.append(f"spread by label order {100 * evaluation.sensitivity['spread']:.2f}")
     left_out = f", {unlabelled} without a label left out" if unlabelled else ""
-    return f"{cell.modalities}, {cell.frame} frame: {', '.join(shown)}; {evaluation.clips} clips{left_out}"
+    return f"{cell.modalities}, {cell.frame} frame: {', '.join(shown)}; {_counts(evaluation, left_out)}"
+
+
+def _counts(evaluation: Evaluation, left_out: str = "") -> str:
+    return f"{evaluation.clips} clips{left_out}, {evaluation.invalid} invalid answers"
 
 
 def _evaluate_file(config: Config, arguments: argparse.Namespace) -> None:
     """Evaluates answers in a file, by labels in records, in a list or beside the answers."""
-    answers = read_answers(arguments.predictions)
     splits = [open_split(path) for path in arguments.data]
+    others = ("emotion", "caption_fine") if arguments.list or splits else ("caption_fine",)
+    answers = read_answers(arguments.predictions, ("answer", *others))
     if arguments.list:
         truth = read_labels(arguments.list)
-    elif splits:
-        truth = {key: label for records in splits for key, label in labels_of_records(records).items()}
     else:
-        truth = answers.emotions
+        truth = labels_of_records(splits) if splits else answers.emotions
     if not truth:
         raise UserError(f"no labels beside the answers in {arguments.predictions}; give --data or --list")
     matched = evaluate_answers(answers, truth, _benchmark(arguments, splits), invalid=arguments.invalid)
     matched.evaluated.save(arguments.out)
-    scores = matched.evaluated.evaluation.scores
-    print(", ".join(f"{HEADINGS[n]} {100 * scores[n]:.2f} %" for n in matched.evaluated.evaluation.benchmark.metrics))
+    evaluation = matched.evaluated.evaluation
+    shown = (f"{HEADINGS[name]} {100 * evaluation.scores[name]:.2f} %" for name in evaluation.benchmark.metrics)
+    print(f"{', '.join(shown)}; {_counts(evaluation)}")
     _name(matched.missing, "clips without an answer, counted as invalid")
     _name(matched.others, "answers about other clips, left out")
 

@@ -73,11 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="emollama predict",
         usage="emollama predict INPUT --trained RUN [--out FILE [--resume]] [--task TASK | --question TEXT] [...]",
-        description="Asks the model about each clip: a video, the videos of a folder or of a manifest (.csv, .jsonl\n"
-        "or .txt with name, video, subtitle, question), or prepared records. Writes one line of JSON a clip: the\n"
-        "answer, each label's probability, the frame taken, faces found, seconds; or an error with its stage. Killed\n"
-        "at any moment, it goes on with --resume, asks again about what failed, and ends with the same answers.\n"
-        "Without --out the lines are printed and not kept.",
+        description="Asks the model about each clip: a video, the videos of a folder or of a manifest (a table or\n"
+        ".jsonl of name, video, subtitle, question, or a .txt of videos), or prepared records. Writes one line of\n"
+        "JSON a clip: the answer, each label's probability, the frame taken, faces found, seconds; or an error with\n"
+        "its stage. Killed at any moment, it goes on with --resume, asks again about what failed, and ends with the\n"
+        "same answers. Without --out the lines are printed and not kept.",
         epilog=f"example: emollama predict clip.mp4 --trained runs/stage2\n"
         f"         emollama predict videos --trained runs/stage2 --task reason --out answers.jsonl\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,6 +9,7 @@ from typing import Any
 
 from emollama_jax.errors import UserError
 from emollama_jax.text import labels
+from emollama_jax.text.labels import check_labels
 
 # Usual names, in order of preference; transcripts in English go before others.
 FEATURE_FOLDERS = tuple(
@@ -18,6 +19,7 @@ FEATURE_FOLDERS = tuple(
 VIDEO_FOLDERS = ("video", "videos", "Clip/original", "Clip", "video-labeled")
 SUBTITLE_FILES = (
     "transcription_en_all.csv",
+    "subtitle_chieng.csv",
     *(f"*{kind}*{language}.csv" for language in ("_en*", "") for kind in ("transcription", "subtitle")),
 )
 
@@ -43,15 +45,21 @@ class AnnotationFiles:
     """The folders of {name}.npy of MAE, VideoMAE and HuBERT."""
     labels: tuple[str, ...]
     """The label set; empty takes every label."""
+    first_number: int | None = None
+    """The number that means the first label in a list, the next one the second; None where a number is no label."""
     overlap: bool = False
     """Whether lists may share clips, as MERR's two do; elsewhere a clip in two lists is a duplicate."""
+
+    def __post_init__(self):
+        if self.labels:
+            check_labels(self.labels)
 
 
 def find_annotation_files(name: str, root: str | Path | None = None, **given: Any) -> AnnotationFiles:
     """Find the files of a data set.
 
     Args:
-        name: merr, mer2023, mer2024 or dfew, or another for clips of one's own, of which nothing is looked for.
+        name: merr, mer2023, mer2024, mer2025 or dfew; another is for clips of one's own, and nothing is looked for.
         root: the data set's folder.
         given: fields of `AnnotationFiles`, which go before what is found; and `fold`, 1 to 5, of DFEW.
 
@@ -86,16 +94,23 @@ def _mer2024(root: Path) -> AnnotationFiles:
     return _find_files(root, (*lists, *tables, "test-labels/*.csv"), labels.MER2023)
 
 
+def _mer2025(root: Path) -> AnnotationFiles:
+    """The split train, and test."""
+    return _find_files(root, ("track1_train_disdim.csv", "track1_test*.csv"), labels.MER2023)
+
+
 def _dfew(root: Path, fold: int) -> AnnotationFiles:
     """The splits train and test of one of its five folds."""
     tables = [f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv" for split in ("train", "test")]
-    return _find_files(root, (*tables, f"rel*tive_DFEW_set_{fold}_*.txt"), labels.DFEW)
+    files = _find_files(root, (*tables, f"rel*tive_DFEW_set_{fold}_*.txt"), labels.DFEW)
+    return dataclasses.replace(files, first_number=1)
 
 
 KNOWN: dict[str, Callable[..., AnnotationFiles]] = {
     "merr": _merr,
     "mer2023": _mer2023,
     "mer2024": _mer2024,
+    "mer2025": _mer2025,
     "dfew": _dfew,
 }
 

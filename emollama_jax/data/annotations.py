@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.data.annotation_files import AnnotationFiles
-from emollama_jax.data.clip_files import FeatureError, files_of, is_file_name, read_feature, select_file
+from emollama_jax.data.clip_files import FeatureError, FolderFiles, is_file_name, read_feature
+from emollama_jax.data.problems import Problem
 from emollama_jax.data.tables import (
     VIDEO_SUFFIXES,
-    Problem,
     Row,
     key_of,
     read_captions,
@@ -29,27 +29,11 @@ from emollama_jax.data.tables import (
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_text
 from emollama_jax.io.paths import PathLike
+from emollama_jax.text.labels import find_label, split_labels
 from emollama_jax.text.prompts import FEATURES
 
 THREADS = 16  # they mostly wait for files, often those of another machine
 FILES_A_JOB = 64
-
-# How labels are also written -> how the label sets here have them.
-ALIASES = {
-    "happiness": "happy",
-    "joy": "happy",
-    "sadness": "sad",
-    "neutrality": "neutral",
-    "anger": "angry",
-    "worry": "worried",
-    "worries": "worried",
-    "surprised": "surprise",
-    "fearful": "fear",
-    "afraid": "fear",
-    "contemptuous": "contempt",
-    "doubtful": "doubt",
-    "disgusted": "disgust",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +118,7 @@ def read_annotations(files: AnnotationFiles, *, strict: bool = False, check_feat
     for split, path in files.lists:
         clips += [clip for row in read_rows(path, problems) if (clip := reader.clip(split, path, row))]
     if not files.lists and files.videos:
-        names = sorted({path.stem for path in files_of(files.videos, VIDEO_SUFFIXES).values()})
-        rows = [Row(None, {"name": name}) for name in names]
+        rows = [Row(None, {"name": name}) for name, _ in FolderFiles(files.videos, VIDEO_SUFFIXES).named()]
         clips += [clip for row in rows if (clip := reader.clip("clips", files.videos, row))]
     if check_features:
         clips = _without_broken_features(clips, problems)
@@ -153,15 +136,15 @@ class _Reader:
         given = {"coarse": files.coarse, "fine": files.fine}
         self._captions = {kind: read_captions(path, problems) for kind, path in given.items() if path}
         self._subtitles = read_subtitles(files.subtitles, problems) if files.subtitles else {}
-        self._videos = files_of(files.videos, VIDEO_SUFFIXES)
-        self._openface = files_of(files.openface, (".csv",))
-        self._features = [files_of(folder, (".npy",)) for folder in files.features]
-        self._labels = {_plain(label): label for label in reversed(files.labels)}
-        self._labels |= {label.strip().lower(): label for label in reversed(files.labels)}
+        self._videos = FolderFiles(files.videos, VIDEO_SUFFIXES)
+        self._openface = FolderFiles(files.openface, (".csv",))
+        self._features = [FolderFiles(folder, (".npy",)) for folder in files.features]
         self._seen: dict[tuple[str, str], str] = {}
 
     def clip(self, split: str, path: Path, row: Row) -> Clip | None:
         """The clip, unless its row is put aside."""
+        if "video" in row.fields:
+            row = Row(row.line, {"name": row.fields["video"].rpartition("/")[2], **row.fields})
         name = row.fields.get("name", "")
         split = row.fields.get("split", split)
         if fault := self._fault(name, split, row.fields):
@@ -174,7 +157,7 @@ class _Reader:
             merr = {**captions.get(key, {}), **merr}
         subtitle = {"subtitle": self._subtitles[key]} if self._subtitles.get(key) else {}
         fields = {**merr, **subtitle, **row.fields}
-        mae, videomae, hubert = (select_file(files, name) for files in self._features)
+        mae, videomae, hubert = (files.select(name) for files in self._features)
         clip = Clip(
             name=stem_of(name),
             split=split,
@@ -186,7 +169,7 @@ class _Reader:
             peak_index=fields.get("peak_index"),
             frame_count=fields.get("frame_count"),
             video=self._video(path, row),
-            openface=select_file(self._openface, name),
+            openface=self._openface.select(name),
             features=(mae, videomae, hubert),
         )
         for kind, message in self._lacks(clip, row):
@@ -206,9 +189,12 @@ class _Reader:
             return "unsafe_name", f"the video {video!r} may lie anywhere; give its path below the folder of videos"
         if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":  # which TFDS keeps for itself
             return "unparsable_line", f"{split!r} cannot name a split; use letters, digits, _ and -, but not all"
-        if "emotion" in fields and self._label(fields["emotion"]) is None:
-            allowed = ", ".join(self._files.labels)
-            return "unknown_label", f"{fields['emotion']!r} is none of {allowed}; mend it, or choose other labels"
+        emotion = fields.get("emotion")
+        if emotion is not None and self._label(emotion) is None and len(split_labels(emotion)) < 2:
+            remedy = "mend it, or choose other labels"
+            if emotion.isdecimal():
+                remedy = "say from which number on the labels are counted (--label-numbers)"
+            return "unknown_label", f"{emotion!r} is none of {', '.join(self._files.labels)}; {remedy}"
         if first := self._seen.get(self._identity(name, split)):
             return "duplicate_name", f"{name!r} is listed already, at {first}; keep one of them"
         return None
@@ -216,6 +202,9 @@ class _Reader:
     def _lacks(self, clip: Clip, row: Row) -> list[tuple[str, str]]:
         """What a clip that is kept does without."""
         files, name, lacks = self._files, row.fields["name"], []
+        if "emotion" in row.fields and clip.emotion is None:
+            message = f"{row.fields['emotion']!r} are several labels, and a clip has one; it is kept without"
+            lacks.append(("several_labels", message))
         if not clip.video and (files.videos or "video" in row.fields):
             where = files.videos or "the list's folder"
             lacks.append(("missing_video", f"no video {row.fields.get('video', name)!r} in {where}; put it there"))
@@ -236,19 +225,14 @@ class _Reader:
 
     def _label(self, text: str | None) -> str | None:
         if text is None or not self._files.labels:
-            return text and text.lower()
-        return self._labels.get(text.lower()) or self._labels.get(_plain(text))
+            return text.lower() if text and len(split_labels(text)) < 2 else None
+        return find_label(text, self._files.labels, self._files.first_number)
 
     def _video(self, path: Path, row: Row) -> Path | None:
         if "video" not in row.fields:
-            return select_file(self._videos, row.fields["name"])
+            return self._videos.select(row.fields["name"])
         video = (self._files.videos or path.parent) / row.fields["video"]
         return video if video.is_file() else None
-
-
-def _plain(label: str) -> str:
-    label = label.strip().lower()
-    return ALIASES.get(label, label)
 
 
 def _without_broken_features(clips: Sequence[Clip], problems: list[Problem]) -> list[Clip]:

@@ -6,7 +6,8 @@ Axes: T frames.
 import math
 import os
 import threading
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float
 
 from emollama_jax.data.tables import key_of, stem_of
 from emollama_jax.errors import UserError
+from emollama_jax.io.text_encoding import decode_text
 
 FEATURE_SIZE = 1024
 _HEADER_LOCK = threading.Lock()  # Python 3.11 may not parse in two threads at once (SystemError)
@@ -28,28 +30,80 @@ def is_file_name(name: str) -> bool:
     )
 
 
-def files_of(folder: Path | None, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder by `key_of` their name, by stem and by whole name, each going before the former.
+class FolderFiles:
+    """The files below a folder, and by which names each is found.
 
-    Of files that differ in the suffix alone, the stem means the one whose suffix comes first in `suffixes`.
+    A file goes by its path below the folder, its name, its stem, and `key_of` its name, the former before the latter;
+    those of the folder itself go before those in folders below it. A name that files in several folders share means
+    none of them: these are found with their folders before it, as in Actor_01_clip.mp4. Of files that differ in the
+    suffix alone, the stem means the one whose suffix comes first.
     """
-    if folder is None:
-        return {}
+
+    def __init__(self, folder: Path | None, suffixes: Sequence[str]):
+        """Raises UserError when the folder cannot be listed; None has no files."""
+        paths = list(_walk(folder, suffixes, frozenset())) if folder is not None else []
+        paths.sort(key=lambda path: (path.parent, path.stem, -suffixes.index(path.suffix.lower())))
+        self._folder, self._paths = folder, paths
+        self._found: dict[str, Path] = {}
+        for path in paths:
+            whole = readable_name(path.relative_to(folder).as_posix())
+            self._found |= dict.fromkeys((whole, _stem(whole), self._joined(path), _stem(self._joined(path))), path)
+        for name_of in (lambda name: key_of(_stem(name)), _stem, str):
+            self._add(lambda path, name_of=name_of: name_of(readable_name(path.name)))
+
+    def _add(self, name_of: Callable[[Path], str]) -> None:
+        """Add the names that mean files of one folder, of which the last counts."""
+        folders: dict[str, set[Path]] = {}
+        for path in self._paths:
+            folders.setdefault(name_of(path), set()).add(path.parent)
+        for path in self._paths:
+            if path.parent == self._folder or len(folders[name_of(path)]) == 1:
+                self._found[name_of(path)] = path
+
+    def _joined(self, path: Path) -> str:
+        return "_".join(map(readable_name, path.relative_to(self._folder).parts))
+
+    def select(self, name: str) -> Path | None:
+        """Return the file of a clip, None where there is none."""
+        name = unicodedata.normalize("NFC", name)
+        return self._found.get(name) or self._found.get(stem_of(name)) or self._found.get(key_of(name))
+
+    def named(self) -> list[tuple[str, Path]]:
+        """List the files, each with the name that is its own: the bare one, or that with its folders before it."""
+        names = ((readable_name(path.name), path) for path in self._paths)
+        return [(name if self._found.get(name) == path else self._joined(path), path) for name, path in names]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def readable_name(name: str) -> str:
+    """Return a file's name as text: bytes that are not UTF-8 are decoded (`decode_text`), and letters composed."""
     try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = decode_text(os.fsencode(name))
+    return unicodedata.normalize("NFC", name)
+
+
+def _walk(folder: Path, suffixes: Sequence[str], parents: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden folders, links to a folder above, and macOS's ._clip.mp4."""
+    try:
+        status = folder.stat()
+        if (here := (status.st_dev, status.st_ino)) in parents:
+            return
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in suffixes and e.is_file()]
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot list the folder {folder} ({error.strerror}); check the path") from error
-    names.sort(key=lambda name: (-suffixes.index(os.path.splitext(name)[1].lower()), name))
-    stems = [os.path.splitext(name)[0] for name in names]
-    by_key = {key_of(stem): folder / name for stem, name in zip(stems, names, strict=True)}
-    by_stem = {stem: folder / name for stem, name in zip(stems, names, strict=True)}
-    return by_key | by_stem | {name: folder / name for name in names}
-
-
-def select_file(files: dict[str, Path], name: str) -> Path | None:
-    """The file of a clip among those of `files_of`, or None."""
-    return files.get(name) or files.get(stem_of(name)) or files.get(key_of(name))
+    for entry in found:
+        if entry.name.startswith("._"):
+            continue
+        if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+            yield folder / entry.name
+        elif not entry.name.startswith(".") and entry.is_dir():
+            yield from _walk(folder / entry.name, suffixes, parents | {here})
 
 
 class FeatureError(UserError):

@@ -21,9 +21,9 @@ from etils import epath
 from emollama_jax import __version__
 from emollama_jax.data.annotations import Annotations, Clip
 from emollama_jax.data.parts import count_records, read_header, read_records, write_array_record
+from emollama_jax.data.problems import Problem
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import CLIP_INFO_FILE, answers_of
-from emollama_jax.data.tables import Problem
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
 from emollama_jax.io.json_lines import write_json_lines
@@ -36,6 +36,7 @@ DATASETS = {
     "merr": "MERR: coarse and fine captions of emotions (Emotion-LLaMA, NeurIPS 2024).",
     "mer2023": "MER2023: six emotions, semi-supervised.",
     "mer2024": "MER2024: six emotions, semi-supervised.",
+    "mer2025": "MER2025: six emotions, the labelled clips of its first track.",
     "dfew": "DFEW: seven emotions in film clips.",
     "clips": "Clips of the user's own.",
 }

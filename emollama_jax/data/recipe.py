@@ -13,6 +13,7 @@ from emollama_jax.data.annotations import Clip
 from emollama_jax.data.clip_files import FEATURE_SIZE
 from emollama_jax.data.records import features_dict
 from emollama_jax.media.clip import check_frame_rule
+from emollama_jax.text.labels import check_labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class Recipe:
 
     def __post_init__(self):
         check_frame_rule(self.frame_rule)
+        if self.labels:
+            check_labels(self.labels)
 
     def label_index(self, label: str | None) -> int:
         """Return the index among the labels, -1 for none of them."""

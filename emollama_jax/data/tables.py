@@ -1,78 +1,51 @@
-"""The text files that describe clips, read as rows of named fields: lists, tables, transcripts, MERR's captions.
+"""Lists, tables, transcripts and MERR's captions as rows of named fields: one set of rules for every file and verb.
 
-    .txt     name emotion | name frames emotion [valence], separated by white space
-    .csv     a header, then one clip a row; COLUMNS says which headers are known
-    .jsonl   one object a line, with the same fields
-    .json    MERR: one object, clip name -> object
-
-A line that cannot be read is noted as a `Problem` and left out; what makes a whole file useless is a `UserError`.
+COLUMNS says which headers and keys are known, others are named in a warning. A header occurs once, and of equal keys of
+JSON the first counts. What says that a value is missing (MISSING: nan, N/A, null, ...) is as an empty cell. A line that
+cannot be read is noted as a `Problem` and left out; what makes a whole file useless is a `UserError`.
 """
 
-import csv
-import dataclasses
-import io
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
+
+from emollama_jax.data.problems import FileProblems, Problem
+from emollama_jax.data.table_files import JsonObject, as_text, read_bytes, read_records
 from emollama_jax.errors import UserError
-from emollama_jax.text.labels import DFEW
+from emollama_jax.io.text_encoding import decode_text
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 # Field -> the headers it goes by; where a file has several of them, the first that is filled.
 COLUMNS = {
     "name": ("name", "names", "video_name"),
-    "emotion": ("emotion", "discrete", "label"),
+    "emotion": ("emotion", "emotions", "discrete", "label", "openset"),
     "valence": ("valence",),
     "frame_count": ("frame_count", "frames"),
     "peak_index": ("peak_index",),
-    "subtitle": ("subtitle", "sentence_en", "english", "sentence", "text"),
+    "subtitle": (
+        *("subtitle", "subtitles", "sentence_en", "english", "sentence"),
+        *("text", "utterance", "chinese"),
+    ),
     "caption_coarse": ("caption_coarse", "caption"),
-    "caption_fine": ("caption_fine", "smp_reason_caption", "eng_reasons", "chi_reasons"),
+    "caption_fine": ("caption_fine", "smp_reason_caption", "eng_reasons", "reasons", "chi_reasons"),
     "video": ("video",),
     "split": ("split",),
     "question": ("question",),
     "answer": ("answer", "prediction", "response"),
 }
-# DFEW's tables are told by their column video_name.
-DFEW_LABELS = {str(number): label for number, label in enumerate(DFEW, 1)}
-
-
-# The kinds of problem for which a clip is left out of the data set.
-PUT_ASIDE = ("unsafe_name", "duplicate_name", "unknown_label", "unparsable_line", "not_prepared")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """Something wrong with the files of a data set."""
-
-    kind: str
-    """unsafe_name, duplicate_name, unknown_label or unparsable_line (the line is put aside); duplicate_key,
-    missing_video, missing_feature, missing_subtitle or missing_caption (the clip does without, or the first holds);
-    wrong_shape, not_finite, object_dtype or unreadable_feature (the feature is left out); not_prepared (its files did
-    not make a record)."""
-    name: str | None
-    """The clip, as it is written in the file."""
-    file: str
-    """Where to look."""
-    line: int | None
-    """Counted from 1; None in files that have no lines to speak of (.npy, .json)."""
-    message: str
-    """What is wrong, and the remedy."""
-
-    def __str__(self) -> str:
-        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.message}"
-
-    def to_json(self) -> str:
-        """One line of JSON; bytes that are not UTF-8 appear as escapes."""
-        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+MELD = {"dialogue_id", "utterance_id"}  # which name a clip together, as in dia3_utt11.mp4
+LISTS = ("emotion", "answer")  # fields that may be a list of labels
+# Of the records that `emollama predict` writes.
+PREDICTED = {"record", "status", "stage", "error", "answers", "probabilities", "clip", "fingerprint", "timings_s"}
+HEADERS = frozenset(column for columns in COLUMNS.values() for column in columns)
+MISSING = frozenset("nan NaN NAN -nan -NaN NA <NA> N/A n/a #N/A #NA null NULL None".split()) | {""}
 
 
 class Row(NamedTuple):
@@ -89,31 +62,52 @@ def stem_of(name: str) -> str:
 
 
 def key_of(name: str) -> str:
-    """What names of the same clip have in common: "7", "00007" and "00007.mp4" are one."""
-    stem = stem_of(name)
+    """What names of the same clip have in common: "7", "00007" and "00007.mp4" are one, and so are composed and
+    decomposed letters, which systems of files write differently."""
+    stem = unicodedata.normalize("NFC", stem_of(name))
     return (stem.lstrip("0") or "0") if stem.isascii() and stem.isdigit() else stem
 
 
-def read_rows(path: Path, problems: list[Problem], needs: Iterable[str] = ("name",)) -> list[Row]:
-    """The rows of a list or table, whose format its suffix tells.
+def read_rows(
+    path: Path,
+    problems: list[Problem],
+    needs: Iterable[str | tuple[str, ...]] = (("name", "video"),),
+    *,
+    unparsable: str = "unparsable_line",
+) -> list[Row]:
+    """The rows of a list or table, in any format of `table_files`.
 
     Args:
-        needs: the fields that a CSV must have a column for.
+        needs: the fields that a table must have a column for, or a record a key; of several in a tuple, any.
+        unparsable: the kind of problem that a line is which cannot be read.
 
     Raises:
-        UserError: the file cannot be opened, or it is a CSV without a column that is needed.
+        UserError: the file cannot be opened, a header occurs twice, or there is no column that is needed.
     """
-    note = _Notes(path, problems)
-    text = _text(path)
-    if path.suffix.lower() == ".csv":
-        records = _csv_records(text, note, needs)
-    else:
-        records = (_jsonl_records if path.suffix.lower() == ".jsonl" else _list_records)(text, note)
-    rows = []
+    note = FileProblems(path, problems, unparsable)
+    columns, records = read_records(note, HEADERS, VIDEO_SUFFIXES)
+    rows, is_table = [], bool(columns)
     for line, record in records:
-        if (fields := _fields(record, note, line)) is not None:
-            rows.append(Row(line, fields))
+        if isinstance(record, dict):
+            columns |= {str(key).strip().lower() for key in record} if not is_table else set()
+            if (fields := _fields(record, note, line)) is not None:
+                rows.append(Row(line, fields))
+        else:
+            note.add_unparsable(None, line, "not an object of fields; mend or remove it")
+    if is_table or rows:
+        _check_columns(columns, path, needs)
+    if unread := sorted(c for c in columns - HEADERS - PREDICTED - MELD if c and not c.startswith("unnamed: ")):
+        logging.warning("%s: nothing reads the columns %s", path, ", ".join(unread[:10]))
     return rows
+
+
+def _check_columns(columns: set[str], path: Path, needs: Iterable[str | tuple[str, ...]]) -> None:
+    columns = columns | {"name"} if MELD <= columns else columns
+    for need in needs:
+        wanted = [column for field in ((need,) if isinstance(need, str) else need) for column in COLUMNS[field]]
+        if not columns & set(wanted):
+            found = ascii(", ".join(sorted(columns))[:100])
+            raise UserError(f"{path} has no column {' or '.join(wanted)}, it has {found}; give one of them")
 
 
 def read_subtitles(path: Path, problems: list[Problem]) -> dict[str, str]:
@@ -122,13 +116,16 @@ def read_subtitles(path: Path, problems: list[Problem]) -> dict[str, str]:
     Raises:
         UserError: as in `read_rows`.
     """
-    note = _Notes(path, problems)
+    note = FileProblems(path, problems, "unparsable_subtitle")
     subtitles: dict[str, str] = {}
-    for line, fields in read_rows(path, problems, ("name", "subtitle")):
-        name = fields.get("name", "")
-        if key_of(name) in subtitles:
-            note("duplicate_key", name, line, f"{name!r} has a subtitle already; the first is used, keep one of them")
-        subtitles.setdefault(key_of(name), fields.get("subtitle", ""))
+    for line, fields in read_rows(path, problems, ("name", "subtitle"), unparsable=note.unparsable):
+        if not (name := fields.get("name", "")):
+            note.add_unparsable(None, line, "no name; give one, or remove the line")
+        elif key_of(name) in subtitles:
+            message = f"{name!r} has a subtitle already; the first is used, keep one of them"
+            note.add("duplicate_key", name, line, message)
+        else:
+            subtitles[key_of(name)] = fields.get("subtitle", "")
     return subtitles
 
 
@@ -138,159 +135,81 @@ def read_captions(path: Path, problems: list[Problem]) -> dict[str, dict[str, An
     Raises:
         UserError: the file cannot be opened, or it is not one JSON object.
     """
-    note = _Notes(path, problems)
+    note = FileProblems(path, problems, "unparsable_caption")
     try:
-        clips = json.loads(_text(path), object_pairs_hook=_Object)
+        clips = json.loads(decode_text(read_bytes(path), "surrogateescape"), object_pairs_hook=JsonObject)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON, or cut short: {path} ({error}); download or copy it again") from error
-    if not isinstance(clips, _Object):
+    if not isinstance(clips, JsonObject):
         raise UserError(f"{path} is not a JSON object keyed by clip names; give MERR's own file")
-    for name in clips.repeated:
-        note("duplicate_key", name, None, f"{name!r} occurs more than once; the first is used, keep one of them")
     captions: dict[str, dict[str, Any]] = {}
+    for name in clips.repeated:
+        note.add("duplicate_key", name, None, f"{name!r} occurs more than once; the first is used, keep one of them")
     for name, clip in clips.items():
-        fields = _fields(clip, note, None, name)
-        if fields is not None:
-            captions.setdefault(key_of(name), fields)
+        if not isinstance(clip, dict):
+            note.add_unparsable(name, None, "not an object of fields; mend or remove it")
+        elif (fields := _fields(clip, note, None, name)) is None:
+            continue
+        elif key_of(name) in captions:
+            note.add("duplicate_key", name, None, f"{name!r} is a clip above; the first is used, keep one of them")
+        else:
+            captions[key_of(name)] = fields
     return captions
 
 
-class _Object(dict):
-    """A JSON object in which the first of equal keys stays, and `repeated` names them."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        super().__init__()
-        for key, value in pairs:
-            self.setdefault(key, value)
-        counts = Counter(key for key, _ in pairs) if len(pairs) > len(self) else {}
-        self.repeated = [key for key, count in counts.items() if count > 1]
-
-
-class _Notes:
-    """Writes down the problems of one file."""
-
-    def __init__(self, path: Path, problems: list[Problem]):
-        self.path = path
-        self._problems = problems
-
-    def __call__(self, kind: str, name: str | None, line: int | None, message: str) -> None:
-        problem = Problem(kind=kind, name=name, file=str(self.path), line=line, message=message)
-        self._problems.append(problem)
-
-
-def _text(path: Path) -> str:
-    # Bytes that are not UTF-8 become surrogates: they cost their line (in `_fields`), not the file.
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    # Not splitlines: it would also cut at the rarer separators inside of a caption.
-    for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
-        if line.strip():
-            yield number, line
-
-
-def _list_records(text: str, note: _Notes) -> Iterator[tuple[int, Any]]:
-    layouts = {2: ("name", "emotion"), 3: ("name", "frames", "emotion"), 4: ("name", "frames", "emotion", "valence")}
-    for number, line in _lines(text):
-        words = line.split()
-        if len(words) in layouts:
-            yield number, dict(zip(layouts[len(words)], words, strict=True))
-        else:
-            wanted = "write 'name emotion' or 'name frames emotion [valence]', names without spaces"
-            note("unparsable_line", words[0], number, f"{len(words)} words; {wanted}")
-
-
-def _jsonl_records(text: str, note: _Notes) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(text):
-        try:
-            record = json.loads(line, object_pairs_hook=_Object)
-        except (ValueError, RecursionError) as error:
-            note("unparsable_line", None, number, f"not JSON ({error}); mend or remove the line")
-            continue
-        yield number, record
-
-
-def _csv_records(text: str, note: _Notes, needs: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    while True:
-        start, cells, fault = reader.line_num + 1, [], ""
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            fault = str(error)
-        if not any(cell.strip() for cell in cells) and not fault:
-            continue
-        if not header:
-            header = [cell.strip().lower() for cell in cells]
-            _check_header(header, note.path, needs)
-            continue
-        if not fault and len(cells) != len(header):
-            fault = f"{len(cells)} fields where the header has {len(header)}"
-        record = dict(zip(header, cells, strict=False))
-        if not fault:
-            yield start, record
-            continue
-        span = f" in lines {start} to {reader.line_num}" if reader.line_num > start else ""
-        remedy = "put texts with commas or quotes in quotes, and double the quotes in them"
-        note("unparsable_line", _filled(record, "name"), start, f"{fault}{span}; {remedy}")
-    if not header:
-        raise UserError(f"{note.path} is empty; begin with a header line such as name,emotion")
-
-
-def _check_header(header: list[str], path: Path, needs: Iterable[str]) -> None:
-    for field in needs:
-        if not set(COLUMNS[field]) & set(header):
-            wanted = " or ".join(COLUMNS[field])
-            found = ascii(", ".join(header)[:100])
-            raise UserError(f"{path} has no column {wanted}, its first line is {found}; begin with a header line")
-
-
-def _fields(record: Any, note: _Notes, line: int | None, name: str | None = None) -> dict[str, Any] | None:
+def _fields(
+    record: dict[str, Any], note: FileProblems, line: int | None, name: str | None = None
+) -> dict[str, Any] | None:
     """The fields of a record, or None, and a note, where it cannot be used."""
+    known: dict[str, Any] = {}
+    repeated = list(getattr(record, "repeated", ()))
+    for key, value in record.items():
+        column = str(key).strip().lower()
+        if column in known:
+            repeated.append(key)
+        known.setdefault(column, value)
+    if MELD <= known.keys():
+        known.setdefault("name", f"dia{as_text(known['dialogue_id'])}_utt{as_text(known['utterance_id'])}")
     fields: dict[str, Any] = {}
     try:
-        if not isinstance(record, dict):
-            raise ValueError("not an object of fields")
-        known = {key.strip().lower(): value for key, value in record.items()}
         name = name or _filled(known, "name")
         for field in COLUMNS:
             if text := _filled(known, field):
-                fields[field] = NUMBERS[field](field, text) if field in NUMBERS else text
                 text.encode()
+                number = NUMBERS[field](field, text) if field in NUMBERS else text
+                if number is not None:
+                    fields[field] = number
         (name or "").encode()
     except UnicodeEncodeError:
-        return note("unparsable_line", name, line, "holds what is not UTF-8; save the file as UTF-8")
+        return note.add_unparsable(name, line, "holds what is not UTF-8; save the file as UTF-8")
     except ValueError as error:
-        return note("unparsable_line", name, line, f"{error}; mend or remove it")
-    for key in getattr(record, "repeated", ()):
-        note("duplicate_key", name, line, f"the key {key!r} occurs more than once; the first is used, keep one of them")
-    if "video_name" in known and fields.get("emotion") in DFEW_LABELS:
-        fields["emotion"] = DFEW_LABELS[fields["emotion"]]
+        return note.add_unparsable(name, line, f"{error}; mend or remove it")
+    for key in repeated:
+        message = f"the key {key!r} occurs more than once; the first is used, keep one of them"
+        note.add("duplicate_key", name, line, message)
     return fields
 
 
 def _filled(record: dict[str, Any], field: str) -> str | None:
     """The first of the field's columns that holds something."""
+    found: dict[str, str] = {}
     for column in COLUMNS[field]:
         value = record.get(column)
+        if isinstance(value, list) and field in LISTS:
+            value = f"[{', '.join(map(as_text, value))}]"
         if isinstance(value, bool | list | dict):
             raise ValueError(f"{column} is neither a text nor a number")
-        if value is not None and str(value).strip():
-            return str(value).strip()
-    return None
+        if (text := as_text(value)) not in MISSING:
+            found[column] = text
+    if field in SINGLE and len({SINGLE[field](text) for text in found.values()} - {""}) > 1:
+        said = " and ".join(f"{column} says {text!r}" for column, text in found.items())
+        raise ValueError(f"{said}; keep one column")
+    return next(iter(found.values()), None)
 
 
 def _number(field: str, text: str) -> float:
     try:
-        value = float(text)
+        value = float(text.replace(",", ".") if text.count(",") == 1 else text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -305,4 +224,6 @@ def _whole(field: str, text: str) -> int:
     return int(text.partition(".")[0])
 
 
+# Fields of which columns must agree, and by what: numbers beside labels in words are left alone.
+SINGLE = {"name": key_of, "emotion": lambda text: "" if text.isdecimal() else text.casefold(), "answer": str.casefold}
 NUMBERS = {"valence": _number, "frame_count": _whole, "peak_index": _whole}

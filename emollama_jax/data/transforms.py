@@ -12,6 +12,7 @@ import numpy as np
 
 from emollama_jax.data.records import decode_frame
 from emollama_jax.errors import UserError
+from emollama_jax.text.labels import find_label
 from emollama_jax.text.prompts import (
     PromptConfig,
     Sample,
@@ -33,7 +34,7 @@ def find_answer(record: Mapping[str, Any], task: str, config: PromptConfig) -> s
     if task != "emotion":
         return training_answer(record[CAPTIONS[task]], config)
     label = record["labels"][record["emotion"]] if record["emotion"] >= 0 else ""
-    return training_answer(label, config) if label in config.labels else ""
+    return training_answer(find_label(label, config.labels) or "", config)
 
 
 def answerable_tasks(record: Mapping[str, Any], config: PromptConfig) -> list[str]:

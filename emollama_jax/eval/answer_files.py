@@ -1,17 +1,18 @@
 """Answers and labels in files: those of `emollama predict`, of other systems, and of data sets.
 
-A file of answers is a .csv with a header, or .jsonl: `name`, and `answer` (or prediction, response); `emotion` (or
-label, discrete), where it is there, is the clip's own label. Clips are matched by name, as everywhere: "7", "00007" and
-"00007.mp4" are one.
+A file of answers is a table or .jsonl, as `data/tables.py` reads them: `name`, and `answer` (or prediction, response);
+`emotion` (or label, discrete), where it is there, is the clip's own label. Other forms of answers have no such column:
+MER's submissions are `name,discrete`, the reference writes `names,chi_reasons`. Clips are matched by name, as
+everywhere: "7", "00007" and "00007.mp4" are one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama_jax.data.annotations import ALIASES
+from emollama_jax.data.problems import Problem
 from emollama_jax.data.records import Records
-from emollama_jax.data.tables import Problem, key_of, read_rows
+from emollama_jax.data.tables import Row, key_of, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Benchmark, evaluate
 from emollama_jax.eval.sweep import Evaluated, Prediction
@@ -40,23 +41,23 @@ class Matched:
     others: tuple[str, ...]
 
 
-def read_answers(path: Path) -> Answers:
+def read_answers(path: Path, fields: Sequence[str] = ("answer",)) -> Answers:
     """The answers in a file.
 
+    Args:
+        fields: of `tables.COLUMNS`, those that may hold the answers; the first that any line has filled does. Labels
+            are beside the answers only where these do not stand in `emotion`.
+
     Raises:
-        UserError: it cannot be read, a line of it cannot, has no name, or names a clip again.
+        UserError: it cannot be read, a line of it cannot, has no name, or names a clip again; or there is no answer.
     """
-    rows = _rows(path, ("name", "answer"))
-    answers: dict[str, str | None] = {}
-    emotions: dict[str, str] = {}
-    for line, fields in rows:
-        key = key_of(fields["name"])
-        if key in answers:
-            raise UserError(f"{path}:{line}: {fields['name']!r} has an answer already; keep one of them")
-        answers[key] = fields.get("answer")
-        if "emotion" in fields:
-            emotions[key] = fields["emotion"]
-    return Answers(answers, emotions)
+    rows = _rows(path, ("name", tuple(fields)))
+    holder = next((field for field in fields if any(field in row.fields for row in rows.values())), None)
+    if holder is None:
+        raise UserError(f"no answer in {path}; give a .csv or .jsonl of names and answers")
+    answers = {key: row.fields.get(holder) for key, row in rows.items()}
+    beside = {key: row.fields["emotion"] for key, row in rows.items() if "emotion" in row.fields}
+    return Answers(answers, beside if holder != "emotion" else {})
 
 
 def read_labels(path: Path, field: str = "emotion") -> dict[str, str]:
@@ -65,31 +66,44 @@ def read_labels(path: Path, field: str = "emotion") -> dict[str, str]:
     Raises:
         UserError: as `read_answers`, or there are none.
     """
-    found = {key_of(fields["name"]): fields[field] for _, fields in _rows(path, ("name", field)) if field in fields}
+    found = {key: row.fields[field] for key, row in _rows(path, ("name", field)).items() if field in row.fields}
     if not found:
         raise UserError(f"no {field} in {path}; give a list of names and labels")
     return found
 
 
-def labels_of_records(records: Records, field: str = "emotion") -> dict[str, str]:
-    """The same of the records of a split."""
+def labels_of_records(splits: Iterable[Records], field: str = "emotion") -> dict[str, str]:
+    """The same of the records of splits, which may share clips.
+
+    Raises:
+        UserError: two of them say something else of a clip.
+    """
     found: dict[str, str] = {}
-    for record in (records[i] for i in range(len(records))):
-        value = record[field]
-        if field == "emotion":
-            value = records.metadata["labels"][value] if value >= 0 else ""
-        if value:
-            found[key_of(record["name"])] = value
+    for records in splits:
+        for record in (records[i] for i in range(len(records))):
+            value = record[field]
+            if field == "emotion":
+                value = records.metadata["labels"][value] if value >= 0 else ""
+            if value and found.setdefault(key_of(record["name"]), value) != value:
+                before = found[key_of(record["name"])]
+                where = f"{records.path}:{records.split}"
+                raise UserError(f"{where}: {record['name']!r} is {value!r}, and {before!r} in data before it; give one")
     return found
 
 
-def _rows(path: Path, needs: tuple[str, ...]) -> list[tuple[int | None, dict]]:
+def _rows(path: Path, needs: tuple[str | tuple[str, ...], ...]) -> dict[str, Row]:
+    """The rows by `key_of` the clip's name."""
     problems: list[Problem] = []
-    rows = [(row.line, row.fields) for row in read_rows(path, problems, needs)]
+    rows: dict[str, Row] = {}
+    for row in read_rows(path, problems, needs):
+        if "name" not in row.fields:
+            raise UserError(f"{path}:{row.line}: no name; give one")
+        name, key = row.fields["name"], key_of(row.fields["name"])
+        if key in rows:
+            raise UserError(f"{path}:{row.line}: {name!r} is the clip of line {rows[key].line}; keep one of them")
+        rows[key] = row
     if problems:
         raise UserError(str(problems[0]))
-    if nameless := [line for line, fields in rows if "name" not in fields]:
-        raise UserError(f"{path}:{nameless[0]}: no name; give one")
     return rows
 
 
@@ -106,8 +120,9 @@ def evaluate_answers(
     predictions = []
     for key, emotion in truth.items():
         text = answers.answers.get(key) or ""
-        own = emotion.strip().lower()
-        own = own if own in benchmark.labels else ALIASES.get(own, own)
+        if (own := benchmark.label(emotion)) is None:
+            hint = "say from which number on labels are counted" if emotion.isdecimal() else "add it, or mend it"
+            raise UserError(f"{key} has the label {emotion!r}, none of {', '.join(benchmark.labels)}; {hint}")
         predictions.append(Prediction(key, own, text, parse_label(text, benchmark.labels)))
     emotions, labels = [p.emotion for p in predictions], [p.label for p in predictions]
     evaluation = evaluate(benchmark, emotions, labels, invalid=invalid)

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from emollama_jax.errors import UserError
 from emollama_jax.eval.metrics import bootstrap, confusion_matrix, order_sensitivity, per_class, scores
 from emollama_jax.text import labels
-from emollama_jax.text.labels import METRICS
+from emollama_jax.text.labels import METRICS, check_labels, find_label
 
 
 class Published(NamedTuple):
@@ -40,16 +40,21 @@ class Benchmark:
     """What it is called in a table; default: the name."""
     labels: tuple[str, ...]
     """Its labels, in the order of its question."""
+    first_number: int | None = None
+    """The number by which its tables mean the first of the labels; None where they hold words alone."""
     metrics: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1")
     """Of `METRICS`, those in its tables, the one it is judged by first."""
     published: tuple[Published, ...] = ()
     """What others reached."""
 
     def __post_init__(self):
-        if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels={self.labels}: give one or more, each once")
+        check_labels(self.labels)
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f"no metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
+
+    def label(self, text: str) -> str | None:
+        """Return which of the labels a clip's own label is, None where it is none (see `find_label`)."""
+        return find_label(text, self.labels, self.first_number)
 
 
 def _weighted_f1(rows: Mapping[str, float]) -> tuple[Published, ...]:
@@ -100,6 +105,7 @@ BENCHMARKS = {
             name="dfew",
             title="DFEW",
             labels=labels.DFEW,
+            first_number=1,
             metrics=("uar", "war"),
             published=_uar_war(DFEW_PUBLISHED),
         ),

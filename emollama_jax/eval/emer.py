@@ -6,18 +6,20 @@ a system's figure is the mean over the clips.
     clue overlap    the judge compares the clues (face, body, voice, words) that the two descriptions name
     label overlap   both texts are first mapped to emotion words, then the judge compares these
 
-The first number of a reply is its score. Replies that are refusals, have no number or one outside 1 to 10 are counted,
-and not part of the mean. The wording of the questions is our own, so figures compare with published ones only as far
-as two judges do.
+A reply's score is its only number, or N where it says N/10, outside of what a judge thinks aloud. Replies that are
+refusals, have no number, several, or one outside 1 to 10 are counted, and not part of the mean. The wording of the
+questions is our own, so figures compare with published ones only as far as two judges do.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emollama_jax.eval.benchmarks import Published
 from emollama_jax.eval.judge import Judge
 from emollama_jax.io.chat import ChatReply
+from emollama_jax.text.answers import plain_answer
 
 HEADINGS = {"clue": "Clue Overlap", "label": "Label Overlap"}
 PUBLISHED = tuple(
@@ -66,6 +68,12 @@ REFUSAL = re.compile(
     r"\W*(?:i['’]?m sorry|i am sorry|sorry|i can(?:no|['’]?)t|i am unable|i['’]m unable|as an ai)\b", re.I
 )
 
+# Numbers, which are no parts of words, as in h2o; and those of which a reply says that they are out of ten.
+NUMBER = re.compile(r"(?<![A-Za-z0-9_])(?:(?<![^\s*(:=])-)?[0-9]+(?:\.[0-9]+)?(?![A-Za-z0-9_%])")
+OF_TEN = re.compile(
+    r"(?<![A-Za-z0-9_.,/-])([0-9]+(?:\.[0-9]+)?)\s*分?\s*\(?(?:/|out of|of)\s*10(?:\.0+)?(?!\.?[0-9])", re.I
+)
+
 Progress = Callable[[int, int], None]
 
 
@@ -76,7 +84,7 @@ class Overlap:
     scores: tuple[float | None, ...]
     """1 to 10 for each clip; None where there is none."""
     statuses: tuple[str, ...]
-    """For each clip: scored, refused, unparsable (no number from 1 to 10) or failed (the judge did not answer)."""
+    """For each clip: scored, refused, unparsable (no score from 1 to 10) or failed (the judge did not answer)."""
 
     @property
     def mean(self) -> float | None:
@@ -96,7 +104,7 @@ def clue_overlap(
     questions = [
         CLUES.format(reference=reference.strip(), prediction=prediction.strip()) for reference, prediction in pairs
     ]
-    return _overlap([_score(answer) for answer in judge.ask(questions, progress)])
+    return _overlap([_score(answer) for answer in _ask(judge, questions, progress)])
 
 
 def label_overlap(
@@ -104,7 +112,7 @@ def label_overlap(
 ) -> Overlap:
     """The overlap of the emotions in the predictions with those in the annotators' descriptions, clip by clip."""
     texts = [*references, *predictions]
-    mapped = judge.ask([EMOTIONS.format(text=text.strip()) for text in texts], progress)
+    mapped = _ask(judge, [EMOTIONS.format(text=text.strip()) for text in texts], progress)
     pairs = list(zip(mapped[: len(references)], mapped[len(references) :], strict=True))
     results: list[tuple[float | None, str] | None] = [_unmapped(*pair) for pair in pairs]
     open_clips = [i for i, result in enumerate(results) if result is None]
@@ -112,9 +120,15 @@ def label_overlap(
         LABELS.format(reference=reference.text.strip(), prediction=prediction.text.strip())
         for reference, prediction in (pairs[i] for i in open_clips)
     ]
-    for i, answer in zip(open_clips, judge.ask(questions, progress), strict=True):
+    for i, answer in zip(open_clips, _ask(judge, questions, progress), strict=True):
         results[i] = _score(answer)
     return _overlap(results)
+
+
+def _ask(judge: Judge, questions: Sequence[str], progress: Progress | None) -> list[ChatReply]:
+    """The judge's replies without what it thinks aloud."""
+    replies = judge.ask(questions, progress)
+    return [ChatReply(reply.status, plain_answer(reply.text)) for reply in replies]
 
 
 def _unmapped(*answers: ChatReply) -> tuple[None, str] | None:
@@ -131,10 +145,12 @@ def _score(answer: ChatReply) -> tuple[float | None, str]:
     """(score, status) of a reply."""
     if answer.status != "answered":
         return None, answer.status
-    number = re.search(r"(?<!\w)-?\d+(?:\.\d+)?", answer.text)
-    if number and 1 <= float(number.group()) <= 10:
-        return float(number.group()), "scored"
-    return None, "refused" if not number and REFUSAL.match(answer.text) else "unparsable"
+    text = unicodedata.normalize("NFKC", answer.text)
+    numbers = NUMBER.findall(text)
+    stated = set(OF_TEN.findall(text)) or set(numbers if len(numbers) == 1 else ())
+    if len(stated) == 1 and 1 <= (score := float(stated.pop())) <= 10:
+        return score, "scored"
+    return None, "refused" if not numbers and REFUSAL.match(text) else "unparsable"
 
 
 def _overlap(results: Sequence[tuple[float | None, str]]) -> Overlap:

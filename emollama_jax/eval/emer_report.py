@@ -10,6 +10,7 @@ from emollama_jax.eval.lexical import clue_word_overlap, label_hit_rate
 from emollama_jax.eval.report import comparison
 from emollama_jax.io.atomic import write_json, write_text
 from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.text.answers import plain_answer
 
 
 def evaluate_emer(
@@ -32,7 +33,7 @@ def evaluate_emer(
     names = [name for name in references if answers.get(name)]
     if not names:
         raise UserError("no answer is about a clip with a reference; check that both name the clips alike")
-    given, said = [references[name] for name in names], [answers[name] or "" for name in names]
+    given, said = [references[name] for name in names], [plain_answer(answers[name] or "") for name in names]
     labelled = [i for i, name in enumerate(names) if name in labels]
     report: dict[str, Any] = {
         "clips": len(names),

@@ -20,6 +20,8 @@ from emollama_jax.io.atomic import write_json
 from emollama_jax.io.chat import ChatClient, ChatConfig, ChatReply
 from emollama_jax.io.paths import PathLike, as_path
 
+PATIENCE = 16  # questions without a single answer, until the others are not asked
+
 
 class Judge:
     """Asks one model at temperature 0, and keeps its replies in the folder `cache`, which is made if needed."""
@@ -39,7 +41,8 @@ class Judge:
             progress: is told the numbers of different questions that are done and that there are.
 
         Raises:
-            UserError: the server refuses the key, the address or the model; replies that came before are kept.
+            UserError: the server refuses the key, the address or the model, the account has no credit, or none of the
+                first questions gets an answer; replies that came before are kept.
         """
         different = list(dict.fromkeys(questions))
         replies: dict[str, ChatReply] = {}
@@ -47,7 +50,11 @@ class Judge:
             asked = {pool.submit(self._ask, question): question for question in different}
             try:
                 for future in as_completed(asked):
-                    replies[asked[future]] = future.result()
+                    replies[asked[future]] = reply = future.result()
+                    if len(replies) == PATIENCE and all(reply.status == "failed" for reply in replies.values()):
+                        raise UserError(
+                            f"{self.config.address}: none of {PATIENCE} questions got an answer: {reply.text}"
+                        )
                     if progress is not None:
                         progress(len(replies), len(different))
             except BaseException:  # an interruption, too

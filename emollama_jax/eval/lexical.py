@@ -1,12 +1,11 @@
 """Free-form answers without a judge, by their words: for smoke runs and trends, not for tables.
 
-These figures know no synonyms: "delighted" does not hit "happy". Words are separated by white space or punctuation, so
-texts in scripts without either count as one word.
+These figures know no synonyms: "delighted" does not hit "happy". Chinese and Japanese characters count as words.
 """
 
 from collections.abc import Sequence
 
-from emollama_jax.text.answers import words
+from emollama_jax.text.words import words
 
 # Words that say nothing of a clue; the list is short on purpose.
 FUNCTION_WORDS = frozenset(

@@ -23,6 +23,7 @@ HEADINGS = {
     "war": "WAR",
 }
 OURS = "emollama_jax"
+DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -101,32 +102,54 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def plot_confusion(evaluation: Evaluation, file: PathLike) -> None:
-    """The confusion matrix as a PNG: shares of each true label, with the numbers of clips. Needs matplotlib."""
+    """The confusion matrix as a PNG: shares of each true label, with the numbers of clips. Needs matplotlib.
+
+    Labels in other scripts are drawn in an installed font that has them, or where there is none as their numbers.
+    """
+    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     benchmark, counts = evaluation.benchmark, evaluation.confusion
     if not counts[:, -1].any():
         counts = counts[:, :-1]
-    columns = [*benchmark.labels, "invalid"][: counts.shape[1]]
+    title, labels = benchmark.title or benchmark.name, list(benchmark.labels)
+    if (fonts := find_fonts("".join((title, *labels)))) is None:
+        logging.warning("no installed font draws the labels; they are numbered in the picture (try Noto Sans CJK)")
+        fonts, title, labels = [DEFAULT_FONT], "Labels", [f"label {i}" for i in range(1, 1 + len(labels))]
+    columns = [*labels, "invalid"][: counts.shape[1]]
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     side = 1.6 + 0.75 * len(columns)
-    figure = Figure(figsize=(side + 1, side - 0.4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in ((r, c) for r in range(len(counts)) for c in range(len(columns)) if counts[r, c]):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(benchmark.labels)), benchmark.labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    name = benchmark.metrics[0]
-    score = f"{HEADINGS[name]} {_percent(evaluation.scores[name])} %"
-    axes.set_title(f"{benchmark.title or benchmark.name}: {score}, {evaluation.clips} clips")
-    figure.colorbar(image, label="share of the true label", shrink=0.8)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    with matplotlib.rc_context({"font.family": fonts}):
+        figure = Figure(figsize=(side + 1, side - 0.4), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, column in ((r, c) for r in range(len(counts)) for c in range(len(columns)) if counts[r, c]):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        name = benchmark.metrics[0]
+        score = f"{HEADINGS[name]} {_percent(evaluation.scores[name])} %"
+        axes.set_title(f"{title}: {score}, {evaluation.clips} clips")
+        figure.colorbar(image, label="share of the true label", shrink=0.8)
+        figure.savefig(picture, format="png")
     write_bytes(file, picture.getvalue())
+
+
+def find_fonts(text: str) -> list[str] | None:
+    """Find installed fonts that draw a text together, the default one first; None where none does."""
+    from matplotlib import font_manager
+
+    missing = lambda path, wanted: {c for c in wanted if not font_manager.get_font(path).get_char_index(ord(c))}
+    left = missing(font_manager.findfont(DEFAULT_FONT), set(text))
+    if not left:
+        return [DEFAULT_FONT]
+    others = sorted((font.name, font.fname) for font in font_manager.fontManager.ttflist)
+    fits = (name for name, path in others if not name.startswith("Last Resort") and not missing(path, left))
+    return [DEFAULT_FONT, found] if (found := next(fits, None)) else None
 
 
 def save(evaluation: Evaluation, folder: PathLike) -> None:

@@ -101,7 +101,8 @@ def evaluate_records(
     engine = engine.replace(prompt=prompt, modalities=modalities, orders=orders)
     answers = lambda *questions: list(_answers(engine, records, questions, batch_size, progress))
     truth = records.metadata["answers"][records.split]["emotion"]
-    emotions = [records.metadata["labels"][index] if index >= 0 else None for index in truth]
+    labels = [benchmark.label(label) for label in records.metadata["labels"]]
+    emotions = [labels[index] if index >= 0 else None for index in truth]
     if by == "score":
         found = answers()
         by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
@@ -131,7 +132,7 @@ def check_labels(records: Records, benchmark: Benchmark) -> None:
     found = {records.metadata["labels"][index] for index in answers["emotion"] if index >= 0}
     if not found:
         raise UserError(f"no clip has a label: {where}; give data that has them")
-    if unknown := sorted(found - set(benchmark.labels)):
+    if unknown := sorted(label for label in found if benchmark.label(label) is None):
         raise UserError(
             f"{where} has clips with the label {unknown[0]!r}, {benchmark.title or benchmark.name} has "
             f"{', '.join(benchmark.labels)}; give that benchmark's data, or evaluate by the data's own labels"

@@ -8,12 +8,14 @@ before.
 Axes: F feature size.
 """
 
+import errno
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Bool, Float
 
@@ -107,4 +109,9 @@ def _write_npy(folder: epath.Path, name: str, features: Float[np.ndarray, "3 F"]
         if present:
             array = io.BytesIO()
             np.save(array, vector)
-            write_bytes(folder / names[0] / f"{name}.npy", array.getvalue())
+            try:
+                write_bytes(folder / names[0] / f"{name}.npy", array.getvalue())
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                logging.warning("no .npy of %s: the name is too long for a file", name)

@@ -6,7 +6,8 @@
 
 A manifest is a list or table as `data/tables.py` reads them: `video`, a path from its folder of videos, or a `name`
 alone, of a video there; where there are both, `name` is what the clip is called. `subtitle`, `question` and
-`peak_index` are taken too. A line that cannot be used becomes an item with a `fault`: it is answered by an error.
+`peak_index` are taken too. A line that cannot be used, or is about a clip of a line before, becomes an item with a
+`fault`: it is answered by an error.
 
 Axes: N clips, F feature size.
 """
@@ -15,7 +16,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,17 +25,17 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
-from emollama_jax.data.clip_files import files_of, select_file
+from emollama_jax.data.clip_files import FolderFiles, readable_name
+from emollama_jax.data.problems import Problem
 from emollama_jax.data.records import Records, read_clip_info
-from emollama_jax.data.tables import VIDEO_SUFFIXES, Problem, Row, read_rows
+from emollama_jax.data.table_files import SUFFIXES
+from emollama_jax.data.tables import VIDEO_SUFFIXES, Row, key_of, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.media.clip import ClipMedia, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipReader
 from emollama_jax.media.subtitles import Transcribe, find_subtitle_file
-
-MANIFESTS = (".csv", ".jsonl", ".txt")
 
 EncodeFeatures = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
 
@@ -95,14 +96,14 @@ def find_items(where: str | Path, videos: Path | None = None) -> list[Item]:
     """
     path = Path(where)
     if path.is_dir():
-        videos = sorted(set(files_of(path, VIDEO_SUFFIXES).values()))
-        items = [Item(video.name, video) for video in videos]
+        named = FolderFiles(path, VIDEO_SUFFIXES).named()
+        items = _each_once((Item(name, video), str(video)) for name, video in named)
     elif not path.is_file():
         raise UserError(f"no such file or folder: {path}; give a video, a folder of videos, a manifest or FOLDER:SPLIT")
-    elif path.suffix.lower() in MANIFESTS:
+    elif path.suffix.lower() in SUFFIXES:
         items = _of_manifest(path, videos or path.parent)
     else:
-        items = [Item(path.name, path)]
+        items = [Item(readable_name(path.name), path)]
     if not items:
         raise UserError(f"no clips in {path}; give a folder with {', '.join(VIDEO_SUFFIXES)}, or a manifest with lines")
     return items
@@ -113,29 +114,36 @@ def _of_manifest(path: Path, folder: Path) -> list[Item]:
     rows = read_rows(path, problems, needs=())
     if not rows and problems:
         raise UserError(f"no line that can be read, the first: {problems[0]}")
-    videos = functools.cache(lambda: files_of(folder, VIDEO_SUFFIXES))
+    videos = functools.cache(lambda: FolderFiles(folder, VIDEO_SUFFIXES))
     numbered: list[tuple[int, Item]] = []
     for problem in problems:
         if problem.kind == "unparsable_line":
             where = f"{path.name}:{problem.line}"
             numbered.append((problem.line or 0, Item(where, fault=problem.message)))
-    taken: set[str] = set()
-    for row in rows:
-        item = _of_row(path, row, folder, videos)
-        if item.name in taken:
-            fault = f"a clip {item.name!r} is listed before; give one of them another name"
-            item = Item(f"{path.name}:{row.line}", fault=fault)
-        taken.add(item.name)
-        numbered.append((row.line or 0, item))
-    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]
+    numbered += [(row.line or 0, _of_row(path, row, folder, videos)) for row in rows]
+    ordered = sorted(numbered, key=lambda pair: pair[0])
+    return _each_once((item, f"{path.name}:{line}") for line, item in ordered)
 
 
-def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], dict[str, Path]]) -> Item:
+def _each_once(items: Iterable[tuple[Item, str]]) -> list[Item]:
+    """The items, each given with where it is from; one with the name of a clip before it is a fault."""
+    names: dict[str, str] = {}
+    unique = []
+    for item, where in items:
+        if (key := key_of(item.name)) in names:
+            fault = f"{item.name!r} is the clip {names[key]!r}, which is listed before; give one of them another name"
+            item = Item(where, fault=fault)
+        names.setdefault(key, item.name)
+        unique.append(item)
+    return unique
+
+
+def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], FolderFiles]) -> Item:
     fields = row.fields
     name, video = fields.get("name"), fields.get("video")
     if not (name or video):
         return Item(f"{path.name}:{row.line}", fault="neither a video nor a name; give one of them")
-    found = folder / video if video else select_file(videos(), name)
+    found = folder / video if video else videos().select(name)
     fault = "" if found else f"no video {name!r} in {folder}; put it there, or give its path as video"
     known = {key: fields[key] for key in ("subtitle", "question", "peak_index") if key in fields}
     return Item(name or video, found, fault=fault, **known)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from emollama_jax.data.clip_files import readable_name
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipError, Query
 from emollama_jax.infer.clip_input import ClipInput
@@ -71,7 +72,7 @@ class QueryReader:
 
 
 def _item(query: Query, path: Path) -> Item:
-    return Item(query.name or path.name, path, subtitle=query.subtitle, peak_index=query.peak_index)
+    return Item(query.name or readable_name(path.name), path, subtitle=query.subtitle, peak_index=query.peak_index)
 
 
 def _pair(item: Item, read: ItemRead | UserError) -> Pair | ClipError:

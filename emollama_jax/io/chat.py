@@ -10,16 +10,27 @@ import base64
 import dataclasses
 import json
 import os
+import re
 import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from absl import logging
+
 from emollama_jax.errors import UserError, first_line
 
 SHOWN = 300  # characters of what a server says about an error
-HOPELESS = {401: "the key", 403: "the key", 404: "the address and the model", 405: "the address"}
+HOPELESS = {
+    401: "the key",
+    402: "the account's credit",
+    403: "the key",
+    404: "the address and the model",
+    405: "the address",
+}
+OUT_OF_MONEY = "insufficient_quota"  # as some say it with 429, which otherwise passes
+FILTERED = re.compile(r"content[_ ](filter|management|policy)|inappropriate content|data_inspection_failed", re.I)
 
 Message = Mapping[str, Any]
 
@@ -113,6 +124,7 @@ class ChatClient:
         except ImportError as error:
             raise UserError("a chat model is asked through openai; pip install 'emollama_jax[judge]'") from error
         self.config, self._openai, self._stopped = config, openai, threading.Event()
+        self._takes_temperature = True
         self._headers = {} if config.key else {"Authorization": openai.omit}
         # Redirects are not followed: they would carry the key to another server.
         http = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._check_running]})
@@ -132,31 +144,45 @@ class ChatClient:
 
         Args:
             messages: each with a `role` and a `content`: a text, or a list of parts as `text_part` makes them.
+            temperature: left out for a model that refuses it.
 
         Raises:
-            UserError: the server refuses the key, the address or the model.
+            UserError: the server refuses the key, the address or the model, or the account has no credit.
         """
         openai, reason = self._openai, ""
         for _ in range(self.config.attempts):
             try:
-                response = self._client.chat.completions.with_raw_response.create(
-                    model=self.config.model,
-                    messages=list(messages),
-                    temperature=temperature,
-                    extra_headers=self._headers,
-                )
-                return _parse(response.content)
+                return _parse(self._send(messages, temperature))
             except openai.APIStatusError as error:
                 code, reason = error.status_code, self._reason(error.response)
-                if code in HOPELESS or 300 <= code < 400:
-                    doubt = HOPELESS.get(code, "the address")
-                    raise UserError(f"{self.config.address}: {reason}; check {doubt}") from error
+                if code in (400, 422) and FILTERED.search(error.response.text):
+                    return ChatReply("refused", reason)
+                doubt = HOPELESS.get(402 if OUT_OF_MONEY in error.response.text else code)
+                if doubt or 300 <= code < 400:
+                    raise UserError(f"{self.config.address}: {reason}; check {doubt or 'the address'}") from error
                 return ChatReply("failed", reason)
             except openai.APIConnectionError as error:  # refused, reset, cut short, timed out
                 return ChatReply("failed", first_line(error.__cause__ or error))
             except _NotACompletion as error:  # the server is asked again
                 reason = str(error)
         return ChatReply("failed", reason)
+
+    def _send(self, messages: Sequence[Message], temperature: float | int) -> bytes:
+        """Returns the server's reply; asks again, and from then on, without a temperature where that is refused."""
+        sent = self._takes_temperature
+        try:
+            return self._client.chat.completions.with_raw_response.create(
+                model=self.config.model,
+                messages=list(messages),
+                temperature=temperature if sent else self._openai.omit,
+                extra_headers=self._headers,
+            ).content
+        except self._openai.APIStatusError as error:
+            if not sent or error.status_code not in (400, 422) or "temperature" not in error.response.text:
+                raise
+            logging.warning("%s is asked without a temperature: %s", self.config.model, self._reason(error.response))
+            self._takes_temperature = False
+        return self._send(messages, temperature)
 
     def stop(self) -> None:
         """Ends what other threads ask: requests under way still get their answer, and no other is sent."""
@@ -186,6 +212,9 @@ def _parse(content: bytes) -> ChatReply:
         choice = json.loads(content)["choices"][0]
         message = choice["message"]
         text, refusal = message.get("content") or "", message.get("refusal")
+        if isinstance(text, list):  # parts, as they are sent; thinking is none of text
+            texts = (part for part in text if part.get("type", "text") in ("text", "output_text"))
+            text = "".join(part["text"] for part in texts)
         if not isinstance(text, str):
             raise TypeError("the content is not a text")
     except (ValueError, LookupError, TypeError, AttributeError) as error:

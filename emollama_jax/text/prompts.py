@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int
 
 from emollama_jax.fields import check_fields, field
 from emollama_jax.text.answers import MAX_WORDS, normalize_answer
-from emollama_jax.text.labels import MERR
+from emollama_jax.text.labels import MERR, check_labels
 from emollama_jax.text.tokenizers import Tokenizer
 
 LAYOUTS = ("trained", "reference")
@@ -84,9 +84,9 @@ class PromptConfig:
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("labels", "tasks"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)}: give one or more, each once")
+        check_labels(self.labels)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks={self.tasks}: give one or more, each once")
         if self.task_weights and len(self.task_weights) != len(self.tasks):
             raise ValueError(f"task_weights={self.task_weights}: give one number above 0 for each of prompt.tasks")
 

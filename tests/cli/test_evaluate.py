@@ -83,7 +83,7 @@ def test_a_model_is_judged_by_its_likeliest_labels(inputs, engine, tmp_path, cap
     assert found["scores"] == expected.scores and found["clips"] == CLIPS - 1
     assert "Emotion-LLaMA, audio, video and text | 90.36" in (tmp_path / "out/evaluation.md").read_text()
     assert (tmp_path / "out/confusion.png").read_bytes()[:4] == b"\x89PNG"
-    assert "9 clips, 1 without a label left out" in capsys.readouterr().out
+    assert "9 clips, 1 without a label left out, 0 invalid answers" in capsys.readouterr().out
 
     evaluated = evaluate_records(engine, Records(inputs / "first-clips", "test"), BENCHMARKS["mer2023"], batch_size=4)
     assert [one.label for one in evaluated.predictions] == [line["label"] for line in lines]

@@ -39,3 +39,19 @@ def test_no_model_to_ask_is_one_line(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "a.csv", tmp_path / "references.csv", "--judge", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "set EMOLLAMA_JUDGE_ADDRESS" in error and len(error.splitlines()) == 1
+
+
+def test_the_forms_of_emer_and_a_judge_that_scores_nothing(tmp_path, monkeypatch, capsys):
+    """EMER's first table as references, the original's output as answers; thinking is not judged."""
+    references = tmp_path / "gt.csv"
+    references.write_text('names,emotions,subtitles,reasons\ns1,angry,Go away.,"He roared, so he is angry."\n')
+    answers = tmp_path / "answers.csv"
+    answers.write_text("names,chi_reasons\ns1,<think>Smiles?</think>He roared and he is angry.\n")
+    with serve(lambda question, n: said("The 2 overlap: 9")) as server:
+        monkeypatch.setenv("EMOLLAMA_JUDGE_ADDRESS", server.address)
+        monkeypatch.setenv("EMOLLAMA_JUDGE_MODEL", "m")
+        assert run(answers, references, "--judge", "--out", tmp_path / "out") == 1
+        assert not any("Smiles" in question or "Go away" in question for question in server.asked)
+    printed = capsys.readouterr()
+    assert "the judge scored no clip (clue, label overlap)" in printed.err
+    assert "Clue Overlap, by m: unparsable 1." in printed.out

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from emollama_jax.data.annotation_files import AnnotationFiles, find_annotation_files
-from emollama_jax.data.annotations import ALIASES, Annotations, Clip, Problem, read_annotations, read_feature
+from emollama_jax.data.annotations import Annotations, Clip, read_annotations
+from emollama_jax.data.clip_files import read_feature
+from emollama_jax.data.problems import Problem
 from emollama_jax.errors import UserError
 from emollama_jax.text import labels
+from emollama_jax.text.labels import ALIASES
 
 pytestmark = pytest.mark.smoke
 
@@ -130,7 +133,8 @@ def test_digits_of_dfew(tmp_path):
     for number, written in enumerate(("00001.mp4", "2.mp4", "003.avi", "00004.MP4"), 1):
         write(tmp_path / "video" / written)
         save(tmp_path / "mae" / f"{number:05}.npy")
-    found = read(table, labels=labels.DFEW, videos=tmp_path / "video", features=(tmp_path / "mae", None, None))
+    others = {"videos": tmp_path / "video", "features": (tmp_path / "mae", None, None)}
+    found = read(table, labels=labels.DFEW, first_number=1, **others)
     assert tuple(clip.emotion for clip in found.clips) == labels.DFEW
     assert names(found) == [str(number) for number in range(1, 8)]
     videos = [clip.video and clip.video.name for clip in found.clips]
@@ -226,7 +230,7 @@ def test_entries_of_merr_that_cannot_be_used(tmp_path):
     )
     assert names(found) == ["a", "b", "c", "d"]
     assert told(found) == [
-        *(("unparsable_line", name, None) for name in "abc"),
+        *(("unparsable_caption", name, None) for name in "abc"),
         *(("missing_caption", name, line) for line, name in enumerate("abc", 1)),
     ]
 
@@ -237,12 +241,12 @@ def test_entries_of_merr_that_cannot_be_used(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("train.txt", "a sad\nb\nc 3 sad 0.5 more\nd x sad\ne 3 sad much\nf 3 sad nan\n", "b2 c3 d4 e5 f6"),
-        ("train.txt", b"a sad\nb \xff\xfe\n", "b2"),
+        ("train.txt", "a sad\nb\nc 3 sad 0.5 more\nd x sad\ne 3 sad much\nf 3 sad inf\n", "b2 c3 d4 e5 f6"),
+        ("train.txt", "a sad\nb 很难过很难过".encode() + b"\xff\n", "b2"),
         ("train.csv", "name,valence,peak_index\na,,\nb,high,\nc,inf,\nd,,-1\ne,,2.5\nf,1\n", "b3 c4 d5 e6 f7"),
         ("train.csv", 'name,subtitle\na,x\nb,oh, no\n"c"d,x\n', "b3 None4"),
         ("train.csv", 'name,subtitle\na,x\nb,"never closed\nc,x\n', "None3"),
-        ("train.csv", b"name,subtitle\na,x\nb,caf\xe9\n", "b3"),
+        ("train.csv", "name,subtitle\na,很难过很难过\nb,caf".encode() + b"\xe9\n", "b3"),
         ("train.jsonl", '{"name": "a"}\n{"name": "b", "valence": "x"}\n[1]\n{"name":\n', "b2 None3 None4"),
         ("train.jsonl", '{"name": "b", "subtitle": ["x"]}\n{"name": "a"}\n{"name": "c", "emotion": true}', "b1 c3"),
         ("train.jsonl", '{"name": "b", "subtitle": "\\ud83d"}\n{"name": "a"}\n' + "[" * 99999, "b1 None3"),
@@ -528,10 +532,10 @@ def test_summary(tmp_path):
         ({"features": (None, None, Path("none"))}, "cannot list the folder none"),
         (
             {"lists": (("train", "emotion\nsad\n"),)},
-            "no column name or names or video_name, its first line is 'emotion'",
+            "no column name or names or video_name or video, it has 'emotion'",
         ),
         ({"lists": (("train", "\n"),)}, "is empty; begin with a header line"),
-        ({"subtitles": "name,words\na,x\n"}, "no column subtitle or sentence_en or english or sentence or text"),
+        ({"subtitles": "name,words\na,x\n"}, "no column subtitle or subtitles or sentence_en or english"),
         ({"fine": "[]"}, "is not a JSON object keyed by clip names"),
         ({"fine": '{"a": {}'}, "not JSON, or cut short"),
         ({"fine": "[" * 99999}, "not JSON, or cut short"),

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -338,23 +339,24 @@ def test_clips_that_annotations_put_aside_count_too(capsys, merr, tmp_path):
 
 
 def test_clips_of_ones_own(capsys, merr, tmp_path):
-    table = tmp_path / "own.csv"
-    table.write_text("name,emotion,subtitle\na,calm,Hi\nb,tense,Oh\n")
-    options = (
-        "--list",
-        f"train={table}",
-        "--videos",
-        merr / "video",
-        "--labels",
-        "calm, tense",
-        "--out",
-        tmp_path / "o",
-    )
-    code, said = run(capsys, "clips", *options)
-    assert code == 0 and "(train 2)" in said.out
+    """In files as people have them: by folders, named in GBK, with a bad row among the subtitles, labels by numbers."""
+    videos = tmp_path / "videos"
+    (videos / "1").mkdir(parents=True)
+    os.rename(merr / "video/a.mp4", os.path.join(os.fsencode(videos / "1"), "中文.mp4".encode("gbk")))
+    os.rename(merr / "video/b.mp4", videos / "b.mp4")
+    table, subtitles = tmp_path / "own.csv", tmp_path / "said.csv"
+    table.write_bytes("name;label\n中文;2\nb;1\n".encode("gbk"))
+    subtitles.write_bytes("name,sentence\n中文,谢谢你\nb,Oh\nbad,row,here\n".encode("gbk"))
+    lists = ("--list", f"train={table}", "--subtitles", subtitles, "--videos", videos)
+    labels = ("--labels", "Calm, Tense", "--label-numbers", 1)
+    code, said = run(capsys, "clips", *lists, *labels, "--out", tmp_path / "o")
+    assert code == 0 and "(train 2)" in said.out and "1 problems, 0 clips put aside" in said.out
     records = Records(tmp_path / "o/clips/frame/1.0.0", "train")
-    assert [records[i]["emotion"] for i in range(2)] == [0, 1]
-    assert records.metadata["labels"] == ["calm", "tense"]
+    shown = [(record["name"], record["emotion"], record["subtitle"]) for record in (records[0], records[1])]
+    assert shown == [("中文", 1, "谢谢你"), ("b", 0, "Oh")]
+    assert records.metadata["labels"] == ["Calm", "Tense"]
+    code, said = run(capsys, "clips", *lists, *labels[:2], "--out", tmp_path / "none")
+    assert code == 2 and "'2' is none of Calm, Tense; say from which number on the labels are counted" in said.err
 
 
 @pytest.mark.parametrize(

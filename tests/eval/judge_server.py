@@ -19,20 +19,22 @@ class Reply(NamedTuple):
     answers: bool = False
 
 
-def said(text: str | None, *, finish_reason: str = "stop", **message: Any) -> Reply:
+def said(text: str | list | None, *, finish_reason: str = "stop", **message: Any) -> Reply:
     """A chat completion."""
     choice = {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
     return Reply(200, json.dumps({"choices": [choice]}).encode(), answers=True)
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """`reply(question, n)` is what the n-th request with this question gets, n from 0."""
+    """`reply(question, n)` is what the n-th request with this question gets, n from 0, if `accept(request)` is true."""
 
     daemon_threads = True
 
     def __init__(self, reply: Callable[[str, int], Reply]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.reply = reply
+        self.accept: Callable[[dict[str, Any]], bool] = lambda request: True
+        self.refusal = Reply(400, b"")  # of what is not accepted
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
@@ -51,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question, server = request["messages"][0]["content"], self.server
         with server.lock:
-            reply = server.reply(question, server.asked[question])
+            reply = server.reply(question, server.asked[question]) if server.accept(request) else server.refusal
             server.asked[question] += 1
             server.answered[question] += reply.answers
             server.requests.append((request, {"path": self.path, **self.headers}))

@@ -38,10 +38,28 @@ def judge_of(server, cache):
         ("I'm sorry, but I can't do that.", (None, "refused")),
         ("As an AI model I do not judge.", (None, "refused")),
         ("Sorry: 4", (4, "scored")),
+        ("8/10, because 3 clues fit", (8, "scored")),
+        ("8 (out of 10)", (8, "scored")),
+        ("9.5/10.0", (9.5, "scored")),
+        ("得分为8分", (8, "scored")),
+        ("８", (8, "scored")),
+        ("<think>They share 3 clues of 5.</think> 8", (8, "scored")),
+        ("<answer>7</answer></s>", (7, "scored")),
+        ("On a scale of 1 to 10, I would give an 8", (None, "unparsable")),
+        ("The 2 descriptions overlap: 9", (None, "unparsable")),
+        ("8/10 or 7/10", (None, "unparsable")),
+        ("8-9", (None, "unparsable")),
+        ("7,5", (None, "unparsable")),
+        ("8/100", (None, "unparsable")),
+        ("80%", (None, "unparsable")),
+        ("<think>I would say 8", (None, "unparsable")),
     ],
 )
-def test_the_first_number_is_the_score(reply, expected):
-    assert emer._score(ChatReply("answered", reply)) == expected
+def test_a_score_is_the_only_number_or_one_of_ten(tmp_path, monkeypatch, reply, expected):
+    monkeypatch.setattr(Judge, "ask", lambda self, questions, progress: [ChatReply("answered", reply)])
+    judge = Judge(ChatConfig(address="http://127.0.0.1:9", model="m"), tmp_path)
+    overlap = clue_overlap(judge, ["a"], ["b"])
+    assert (overlap.scores[0], overlap.statuses[0]) == expected
 
 
 def test_clue_overlap(tmp_path):

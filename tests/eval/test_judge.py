@@ -169,6 +169,8 @@ def test_a_question_that_is_refused_as_such_is_not_sent_again(tmp_path):
     [
         (Reply(401, f"wrong key {KEY}".encode()), "check the key"),
         (Reply(404, b"no such model"), "check the address and the model"),
+        (Reply(402, b"Insufficient balance"), "check the account's credit"),
+        (Reply(429, b'{"error": {"code": "insufficient_quota"}}', {"Retry-After": "0"}), "check the account's credit"),
         (Reply(307, b"", {"Location": "http://127.0.0.1:9/elsewhere"}), "check the address"),
     ],
 )
@@ -181,6 +183,52 @@ def test_a_judge_that_cannot_be_asked_ends_the_run(tmp_path, reply, remedy):
         assert sum(server.asked.values()) < 51
         assert judge_of(server, tmp_path).ask(["first"]) == [ChatReply("answered", "5")]
         assert server.asked["first"] == 1
+
+
+def test_no_question_is_asked_in_vain(tmp_path):
+    """Of a server that answers nothing, the first questions tell it."""
+    with serve(lambda question, n: Reply(400, b'{"error": "no"}')) as server:
+        with pytest.raises(UserError, match="none of 16 questions got an answer: HTTP 400 .*no"):
+            judge_of(server, tmp_path, concurrency=2).ask([str(i) for i in range(80)])
+        assert sum(server.asked.values()) < 40
+
+
+def test_a_model_that_takes_no_temperature(tmp_path):
+    refusal = Reply(400, b'{"error": {"message": "Unsupported value: temperature", "param": "temperature"}}')
+    with serve(lambda question, n: said("5")) as server:
+        server.accept = lambda request: "temperature" not in request
+        server.refusal = refusal
+        answers = judge_of(server, tmp_path, attempts=1, concurrency=1).ask(["a", "b", "c"])
+        assert [answer.text for answer in answers] == ["5", "5", "5"]
+        assert sum(server.asked.values()) == 4  # one of them was refused
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (Reply(400, b'{"error": {"code": "content_filter", "message": "management policy"}}'), "refused"),
+        (Reply(400, b'{"code": "data_inspection_failed"}'), "refused"),
+        (Reply(400, b'{"error": "context too long"}'), "failed"),
+    ],
+)
+def test_questions_that_are_filtered_are_refused(tmp_path, reply, status):
+    with serve(lambda question, n: reply) as server:
+        (answer,) = judge_of(server, tmp_path).ask(["a"])
+        assert answer.status == status and server.asked["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "8"}], "8"),
+        ([{"type": "thinking", "thinking": "3 clues"}, {"type": "text", "text": "It is "}, {"text": "8"}], "It is 8"),
+        ([], ""),
+    ],
+)
+def test_content_in_parts(tmp_path, content, text):
+    with serve(lambda question, n: said(content)) as server:
+        assert judge_of(server, tmp_path).ask(["a"]) == [ChatReply("answered", text)]
+        assert server.asked["a"] == 1
 
 
 def test_a_server_that_is_not_there(tmp_path):

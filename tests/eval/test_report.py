@@ -107,3 +107,19 @@ def test_a_folder_that_cannot_be_written(evaluation, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the output .*choose another place"):
         report.save(evaluation, tmp_path / "file" / "below")
+
+
+def test_labels_in_other_scripts_are_drawn_or_numbered(monkeypatch, tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self.axes[0]))
+    own = Benchmark(name="own", labels=("开心", "tense"))
+    evaluation = evaluate(own, ["开心", "tense"], ["开心", None])
+    assert report.find_fonts("ärgerlich, тревога") == ["DejaVu Sans"]
+    for fonts, written in ((None, ["label 1", "label 2"]), (["DejaVu Sans", "Noto Sans CJK SC"], ["开心", "tense"])):
+        monkeypatch.setattr(report, "find_fonts", lambda text, fonts=fonts: fonts)
+        report.plot_confusion(evaluation, tmp_path / "confusion.png")
+        assert [label.get_text() for label in drawn[-1].get_yticklabels()] == written
+    assert "they are numbered in the picture" in caplog.text

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from emollama_jax.text.answers import normalize_answer, parse_label
+from emollama_jax.text.answers import normalize_answer, parse_label, plain_answer
 
 pytestmark = pytest.mark.smoke
 
@@ -30,7 +30,7 @@ def test_long_answers_are_cut_at_words():
     assert normalize_answer("a b c d", max_words=2) == "a b"
 
 
-@pytest.mark.parametrize("function", [normalize_answer, parse_label])
+@pytest.mark.parametrize("function", [normalize_answer, plain_answer, parse_label])
 def test_the_example_in_the_docstring(function):
     example = re.search(r">>> (.+)\n\s+(.+)\n", function.__doc__)
     assert repr(eval(example[1], {function.__name__: function})) == example[2]
@@ -53,7 +53,7 @@ LABELS = ("happy", "sad", "Mixed", "mixed feelings", "Very Sad", "高兴")
         ("高兴。", "高兴"),
         ("unhappy", None),
         ("non-happy", None),
-        ("happiness", None),
+        ("happiness", "happy"),
         ("joyful", None),
         ("happy person", None),
         ("happysad", None),
@@ -64,3 +64,34 @@ LABELS = ("happy", "sad", "Mixed", "mixed feelings", "Very Sad", "高兴")
 def test_parse_label(answer, label):
     assert parse_label(answer, LABELS) == label
     assert parse_label(answer, LABELS[::-1]) == label
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("<think>\nHe is sad.\n</think>\n<answer>happy</answer>", "happy"),
+        ("He is happy.</think> sad", "sad"),  # the template opened it
+        ("<answer>sad", "sad"),
+        ("<think>So he is sad", None),  # and never came to an answer
+        ("happy</s>", "happy"),
+        ("The emotion is sad<|im_end|>\n<|endoftext|>", "sad"),
+        ("<｜begin▁of▁sentence｜>sad<｜end▁of▁sentence｜>", "sad"),
+        ("[INST] What? [/INST] happy", "happy"),
+        ("\\boxed{sad}", "sad"),
+        ("**Sad**", "sad"),
+        ("_happy_", "happy"),
+        ("ＨＡＰＰＹ", "happy"),
+        ("happy (confidence: 0.9)", "happy"),
+        ("sad (not happy).", "sad"),
+        ("The emotion (happy)", "happy"),
+        ('["sad"]', "sad"),
+        ("['happy', 'sad']", None),  # several
+        ("Emotion: sadness", "sad"),
+        ("她很高兴。", "高兴"),
+        ("情绪：高兴的", "高兴"),
+        ("她不高兴", None),
+        ("她并不是很高兴", None),
+    ],
+)
+def test_labels_within_markup_and_chinese(answer, label):
+    assert parse_label(answer, LABELS) == label
