@@ -126,7 +126,8 @@ def _csv_rows(text: str, headers: Collection[str]) -> Rows:
 
 
 def _first_line(text: str) -> str:
-    return next((line for line in re.split("[\r\n]", text) if line.strip()), "")
+    found = re.search(r"[^\r\n]*\S[^\r\n]*", text)
+    return found[0] if found else ""
 
 
 def _headers_by(delimiter: str, text: str, headers: Collection[str]) -> int:

@@ -45,7 +45,8 @@ LISTS = ("emotion", "answer")  # fields that may be a list of labels
 # Of the records that `emollama predict` writes.
 PREDICTED = {"record", "status", "stage", "error", "answers", "probabilities", "clip", "fingerprint", "timings_s"}
 HEADERS = frozenset(column for columns in COLUMNS.values() for column in columns)
-MISSING = frozenset("nan NaN NAN -nan -NaN NA <NA> N/A n/a #N/A #NA null NULL None".split()) | {""}
+MISSING = {"", *"nan NaN NAN -nan -NaN NaT NA <NA> N/A n/a #N/A #NA null NULL None".split()}
+MISSING |= {"#NULL!", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NAME?"}  # what Excel writes for errors
 
 
 class Row(NamedTuple):

@@ -8,7 +8,7 @@ from emollama_jax.text.words import words
 
 MAX_WORDS = 200
 
-_REASONING = "(?:think|thinking|thought|reasoning)"
+_REASONING = r"(?:\w+:)?(?:think|thinking|thought|reasoning)"
 _THOUGHT = re.compile(rf"\A.*</{_REASONING}>", re.S | re.I)  # a template may have opened it
 _UNFINISHED = re.compile(rf"<{_REASONING}>.*\Z", re.S | re.I)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)|\\boxed\{([^{}]*)\}", re.S | re.I)

@@ -90,7 +90,7 @@ def test_columns_that_nothing_reads(tmp_path, caplog):
         assert not caplog.text
 
 
-MARKERS = ["nan", "NaN", "N/A", "null", "NULL", "None", "<NA>", "#N/A", " "]
+MARKERS = ["nan", "NaN", "N/A", "null", "NULL", "None", "<NA>", "#N/A", "#REF!", " "]
 
 
 @pytest.mark.parametrize("marker", MARKERS)

@@ -71,6 +71,7 @@ def test_parse_label(answer, label):
     [
         ("<think>\nHe is sad.\n</think>\n<answer>happy</answer>", "happy"),
         ("He is happy.</think> sad", "sad"),  # the template opened it
+        ("<seed:think>He is happy.</seed:think>\nShe is sad", "sad"),
         ("<answer>sad", "sad"),
         ("<think>So he is sad", None),  # and never came to an answer
         ("happy</s>", "happy"),
