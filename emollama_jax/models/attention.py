@@ -10,6 +10,7 @@ Which kernel runs is decided once, by `resolve_attention`, from the devices a mo
 the devices of the process.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -115,7 +116,7 @@ def attention(
         k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
         return _chunked(q, k, v, same_segment, causal=True)
     visible = same_segment & jnp.tri(length, dtype=bool)
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation=_of_jax(kernel))
+    return _of_jax(kernel, q, k, v, mask=visible[:, None])
 
 
 def cached_attention(
@@ -166,12 +167,19 @@ def bidirectional_attention(
         seen = jnp.arange(q.shape[1]) < (q.shape[1] if lengths is None else lengths[:, None, None])
         return _chunked(q, k, v, jnp.broadcast_to(seen, (q.shape[0], 1, q.shape[1])))
     kernel = "xla" if q.shape[1] == 1 else kernel
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=_of_jax(kernel))
+    return _of_jax(kernel, q, k, v, key_value_seq_lengths=lengths)
 
 
-def _of_jax(kernel: str) -> str:
-    """The kernel by the name that `jax.nn.dot_product_attention` has for it."""
-    return "cudnn" if kernel == "cudnn" else "xla"
+def _of_jax(kernel: str, q: Array, k: Array, v: Array, **masks: Array | None) -> Array:
+    """JAX's own attention, by cuDNN or XLA. For XLA in float16 it asks for a product that only GPUs have: elsewhere
+    float32 takes its place."""
+    if kernel == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **masks)
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla", **masks)
+    if q.dtype != jnp.float16:
+        return plain(q, k, v)
+    in_float32 = lambda *inputs: plain(*(x.astype(jnp.float32) for x in inputs)).astype(q.dtype)
+    return jax.lax.platform_dependent(q, k, v, cuda=plain, default=in_float32)
 
 
 def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = False) -> Array:
@@ -183,9 +191,9 @@ def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = Fal
     def of_queries(q, k, v, visible):  # [t, H], [s, H], [t or 1, s]
         scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
         scores = jnp.where(visible, scores, -jnp.inf)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+        # Normalised before they are rounded: the gradient of a sum of other numbers than those of the product is wrong.
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.matmul(weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
     def of_row(q, k, v, visible):  # [N, T, H], [T or 1, T]
         if causal:

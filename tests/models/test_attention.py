@@ -1,5 +1,6 @@
 """Attention, by every kernel that runs here, against plain NumPy and against each other."""
 
+import functools
 import types
 
 import jax
@@ -113,6 +114,47 @@ def test_chunks_are_attention(length, heads, kv_heads):
     """Rows of one chunk of queries and of several, the last of them shorter."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("chunked", *args), with_gradients("xla", *args))
+
+
+ROUNDING = {"bfloat16": 2**-6, "float16": 2**-9}  # of a gradient, relative: several times that of a number
+
+
+@functools.partial(jax.jit, static_argnames=("attend", "kernel"))
+def pulled(attend, kernel: str, q, k, v, cotangent, rows):
+    """Output, and gradients of q, k and v."""
+    y, pull = jax.vjp(lambda q, k, v: attend(q, k, v, rows, kernel=kernel), q, k, v)
+    return y, *pull(cotangent)
+
+
+def check_half_precision(attend, kernel: str, dtype: str, q, k, v, cotangent, rows) -> None:
+    """Output and gradients are those of XLA in float32 on the same numbers, up to rounding.
+
+    Keys and values have much in common, as behind biases: what tells them apart is a small difference of large numbers.
+    """
+    halves = [x.astype(dtype) for x in (q, k + 3, v + 3, cotangent)]
+    found = pulled(attend, kernel, *halves, rows)
+    expected = pulled(attend, "xla", *(x.astype(jnp.float32) for x in halves), rows)
+    for what, a, b in zip(("output", "gradient of q", "gradient of k", "gradient of v"), found, expected, strict=True):
+        assert a.dtype == dtype, what
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        assert np.linalg.norm(a - b) <= ROUNDING[dtype] * np.linalg.norm(b), what
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_gradients_of_packed_rows_in_half_precision(kernel, dtype):
+    """Rows of several segments and padding, two chunks of queries long."""
+    check_half_precision(attention, kernel, dtype, *inputs(2, 384, 2, 1))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_gradients_of_padded_rows_in_half_precision(kernel, dtype):
+    """Of the encoders; the output beyond a row's length means nothing, and no gradient comes from there."""
+    lengths = jnp.array([50, 1, 31])
+    q, k, v, cotangent, _ = inputs(3, 50, 2, 2)
+    cotangent = jnp.where(jnp.arange(50)[:, None, None] < lengths[:, None, None, None], cotangent, 0)
+    check_half_precision(bidirectional_attention, kernel, dtype, q, k, v, cotangent, lengths)
 
 
 CASES = [  # platform, devices, head size, dtype, compute capability; the kernel of the decoder, of an encoder
