@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.fields import field
-from emollama_jax.models.layers import LayerNorm, Linear, param
+from emollama_jax.models.layers import LayerNorm, Linear, normal, param
 from emollama_jax.models.vit import Block, EncoderConfig, gelu, run_blocks
 
 CONV_NORMS = ("layer", "group")
@@ -90,7 +90,7 @@ class Conv(nnx.Module):
     ):
         taps, inputs, outputs = sizes
         self.stride, self.groups, self.padding = (stride,), groups, tuple(padding)
-        kernel = jax.random.normal(rngs.params(), (taps, inputs // groups, outputs)) * (2 / (taps * inputs)) ** 0.5
+        kernel = normal(rngs.params(), (taps, inputs // groups, outputs), (2 / (taps * inputs)) ** 0.5)
         self.kernel = param(kernel.astype(dtype), (None, None, "embed"))
         self.bias = param(jnp.zeros(outputs, dtype), ("embed",)) if use_bias else None
 

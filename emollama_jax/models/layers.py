@@ -30,6 +30,11 @@ def stacked_axes(axes: tuple[str | None, ...], num_layers: int | None) -> tuple[
     return axes if num_layers is None else ("layers", *axes)
 
 
+def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
+    """Normal initial values; float32 also where `JAX_ENABLE_X64` makes float64 JAX's default."""
+    return std * jax.random.normal(key, shape, jnp.float32)
+
+
 def as_kernel(weight: Float[Array, "in out"], dtype: str) -> Array | qwix.QArray:
     """A weight as it is stored: cast to a float dtype, or quantised with float32 scales.
 
@@ -68,7 +73,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         def init(key):
-            return as_kernel(init_std * jax.random.normal(key, (in_features, out_features)), kernel_dtype)
+            return as_kernel(normal(key, (in_features, out_features), init_std), kernel_dtype)
 
         self.kernel = param(stacked(init, rngs.params(), num_layers), stacked_axes(axes, num_layers))
         shape = (out_features,) if num_layers is None else (num_layers, out_features)
@@ -113,7 +118,7 @@ class Embedding(nnx.Module):
     """Token vectors [V, D]."""
 
     def __init__(self, vocab_size: int, features: int, *, dtype: str, init_std: float = 0.02, rngs: nnx.Rngs):
-        table = init_std * jax.random.normal(rngs.params(), (vocab_size, features))
+        table = normal(rngs.params(), (vocab_size, features), init_std)
         self.embedding = param(table.astype(dtype), ("vocab", "embed"))
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:

@@ -56,10 +56,11 @@ class LoRALinear(Linear):
 
         def init_a(key):  # Kaiming-uniform with a = sqrt(5), as PEFT's
             bound = in_features**-0.5
-            return jax.random.uniform(key, (in_features, lora.rank), minval=-bound, maxval=bound)
+            return jax.random.uniform(key, (in_features, lora.rank), jnp.float32, -bound, bound)
 
         a = stacked(init_a, rngs.params(), num_layers)
-        b = jnp.zeros((lora.rank, out_features) if num_layers is None else (num_layers, lora.rank, out_features))
+        shape = (lora.rank, out_features) if num_layers is None else (num_layers, lora.rank, out_features)
+        b = jnp.zeros(shape, jnp.float32)
         self.lora_a = param(a, stacked_axes((axes[0], "lora_rank"), num_layers), nnx.LoRAParam)
         self.lora_b = param(b, stacked_axes(("lora_rank", axes[1]), num_layers), nnx.LoRAParam)
 
@@ -68,7 +69,7 @@ class LoRALinear(Linear):
         if self.merged:
             return y
         if dropout_key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
+            keep = jax.random.bernoulli(dropout_key, jnp.float32(1 - self.dropout), x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
         return y + self.scale * matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
 

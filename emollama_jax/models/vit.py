@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models.attention import BIDIRECTIONAL_KERNELS, bidirectional_attention, resolve_for_devices
-from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, param
+from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, normal, param
 from emollama_jax.sharding import constrain
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -195,9 +195,9 @@ class ImageEmbed(nnx.Module):
     def __init__(self, config: VitConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patches = PatchEmbed(config, rngs=rngs)
-        normal = lambda *shape: (0.02 * jax.random.normal(rngs.params(), shape)).astype(config.param_dtype)
-        self.cls_token = param(normal(config.hidden_size), ("embed",))
-        self.positions = param(normal(1 + config.grid**2, config.hidden_size), (None, "embed"))
+        make = lambda *shape: normal(rngs.params(), shape, 0.02).astype(config.param_dtype)
+        self.cls_token = param(make(config.hidden_size), ("embed",))
+        self.positions = param(make(1 + config.grid**2, config.hidden_size), (None, "embed"))
 
     def __call__(self, pixels: Float[Array, "B I J 3"]) -> Float[Array, "B T D"]:
         """Tokens in the compute dtype: the class token, then the patches row by row."""

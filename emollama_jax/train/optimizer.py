@@ -14,7 +14,9 @@ VECTORS = ("bias", "scale")  # the names of parameters that decay does not touch
 def learning_rate(config: TrainConfig, step: int | Array):
     """The rate of the step after `step` others: up from `warmup_from` in a line, then on the half cosine that would
     have begun at step 0 and ends at `steps`, as the reference has it. Of an int it is computed on the host."""
-    xp = jnp if isinstance(step, jax.Array) else np
+    xp = np
+    if isinstance(step, jax.Array):
+        xp, step = jnp, step.astype(jnp.float32)  # exact below 2**24 steps, and float32 whatever JAX's default
     up = config.warmup_from + (config.learning_rate - config.warmup_from) * step / max(config.warmup_steps, 1)
     turn = np.pi * xp.minimum(step, config.steps) / config.steps
     down = config.final_rate + (config.learning_rate - config.final_rate) * 0.5 * (1 + xp.cos(turn))

@@ -114,6 +114,19 @@ def test_sine_positions():
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_is_float64_where_that_is_the_default_of_jax(name):
+    config = getattr(TINY, name)
+
+    def encode(*inputs):
+        model = ENCODERS[name](config, rngs=nnx.Rngs(0))
+        return nnx.state(model), model.encode(*inputs)
+
+    with jax.enable_x64(True):
+        program = jax.make_jaxpr(encode)(*random_inputs(config, 2, SECONDS, seed=0))
+    assert not re.findall(r"\S+ = .*f64.*", str(program))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_half_precision_and_few_bits_stay_near(name):
     """The output is float32 whatever is computed in; bfloat16 and int8 kernels keep its direction."""
     config = getattr(TINY, name)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import pytest
 from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, load_config
-from emollama_jax.data.batch import Batch
+from emollama_jax.data.batch import Batch, batch_spec
+from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh
-from emollama_jax.train.step import init_state, make_step, text_loss
+from emollama_jax.train.optimizer import make_optimizer
+from emollama_jax.train.step import init_state, make_step, multimodal_loss, text_loss
 from tests.models.tiny import initialised
 
 pytestmark = pytest.mark.smoke
@@ -184,6 +187,23 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch, average):
             results.append(on_host((state.trainable, metrics)))
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_training_is_in_float32_where_float64_is_the_default_of_jax():
+    """Of the whole model, in parts, with dropout; scalars, as optax has, may be float64 on their way."""
+    config = load_config("tiny")
+    optimizer = make_optimizer(config.train)
+    parts = (config.llama, config.lora, config.projectors, config.eva_vit)
+    with jax.enable_x64(True):
+        make = lambda: init_state(EmotionLlama.init(*parts, rngs=nnx.Rngs(0)), optimizer)
+        graphdef, frozen, state = jax.eval_shape(make)
+        step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=2)
+        batch = batch_spec(config, images="frames", rows=2)
+        program, result = jax.make_jaxpr(step, return_shape=True)(state, frozen, batch, jax.random.key(0))
+    assert not re.findall(r"f64\[\d.*", str(program))
+    assert jax.tree.map(lambda x: x.dtype, result[0]) == jax.tree.map(lambda x: x.dtype, state)
+    dtypes = {x.dtype for x in jax.tree.leaves((frozen, result)) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert dtypes == {jnp.dtype("float32")}
 
 
 def test_a_step_that_is_not_finite_counts_and_changes_nothing(batch):
