@@ -13,6 +13,7 @@ class Stopwatch:
     """
 
     def __init__(self):
+        self._start = time.monotonic()
         self.seconds: dict[str, float] = {}
 
     def add(self, kind: str, seconds: float) -> None:
@@ -21,6 +22,16 @@ class Stopwatch:
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
         """Measure the block."""
-        start = time.perf_counter()
-        yield
-        self.add(kind, time.perf_counter() - start)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(kind, time.monotonic() - start)
+
+    def elapsed(self) -> float:
+        """Seconds since the watch was made."""
+        return time.monotonic() - self._start
+
+    def rest_share(self) -> float:
+        """The share of these that none of the measured kinds took."""
+        return 1 - sum(self.seconds.values()) / max(self.elapsed(), 1e-9)

@@ -22,10 +22,11 @@ from emollama_jax.distributed import PreemptionGuard, barrier, use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
 from emollama_jax.io.paths import as_path
+from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.runs.checkpoint_files import CONFIG
 from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.sharding import make_mesh, use_mesh
-from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard, Writer
+from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, TensorBoard, Writer
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, make_describe
 from emollama_jax.train.setup import TrainSetup, check_paths, setup_run
@@ -73,7 +74,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
     with use_mesh(mesh, config.sharding), PreemptionGuard() as guard, contextlib.ExitStack() as stack:
-        with watch.on("start"):
+        with watch("start"):
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=settings.keep, log=log))
             run = setup_run(config, mesh, checkpoints, optimizer, more_metrics=more_metrics, log=log)
             stack.callback(run.iterator.close)
@@ -141,11 +142,11 @@ class _Loop:
         return End.DONE if self.step >= settings.steps else End.EARLY
 
     def _take_step(self) -> None:
-        with self.watch.on("data"):
+        with self.watch("data"):
             batch = next(self.setup.iterator)
         arguments = (self.state, self.setup.frozen, batch, self._rng)
         if self._compiled is None:
-            with self.watch.on("compile"):
+            with self.watch("compile"):
                 self._compiled = self.train_step.lower(*arguments).compile()
                 barrier("compiled")
         self.state, values = self._compiled(*arguments)
@@ -156,7 +157,7 @@ class _Loop:
         if not self.setup.validation or not self._is_every(self._settings.validation_interval):
             return False
         self.policy.check(self.report.flush())
-        with self.watch.on("validation"):
+        with self.watch("validation"):
             found = self.setup.validation(self.state, self.setup.frozen)
         self.best = self.best.after(self.step, found, self._settings.best_metric)
         self.writer.write_scalars(self.step, {f"validation_{name}": value for name, value in found.items()})
@@ -166,7 +167,7 @@ class _Loop:
         """Starts to write a checkpoint. Every step up to it is reported first."""
         self.policy.check(self.report.flush())
         self.writer.flush()
-        with self.watch.on("checkpoint"):
+        with self.watch("checkpoint"):
             meta = {**self.setup.meta, "best": dataclasses.asdict(self.best)}
             self.checkpoints.save(self.step, self.state, self.setup.iterator, meta, best=self.best.step)
 

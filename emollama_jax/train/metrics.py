@@ -3,13 +3,11 @@
 Writers have the method names of clu's MetricWriter (`write_scalars`, `flush`, `close`), whose own ones need TensorFlow.
 """
 
-import contextlib
 import io
 import math
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
@@ -147,30 +145,3 @@ class MultiWriter:
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
-
-
-class Stopwatch:
-    """Where a run's time goes: what is not spent on one of the named things is training.
-
-    Attributes:
-        spent: seconds by what they were spent on.
-    """
-
-    def __init__(self):
-        self._start = time.monotonic()
-        self.spent: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spent[what] += time.monotonic() - start
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self._start
-
-    def goodput(self) -> float:
-        """The share of all the time that was training."""
-        return 1 - sum(self.spent.values()) / max(self.elapsed(), 1e-9)

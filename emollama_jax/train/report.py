@@ -16,7 +16,8 @@ from jaxtyping import Array, Int, UInt32
 from emollama_jax.config import Config
 from emollama_jax.data.batch import Batch
 from emollama_jax.data.datasets import IndexedRecords, find_clip_name
-from emollama_jax.train.metrics import Stopwatch, Writer
+from emollama_jax.io.stopwatch import Stopwatch
+from emollama_jax.train.metrics import Writer
 from emollama_jax.train.optimizer import learning_rate
 from emollama_jax.train.speed import Cost, device_peak_flops
 
@@ -155,7 +156,7 @@ class Report:
             "targets_per_s": per_second["targets"],
             "clips_per_s": per_second["clips"],
             "data_wait": seconds["data"] / working,
-            "goodput": self._watch.goodput(),
+            "goodput": self._watch.rest_share(),
         }
         if self._peak:
             tokens, length = per_second["tokens"], self._since["tokens"] / max(self._since["clips"], 1)
@@ -165,5 +166,5 @@ class Report:
         return scalars
 
     def _now(self) -> dict[str, float]:
-        spent = {name: self._watch.spent[name] for name in (*NOT_TRAINING, "data")}
+        spent = {name: self._watch.seconds.get(name, 0.0) for name in (*NOT_TRAINING, "data")}
         return {"elapsed": self._watch.elapsed(), **spent}

@@ -4,7 +4,7 @@ import json
 import pytest
 from etils import epath
 
-from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, Stopwatch, TensorBoard
+from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, TensorBoard
 
 pytestmark = pytest.mark.smoke
 
@@ -65,16 +65,3 @@ def test_event_files_hold_what_was_written(tmp_path):
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + size :]
     assert found == [(5, "loss", 0.25)]
-
-
-def test_goodput_is_what_was_not_spent_on_other_things(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("emollama_jax.train.metrics.time.monotonic", lambda: now[0])
-    watch = Stopwatch()
-    for what, seconds in (("start", 3.0), ("data", 1.0), ("data", 1.0)):
-        with watch.on(what):
-            now[0] += seconds
-    now[0] += 5.0
-    assert watch.spent == {"start": 3.0, "data": 2.0}
-    assert watch.elapsed() == 10.0
-    assert watch.goodput() == pytest.approx(0.5)

@@ -7,8 +7,8 @@ import pytest
 
 from emollama_jax.config import load_config
 from emollama_jax.data.batch import Batch
+from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.sharding import make_mesh
-from emollama_jax.train.metrics import Stopwatch
 from emollama_jax.train.optimizer import learning_rate
 from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, StepReport, make_describe
 from emollama_jax.train.speed import Cost, Peak
@@ -70,10 +70,10 @@ class Kept:
 def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
     """Two steps in 4 s, of which 1 s was waiting for data, after a start of 10 s; a line for both."""
     now = [0.0]
-    monkeypatch.setattr("emollama_jax.train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("emollama_jax.io.stopwatch.time.monotonic", lambda: now[0])
     monkeypatch.setattr("emollama_jax.train.report.device_peak_flops", lambda kind: Peak(flops=1000.0, bytes_per_s=1.0))
     watch, kept, cost = Stopwatch(), Kept(), Cost(frozen=100, adapters=10, attention=6)
-    with watch.on("start"):
+    with watch("start"):
         now[0] += 10
     config, mesh = load_config("tiny"), make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_interval=2))
@@ -81,7 +81,7 @@ def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
     values = {"loss": 2.5, "grad_norm": 0.5, "targets": 12, **described(batch())}
     values = jax.tree.map(jnp.asarray, values)
     for step in (1, 2):
-        with watch.on("data"):
+        with watch("data"):
             now[0] += 0.5
         now[0] += 1.5
         done = report.add(step, values)
