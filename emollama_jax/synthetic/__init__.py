@@ -1,1 +1,1 @@
-"""The synthetic data set: drawn faces, synthesised voices and sentences, in MERR's own layout."""
+"""The synthetic data set: drawn faces, synthesised voices and sentences, in the file layout of MERR."""

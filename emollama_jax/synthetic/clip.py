@@ -1,22 +1,22 @@
-"""The clips of a synthetic data set: what a label stands for, and how a clip shows it.
+"""The clips of the synthetic data set: the factors of each label, and how a clip is rendered from them.
 
 Axes: H x W pixels, t frames, S samples.
 
-Each clip has three factors, its face, its voice and its words, each of which has three levels. A label is what all
-three have in common:
+Each clip has three factors, its face, its voice and its words, each of which has three levels. A label stands for one
+level of each:
 
                   lively voice          hushed voice          firm voice
     smile         happy    outcome      neutral  news         contempt plan
     drawn face    worried  plan         sad      outcome      doubt    news
     wide eyes     surprise news         fear     plan         angry    outcome
 
-The words stand beside each label; no row and no column has the same words twice. So one factor leaves three labels,
-equally likely, and any two determine the label. In a clip out of ten one factor, each as often, is unclear instead: a
-mixture of its levels, which tells nothing. All three factors still determine the label of every clip, since the two
-that are clear do; two certain ones fail in two thirds of these clips.
+The level of the words stands beside each label (a Latin square). So one factor leaves three labels, equally likely, and
+any two determine the label. In one clip of ten one factor, chosen uniformly, is unclear: a mixture of its levels, which
+carries no information. All three factors still determine the label of every clip, since the two clear ones do; a
+classifier that uses a fixed pair of factors fails in two thirds of these clips.
 
-Everything else (whose face, where, how strongly it moves and when, who speaks, which sentence) is drawn for each clip
-by itself, from the seed, the split and the clip's number, and knows nothing of the label.
+Everything else (identity and position of the face, strength and timing of its movement, the speaker, the sentence) is
+drawn for each clip from the seed, the split and the clip's number, independently of the label.
 """
 
 import zlib
@@ -32,9 +32,9 @@ from emollama_jax.synthetic.voice import TONES, Tone, voice
 from emollama_jax.synthetic.words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
-VERSION = 2  # of what a seed gives
+VERSION = 2  # counted up when the same seed would give other clips
 FPS = Fraction(25, 2)
-NUM_FRAMES = (22, 30)  # least and most of a clip
+NUM_FRAMES = (22, 30)  # minimum and maximum of a clip
 UNCLEAR_SHARE = 0.1
 ASPECTS = ("look", "peak", "talk", "voice", "words", "caption")
 
@@ -65,37 +65,32 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ClipSpec:
-    """All that determines a clip."""
+    """Everything that determines a clip."""
 
     name: str
     label: str
     split: str
     factors: Factors
-    """As the clip shows them: one may be unclear."""
+    """As rendered: one may be unclear."""
     num_frames: int
     peak_index: int
-    """The frame in which the face has moved most."""
+    """The frame in which the expression is strongest."""
     seed: int
-    """Of what is neither label nor factor."""
+    """Of everything that is neither label nor factor."""
     look: int
-    """The seed of whose face it is, and where."""
-
-
-def clip_factors(label: str) -> Factors:
-    """The levels that a label stands for, as they are before one of them may become unclear."""
-    return LABELS[label]
+    """The seed of the face's identity and position."""
 
 
 def fitting_labels(factor: str, level: str) -> tuple[str, ...]:
-    """The labels that a level of a factor goes with: three, or all when it is unclear."""
+    """The labels that have this level of a factor: three, or all when it is unclear."""
     return tuple(label for label in MERR if level in (UNCLEAR, getattr(LABELS[label], factor)))
 
 
 def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) -> ClipSpec:
     """The `index`-th clip of a split; the other clips and how many there are do not matter.
 
-    Labels come in blocks of nine, in each of which every one occurs once, in an order of its own. `people` is how many
-    there are in all splits, each always in the same place; None makes it somebody new in every clip.
+    Labels come in blocks of nine, each a permutation of all labels. `people` is how many different people there are in
+    all splits, each always in the same position; None draws a new one for every clip.
     """
     source = (seed, zlib.crc32(split.encode()))
     label = MERR[np.random.default_rng((*source, 0, index // len(MERR))).permutation(len(MERR))[index % len(MERR)]]
@@ -122,12 +117,12 @@ def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) 
 
 
 def clip_rng(spec: ClipSpec, aspect: str) -> np.random.Generator:
-    """Where an aspect of a clip draws from: each from a stream of its own, so that none depends on another's draws."""
+    """The random generator of one of ASPECTS: a stream of its own, so that no aspect depends on another's draws."""
     return np.random.default_rng((spec.look if aspect == "look" else spec.seed, ASPECTS.index(aspect)))
 
 
 def clip_look(spec: ClipSpec) -> Look:
-    """Whose face it is, and where."""
+    """The identity and position of the face."""
     return random_look(clip_rng(spec, "look"))
 
 
@@ -141,9 +136,9 @@ def peak_aus(spec: ClipSpec) -> dict[str, float]:
 
 
 def clip_aus(spec: ClipSpec) -> list[dict[str, float]]:
-    """The action units of every frame: to the peak and back, while the lips move a little as in speaking."""
+    """The action units of every frame: up to the peak and back, with small lip movements as in speech."""
     frame, come = np.arange(spec.num_frames), motion(spec.peak_index, spec.num_frames)
-    pace = clip_rng(spec, "talk").uniform(0.8, 1.4)  # not the voice's: the lips would give it away
+    pace = clip_rng(spec, "talk").uniform(0.8, 1.4)  # not the voice's, which the lips would reveal
     talk = 0.12 * np.abs(np.sin(pace * frame)) * np.minimum(1, frame / 3) * (1 - come)
     aus = [{au: float(part * value) for au, value in peak_aus(spec).items()} for part in come]
     for values, lips in zip(aus, talk, strict=True):
@@ -162,7 +157,7 @@ def clip_voice(spec: ClipSpec) -> Float[np.ndarray, " S"]:
 
 
 def clip_sentence(spec: ClipSpec) -> str:
-    """What is said: the subtitle."""
+    """The spoken sentence, which is the subtitle."""
     return sentence(spec.factors.words, clip_rng(spec, "words"))
 
 

@@ -1,11 +1,10 @@
-"""A data set made from nothing but numbers: short videos of drawn faces with babbling voices, and subtitles.
+"""Writes the synthetic data set: short videos of drawn faces with synthesised speech-like sound, and subtitles.
 
-Face, voice and words each tell three labels from the rest, two of them nearly always one, all three always:
-`synthetic/clip.py` says how.
+Face, voice and words each leave three labels possible, two of them nearly always one, all three together always one:
+see `synthetic/clip.py`.
 """
 
 import csv
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.atomic import atomic_folder, write_json
 from emollama_jax.io.worker_pool import default_workers, map_ahead
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.media.container import import_av
@@ -22,8 +21,6 @@ from emollama_jax.synthetic.clip import (
     FPS,
     VERSION,
     ClipSpec,
-    Factors,
-    clip_factors,
     clip_look,
     clip_rng,
     clip_sentence,
@@ -32,26 +29,12 @@ from emollama_jax.synthetic.clip import (
     peak_aus,
     render_clip,
 )
-from emollama_jax.synthetic.face import SIZE, draw_face
-from emollama_jax.synthetic.voice import voice
+from emollama_jax.synthetic.face import SIZE
 from emollama_jax.synthetic.words import AU_WORDS, VOICES, coarse_caption, fine_caption
 from emollama_jax.text.labels import MERR
 
-__all__ = [
-    "ClipSpec",
-    "Factors",
-    "SyntheticDataset",
-    "clip_factors",
-    "clip_spec",
-    "draw_face",
-    "make_dataset",
-    "render_clip",
-    "voice",
-]
-
 CLIPS = MappingProxyType({"train": 180, "val": 36, "test": 36})
-SEEN = 0.25  # from here on an action unit counts as seen
-
+SEEN = 0.25  # the intensity from which an action unit is listed as seen
 VALENCE = dict(zip(MERR, (3.0, -3.0, 0.0, -2.5, -1.5, 0.5, -3.5, -1.0, -0.5), strict=True))
 
 
@@ -83,7 +66,7 @@ def make_dataset(
         MERR_coarse_grained.txt, MERR_fine_grained.txt  name frames emotion; of `train`, the second of a part of it
         MERR_coarse_grained.json, ..._fine_grained.json what is seen, heard and said in these, and a caption
         transcription.csv                               name,sentence
-        synthetic.json                                     how each clip was made: its factors, the true peak, its face
+        synthetic.json                                  how each clip was made: its factors, the true peak, its face
 
     Every clip depends on the seed, its split and its number alone: a larger data set begins with the smaller one.
 
@@ -91,10 +74,10 @@ def make_dataset(
         root: the folder; absent or empty.
         clips: how many, by split. Labels occur equally often, to one.
         seed: another gives other clips.
-        people: how many there are in all clips; None makes it somebody new in each. The fewer, the sooner untrained
-            encoders tell their expressions from their looks.
-        workers: processes; 1 works in this one, None takes the CPUs that there are, or fewer for few clips. They are
-            spawned: a script that asks for more than one needs `if __name__ == "__main__":`.
+        people: how many different people there are in all clips; None draws a new one for each clip. The fewer there
+            are, the easier untrained encoders tell expressions from looks.
+        workers: processes; 1 renders in this process, None uses all CPUs, or fewer for few clips. They are spawned: a
+            script that uses more than one needs `if __name__ == "__main__":`.
 
     Raises:
         UserError: `root` is not empty or cannot be written to, PyAV is missing, or an argument is out of range.
@@ -111,7 +94,7 @@ def make_dataset(
         (folder / "video").mkdir()
         _for_each(specs, partial(_write_video, folder / "video"), workers)
         _write_lists(folder, specs, list(clips))
-        _write_json(folder / "synthetic.json", _how_it_was_made(specs, seed, people))
+        write_json(folder / "synthetic.json", _provenance(specs, seed, people))
     return SyntheticDataset(Path(root), seed, tuple(specs))
 
 
@@ -139,7 +122,7 @@ def _write_video(folder: Path, spec: ClipSpec) -> None:
         for pixels in frames:
             file.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         sound = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts = SAMPLE_RATE, 0  # without a time, the encoder's delay would be heard
+        sound.sample_rate, sound.pts = SAMPLE_RATE, 0  # without a time stamp the encoder's delay would shift the sound
         file.mux(audio.encode(sound))
         for stream in (video, audio):
             file.mux(stream.encode())
@@ -157,11 +140,11 @@ def _write_lists(folder: Path, specs: list[ClipSpec], splits: list[str]) -> None
     fine = [spec for index, spec in enumerate(coarse) if has_fine_caption(spec, index)]
     for grain, described in (("coarse", coarse), ("fine", fine)):
         _write_lines(folder / f"MERR_{grain}_grained.txt", [f"{c.name} {c.num_frames} {c.label}" for c in described])
-        _write_json(folder / f"MERR_{grain}_grained.json", {spec.name: describe(spec, grain) for spec in described})
+        write_json(folder / f"MERR_{grain}_grained.json", {spec.name: describe(spec, grain) for spec in described})
 
 
 def has_fine_caption(spec: ClipSpec, index: int) -> bool:
-    """Two thirds of the training clips have one, and of every label two in three blocks."""
+    """Whether a training clip has a fine-grained caption: two in three do, of every label."""
     return (MERR.index(spec.label) + index // len(MERR)) % 3 != 2
 
 
@@ -188,7 +171,7 @@ def describe(spec: ClipSpec, grain: str) -> dict[str, object]:
     }
 
 
-def _how_it_was_made(specs: list[ClipSpec], seed: int, people: int | None) -> dict[str, object]:
+def _provenance(specs: list[ClipSpec], seed: int, people: int | None) -> dict[str, object]:
     clips = {}
     for spec in specs:
         look = clip_look(spec)
@@ -204,7 +187,3 @@ def _how_it_was_made(specs: list[ClipSpec], seed: int, people: int | None) -> di
 
 def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

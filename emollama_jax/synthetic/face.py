@@ -12,10 +12,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 SIZE = 144  # pixels, both ways
-OVERSAMPLING = 2  # drawn so much larger, then averaged: PIL's shapes have hard edges and whole-pixel corners
+OVERSAMPLING = 2  # drawn larger, then averaged: PIL does not anti-alias
 TALL = 1.3  # a face's half-height in half-widths
 
-# What each level of the face factor looks like at its strongest, in action units from 0 to 1.
+# The action units (0 to 1) of each level of the face factor at the peak.
 EXPRESSIONS: dict[str, dict[str, float]] = {
     "smile": {"AU06": 0.9, "AU12": 1.0, "AU25": 0.8},
     "drawn": {"AU01": 0.9, "AU04": 0.9, "AU07": 0.5, "AU15": 1.0, "AU17": 0.7},
@@ -33,10 +33,10 @@ WHITE: Color = (246, 244, 240)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What stays the same throughout a clip; it says nothing about the emotion."""
+    """Identity, position and background of a clip's face, independent of the emotion."""
 
     center: tuple[float, float] = (SIZE / 2, 0.52 * SIZE)
-    """Of the face, in pixels."""
+    """Centre of the face, in pixels."""
     radius: float = 40.0
     """Half the face's width, in pixels."""
     skin: Color = SKINS[1]
@@ -57,7 +57,7 @@ class Look:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """A look whose whole head is inside the picture, and fills most of it as a speaker's does."""
+    """Draw a look whose whole head lies inside the picture and fills most of it."""
     radius = rng.uniform(37, 46)
     x = SIZE / 2 + rng.uniform(-8, 8)
     y = rng.uniform(1.55 * radius, min(1.55 * radius + 12, SIZE - 1.5 * radius))
@@ -80,8 +80,8 @@ def draw_face(aus: Mapping[str, float], look: Look | None = None) -> UInt8[np.nd
     """One frame, RGB.
 
     Args:
-        aus: action units from 0 to 1, by name (AU01 02 04 05 06 07 12 15 17 25 26); others are as good as 0.
-        look: whose face and where; None for the plain one.
+        aus: action units from 0 to 1, by name (AU01 02 04 05 06 07 12 15 17 25 26); missing ones are 0.
+        look: default: that of `Look()`.
     """
     look = look or Look()
     image = _still_part(look).copy()
@@ -96,9 +96,9 @@ def draw_face(aus: Mapping[str, float], look: Look | None = None) -> UInt8[np.nd
 
 
 def motion(peak_index: int, num_frames: int) -> Float[np.ndarray, " t"]:
-    """How far each frame has come: 0 in the first, 1 at the peak, back to almost 0 in the last.
+    """Intensity of the expression in each frame: 0 in the first, 1 at the peak, almost 0 in the last.
 
-    The peak is pointed, so that its neighbours are clearly less.
+    The maximum is sharp, so that the peak frame is unambiguous.
     """
     frame = np.arange(num_frames)
     rise, fall = frame / peak_index, (num_frames - frame) / (num_frames - peak_index)
@@ -115,7 +115,7 @@ def _mix(a: Color, b: Color, part: float) -> Color:
 
 
 class _Pen:
-    """Draws in a face's own measure."""
+    """Draws in a face's own coordinates."""
 
     def __init__(self, image: Image.Image, look: Look):
         self.draw = ImageDraw.Draw(image)
@@ -163,12 +163,12 @@ def _still_part(look: Look) -> Image.Image:
 
 
 def _jaw(pen: _Pen, look: Look, au) -> None:
-    """The chin goes down with the jaw."""
+    """Lower the chin with the jaw."""
     pen.ellipse(0.0, 0.55 + 0.14 * au("AU26"), 0.72, 0.75, look.skin)
 
 
 def _folds(pen: _Pen, look: Look, au) -> None:
-    """Nose, cheeks and the lines that the other movements leave in the skin."""
+    """Draw the nose, the cheeks and the wrinkles of the other action units."""
     line = lambda amount, most=0.4: _mix(look.skin, (70, 30, 20), most * amount)
     pen.line([(0.02, -0.12), (0.1, 0.26), (-0.06, 0.28)], 0.05, line(1.0))
     for side in (-1, 1):

@@ -1,4 +1,4 @@
-"""Voice-like sound for synthetic clips: a pulse train through formants, syllable by syllable.
+"""Speech-like sound for synthetic clips: a pulse train through formants, syllable by syllable.
 
 Axes: S samples.
 """
@@ -10,23 +10,23 @@ from jaxtyping import Float
 
 from emollama_jax.media.audio import SAMPLE_RATE
 
-LOUDEST = 0.9  # no sample goes beyond; louder clips are turned down
+LOUDEST = 0.9  # maximum absolute sample; louder clips are scaled down
 
-# Formant frequencies in Hz, of a grown speaker.
+# Formant frequencies in Hz, of an adult speaker.
 VOWELS = ((730, 1090, 2440), (530, 1840, 2480), (270, 2290, 3010), (570, 840, 2410), (300, 870, 2240))
 BANDWIDTHS = (80, 100, 140)
 
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """How somebody speaks."""
+    """Prosody and timbre."""
 
     pitch: float
-    """In parts of the speaker's usual one."""
+    """Relative to the speaker's base pitch."""
     slope: float
-    """How much the pitch rises over the clip, in parts of itself; negative falls."""
+    """Relative rise of the pitch over the clip; negative falls."""
     liveliness: float
-    """How much the pitch differs from one syllable to the next, in parts of itself."""
+    """Relative variation of the pitch from one syllable to the next."""
     loudness: float
     """Root mean square."""
     tempo: float
@@ -34,10 +34,10 @@ class Tone:
     breath: float
     """Noise in the voice, from 0 to 1."""
     dullness: float
-    """How fast the voice falls off to high frequencies: the exponent of 1 / frequency."""
+    """Spectral tilt: the exponent of 1 / frequency."""
 
 
-# What each level of the voice factor sounds like.
+# The tone of each level of the voice factor.
 TONES = {
     "lively": Tone(pitch=1.7, slope=0.25, liveliness=0.14, loudness=0.11, tempo=5.5, breath=0.05, dullness=1.1),
     "hushed": Tone(pitch=0.95, slope=-0.05, liveliness=0.03, loudness=0.03, tempo=2.6, breath=0.6, dullness=1.9),
@@ -46,14 +46,14 @@ TONES = {
 
 
 def voice(tone: Tone, seconds: float, rng: np.random.Generator) -> Float[np.ndarray, " S"]:
-    """Babble of a speaker drawn by `rng`, float32, 16 kHz, mono.
+    """Synthesise vowels of a random speaker, float32, 16 kHz, mono.
 
-    The speaker's usual pitch (105 to 140 Hz), the vowels, their lengths and the accents differ with `rng` alone.
+    The speaker's base pitch (105 to 140 Hz), the vowels, their lengths and the accents depend on `rng` alone.
     """
     length = round(seconds * SAMPLE_RATE)
     usual_pitch, tract = rng.uniform(105, 140), rng.uniform(0.92, 1.15)
     loudness = tone.loudness * rng.uniform(0.85, 1.15)
-    begin, end = 0.04 * length, 0.96 * length  # breath before and after
+    begin, end = 0.04 * length, 0.96 * length  # silence before and after
     count = max(1, round((end - begin) / SAMPLE_RATE * tone.tempo))
     shares = rng.uniform(0.75, 1.25, count)
     edges = begin + (end - begin) * np.concatenate([[0], np.cumsum(shares) / shares.sum()])
@@ -69,16 +69,16 @@ def voice(tone: Tone, seconds: float, rng: np.random.Generator) -> Float[np.ndar
         place = slice(start, stop)
         hill = np.sin(np.pi * np.linspace(0, 1, stop - start)) ** 0.6
         sound[place] = hill * _formants(source[place], np.array(VOWELS[vowel]) * tract, tone.dullness)
-    sound += 1e-4 * rng.standard_normal(length)  # a room is never quite still
+    sound += 1e-4 * rng.standard_normal(length)  # background noise
     sound *= loudness / np.sqrt(np.mean(sound**2))
     return (sound * min(1.0, LOUDEST / np.abs(sound).max())).astype(np.float32)
 
 
 def _pulses(pitch: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
-    """One pulse a period, of the same power at every pitch, shared between the two samples nearest to its moment."""
+    """One pulse a period, of the same power at every pitch, interpolated between the two nearest samples."""
     phase = np.cumsum(pitch / SAMPLE_RATE)
     at = np.flatnonzero(np.diff(np.floor(phase)) > 0) + 1
-    late = (phase[at] % 1) / (pitch[at] / SAMPLE_RATE)  # the pulse was due so many samples before
+    late = (phase[at] % 1) / (pitch[at] / SAMPLE_RATE)  # by how many samples the pulse precedes this one
     train = np.zeros(len(pitch))
     height = np.sqrt(SAMPLE_RATE / pitch[at]) / 4
     train[at] += height * (1 - late)
@@ -89,8 +89,8 @@ def _pulses(pitch: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
 def _formants(
     source: Float[np.ndarray, " s"], centers: Float[np.ndarray, " 3"], dullness: float
 ) -> Float[np.ndarray, " s"]:
-    """The source through the resonances of a vowel; glottis and lips together are one slope."""
-    size = 2 << len(source).bit_length()  # room to ring, or the end would come round to the beginning; fast
+    """Filter the source by the resonances of a vowel and the spectral tilt."""
+    size = 2 << len(source).bit_length()  # zero-padded against circular convolution, to a power of two
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     gain = (1 + (frequency / 150) ** 2) ** (-dullness / 2) * (frequency > 40)
     for center, width in zip(centers, BANDWIDTHS, strict=True):

@@ -1,4 +1,4 @@
-"""What is said in synthetic clips, and what is written about them."""
+"""The sentences spoken in synthetic clips, and the captions that describe the clips."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ UNCLEAR = "unclear"
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Irene", "Jonas", "Kim", "Leo")
 PLACES = ("shop", "school", "station", "bakery", "library", "garden", "office", "harbour")
 
-# What each level of the words factor sounds like. Names and places are everywhere, so that only the rest of a sentence
-# tells the level; and every sentence of a level could be said in each of its three moods.
+# The sentences of each level of the words factor. Names and places occur in all levels, so that only the rest of a
+# sentence tells the level; every sentence of a level fits each of its three labels.
 SENTENCES: dict[str, tuple[str, ...]] = {
     "outcome": (
         "It is decided, {name} gets the {place}.",
@@ -58,7 +58,7 @@ AU_WORDS = {
     "AU26": "the jaw dropped",
 }
 
-# Of each level: as a clue by itself, and as the reason why a mood is likely.
+# How captions describe each level.
 FACES = {
     "smile": "a smile that reaches the cheeks",
     "drawn": "brows pulled up in the middle and a mouth that turns down",
@@ -86,13 +86,13 @@ CONCLUSIONS = (
 
 
 def sentence(level: str, rng: np.random.Generator) -> str:
-    """Something to say, without the quotation marks."""
+    """Draw a sentence of the level."""
     pattern = SENTENCES[level][rng.integers(len(SENTENCES[level]))]
     return pattern.format(name=NAMES[rng.integers(len(NAMES))], place=PLACES[rng.integers(len(PLACES))])
 
 
 def coarse_caption(aus: Sequence[str], voice: str, said: str) -> str:
-    """The clues, one behind the other, without a conclusion."""
+    """Describe face, voice and words, without a conclusion."""
     seen = ", ".join(AU_WORDS[au] for au in aus)
     return f"The face shows {seen}. The person speaks in {VOICES[voice]}. The person says: {said}"
 
@@ -100,14 +100,14 @@ def coarse_caption(aus: Sequence[str], voice: str, said: str) -> str:
 def fine_caption(
     factors: tuple[str, str, str], fitting: Sequence[Sequence[str]], said: str, label: str, rng: np.random.Generator
 ) -> str:
-    """The clues, what each leaves open, and the conclusion, whose last word is the emotion.
+    """Describe face, voice and words with the labels that each fits, and conclude; the last word is the emotion.
 
     Args:
         factors: the levels of face, voice and words.
-        fitting: the labels that each of these goes with.
-        said: the sentence.
+        fitting: the labels that have each of these.
+        said: the spoken sentence.
         label: the emotion.
-        rng: chooses the conclusion's wording.
+        rng: draws the wording of the conclusion.
     """
     clues = [FACES[factors[0]], VOICES[factors[1]], f'{WORDS[factors[2]]} ("{said}")']
     parts = []

@@ -20,14 +20,17 @@ from emollama_jax.synthetic.clip import (
     LABELS,
     NUM_FRAMES,
     UNCLEAR_SHARE,
+    Factors,
     clip_look,
     clip_sentence,
+    clip_spec,
     clip_voice,
     fitting_labels,
     peak_aus,
+    render_clip,
 )
-from emollama_jax.synthetic.dataset import Factors, clip_factors, clip_spec, draw_face, make_dataset, render_clip
-from emollama_jax.synthetic.face import EXPRESSIONS, SIZE, motion
+from emollama_jax.synthetic.dataset import make_dataset
+from emollama_jax.synthetic.face import EXPRESSIONS, SIZE, draw_face, motion
 from emollama_jax.synthetic.voice import LOUDEST
 from emollama_jax.synthetic.words import SENTENCES, UNCLEAR
 from emollama_jax.text.answers import normalize_answer
@@ -88,7 +91,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
 def test_one_factor_leaves_three_labels_and_two_leave_one(names):
-    by_levels = Counter(tuple(getattr(clip_factors(label), name) for name in names) for label in MERR)
+    by_levels = Counter(tuple(getattr(LABELS[label], name) for name in names) for label in MERR)
     assert set(by_levels.values()) == {3 if len(names) == 1 else 1}
     assert all(set(levels) == {getattr(f, name) for f in LABELS.values()} for name, levels in LEVELS.items())
     assert tuple(sorted(LABELS)) == tuple(sorted(MERR))
@@ -109,7 +112,7 @@ def test_an_unclear_factor_is_rare_and_each_as_often(many):
     unclear = Counter(name for spec in many for name, level in spec.factors._asdict().items() if level == UNCLEAR)
     assert all(abs(unclear[name] / len(many) - UNCLEAR_SHARE / 3) < 0.012 for name in Factors._fields)
     for spec in many:
-        pairs = list(zip(spec.factors, clip_factors(spec.label), strict=True))
+        pairs = list(zip(spec.factors, LABELS[spec.label], strict=True))
         assert all(shown in (meant, UNCLEAR) for shown, meant in pairs) and spec.factors.count(UNCLEAR) <= 1
         fitting = [set(fitting_labels(name, level)) for name, level in spec.factors._asdict().items()]
         assert set.intersection(*fitting) == {spec.label}
@@ -206,7 +209,7 @@ def test_a_modality_depends_on_its_own_factor_alone(index):
     spec = clip_spec("train", index)
     renderings = defaultdict(set)
     for label in MERR:
-        factors = clip_factors(label)
+        factors = LABELS[label]
         other = replace(spec, label=label, factors=factors)
         frames, samples = render_clip(other)
         shown = dict(face=frames.tobytes(), voice=samples.tobytes(), words=clip_sentence(other))
