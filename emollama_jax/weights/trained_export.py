@@ -6,18 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from emollama_jax.io.paths import PathLike
-from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.models.lora import LoRAConfig, adapter_targets
-from emollama_jax.weights.engine import export
+from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.weights.peft import write_adapter
 from emollama_jax.weights.safetensors_files import save_safetensors
 from emollama_jax.weights.torch_files import save_torch
-from emollama_jax.weights.trained import ADAPTER, LLAMA, PROJECTORS_FILE, trained_table
-
-
-def trained_tensors(model: EmotionLlama) -> dict[str, np.ndarray]:
-    """Returns the model's adapters and projectors under the reference's names."""
-    return dict(export(model, trained_table(adapter_targets(model))))
+from emollama_jax.weights.trained import ADAPTER, LLAMA, PROJECTORS_FILE
 
 
 def write_pth(path: PathLike, tensors: Mapping[str, np.ndarray], *, adapter_name: str = "") -> list[str]:

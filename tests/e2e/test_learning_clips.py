@@ -23,7 +23,8 @@ from emollama_jax.train.step import init_state, make_step, multimodal_loss
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.pretrained import load_base_tokenizer
 from emollama_jax.weights.trained import open_trained
-from emollama_jax.weights.trained_export import trained_tensors, write_folder
+from emollama_jax.weights.trained_export import write_folder
+from tests.weights.exported import trained_tensors
 
 LABELS = ("angry", "happy")
 CONFIG = dataclasses.replace(load_config("smollm2_135m"), eva_vit=load_config("tiny").eva_vit)

@@ -24,8 +24,8 @@ from emollama_jax.models.projectors import PROJECTORS, ProjectorsConfig
 from emollama_jax.sharding import abstract
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
 from emollama_jax.weights.engine import param_values
-from emollama_jax.weights.trained_export import trained_tensors
 from tests.models.tiny import initialised
+from tests.weights.exported import trained_tensors
 
 pytestmark = pytest.mark.smoke
 

@@ -25,7 +25,7 @@ from emollama_jax.text.prompts import PromptConfig, Turn, encode_turns
 from emollama_jax.text.tokenizers import load_tokenizer
 from emollama_jax.train.step import init_state, make_step, multimodal_loss
 from emollama_jax.weights.emotion_llama import load_emotion_llama
-from emollama_jax.weights.trained_export import trained_tensors
+from tests.weights.exported import trained_tensors
 
 pytest.importorskip("torch")  # the reference's files are torch's
 

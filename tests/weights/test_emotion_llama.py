@@ -20,7 +20,8 @@ from emollama_jax.sharding import make_mesh
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
 from emollama_jax.weights.trained import PROJECTOR_NAMES, load_trained, open_trained
-from emollama_jax.weights.trained_export import trained_tensors, write_folder, write_pth
+from emollama_jax.weights.trained_export import write_folder, write_pth
+from tests.weights.exported import trained_tensors
 from tests.weights.tiny import assert_bit_equal, assert_close, user_error
 
 torch = pytest.importorskip("torch")
