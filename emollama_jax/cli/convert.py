@@ -15,7 +15,14 @@ from emollama_jax.models.lora import merge
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.llama import architecture
 from emollama_jax.weights.peft import adapter_config, load_adapter
-from emollama_jax.weights.pretrained import NO_LORA, load_base_tokenizer, load_llama, save_hugging_face
+from emollama_jax.weights.pretrained import (
+    NO_LORA,
+    load_base_tokenizer,
+    load_llama,
+    read_carried,
+    save_hugging_face,
+    save_settings,
+)
 from emollama_jax.weights.sources import open_source
 
 
@@ -64,19 +71,20 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     if is_base and arguments.to == "hf":
         execution["kernel_dtype"] = found.kernel_dtype  # they are dequantised on the way out
     # What is small comes first: nobody waits for the weights to learn that the tokenizer is missing.
-    tokenizer = load_base_tokenizer(source, found.vocab_size)
-    lora = adapter_config(arguments.adapter) if arguments.adapter else NO_LORA
+    tokenizer, carried = load_base_tokenizer(source, found.vocab_size), read_carried(source)
+    lora = adapter_config(arguments.adapter, found.num_layers) if arguments.adapter else NO_LORA
     model, report = load_llama(source, lora=lora, **execution)
     print(f"read    {len(report.read)} {'parameters' if is_base else f'{source.format} tensors'} of {arguments.input}")
     print(f"dropped {', '.join(report.dropped) or 'nothing'}")
     if arguments.adapter:
         print(f"added   {len(load_adapter(model, arguments.adapter).read)} adapter tensors of {arguments.adapter}")
     if arguments.to == "hf":
-        save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=bool(arguments.adapter))
+        merged = {"dtype": arguments.dtype, "merge_adapters": bool(arguments.adapter)}
+        save_hugging_face(folder, model, tokenizer, **merged, carried=carried)
         what = f"a Hugging Face folder in {arguments.dtype}"
     else:
         merge(model)
         fingerprint = save_base(folder, model, source=str(arguments.input.name))
-        tokenizer.save(folder)
+        save_settings(folder, model.config, tokenizer, carried, dtype=arguments.dtype)
         what = f"a base checkpoint with {execution['kernel_dtype']} kernels, fingerprint {fingerprint}"
     print(f"wrote   {arguments.output}: {what}")

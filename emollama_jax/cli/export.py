@@ -1,6 +1,7 @@
 """Export trained adapters and projectors for PyTorch."""
 
 import argparse
+import os
 
 import jax
 import numpy as np
@@ -9,19 +10,22 @@ from etils import epath
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.paths import as_path
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
-from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, save_hugging_face
+from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, read_carried, save_hugging_face
 from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
 from emollama_jax.weights.trained_export import write_folder, write_projectors, write_pth
 
 
 def run(argv: list[str]) -> None:
     arguments = make_parser().parse_args(argv)
-    if (arguments.to == "hf") != bool(arguments.base):
-        raise UserError("--base: the language model that the adapters are added to goes with --to hf, and only there")
+    if arguments.to == "hf" and not arguments.base:
+        raise UserError("--base: --to hf needs the language model that the adapters are added to")
+    if arguments.to == "pth" and arguments.base:
+        raise UserError("--base: not with --to pth, which does not record the language model")
     if arguments.adapter_name is not None and arguments.to != "pth":
         raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
     if arguments.adapter_name and "." in arguments.adapter_name:
@@ -38,7 +42,8 @@ def run(argv: list[str]) -> None:
     )
     print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
     print(f"carried {', '.join(trained.carried()) or 'nothing'}")
-    for line in _write(arguments, trained, tensors):
+    base = _base_name(arguments.base, run, trained) if arguments.to == "peft" else ""
+    for line in _write(arguments, trained, tensors, base):
         print(f"wrote   {line}")
 
 
@@ -55,7 +60,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", type=epath.Path, help="file (pth) or folder to write; must not exist")
     parser.add_argument("--to", choices=("pth", "peft", "hf"), required=True, help="what to write")
     parser.add_argument(
-        "--base", type=epath.Path, help="the language model, for --to hf: any that emollama convert reads"
+        "--base",
+        type=epath.Path,
+        help="the language model: for --to hf any that emollama convert reads; for --to peft the name or Hugging Face "
+        "folder that is recorded for PEFT's AutoPeftModelForCausalLM (default: as the input records it)",
     )
     parser.add_argument(
         "--alpha",
@@ -73,7 +81,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> list[str]:
+def _base_name(given: epath.Path | None, run: Run | None, trained: TrainedWeights) -> str:
+    """The name or folder of the language model, for PEFT to load it by; "" where nobody knows it."""
+    if given is None:
+        base = run.config.weights.base if run else ""
+        return read_manifest(base)["source"] if base and is_base_checkpoint(base) else trained.base
+    if is_base_checkpoint(given):
+        raise UserError(f"--base: PEFT cannot load a base checkpoint: {given}; give the model that it was made of")
+    return os.fspath(as_path(given) if given.exists() else given)
+
+
+def _write(
+    arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray], base: str
+) -> list[str]:
     output = arguments.output
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
@@ -83,14 +103,16 @@ def _write(arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict
         return [f"{output}: {len(written)} tensors{unusual}"]
     with atomic_folder(output) as folder:
         if arguments.to == "peft":
-            written = write_folder(folder, tensors, trained.lora, adapter_name=trained.adapter_name)
-            return [f"{output}: a PEFT adapter and the projectors, {len(written)} tensors"]
+            written = write_folder(folder, tensors, trained.lora, base=base, adapter_name=trained.adapter_name)
+            of = f" of {base}" if base else ""
+            return [f"{output}: a PEFT adapter{of} and the projectors, {len(written)} tensors"]
         is_base = is_base_checkpoint(arguments.base)
         kernel_dtype = read_manifest(arguments.base)["llama"].kernel_dtype if is_base else arguments.dtype
         model, _ = load_llama(arguments.base, lora=trained.lora, param_dtype=arguments.dtype, kernel_dtype=kernel_dtype)
         tokenizer = load_base_tokenizer(arguments.base, model.config.vocab_size)
         load_adapters(model, trained)
-        save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=True)
+        carried = read_carried(arguments.base)
+        save_hugging_face(folder, model, tokenizer, dtype=arguments.dtype, merge_adapters=True, carried=carried)
         written = write_projectors(folder, tensors)
     return [
         f"{output}: {arguments.base} with the adapters added, a Hugging Face folder in {arguments.dtype}",

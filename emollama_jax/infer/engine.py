@@ -90,7 +90,7 @@ class Engine:
         self._base, self._described = base, dict(described or {})
         self._reader = QueryReader(make_videos)
         self._settings = {"modalities": modalities, "orders": orders}
-        self._batcher = SharedBatcher(SlotBatcher(model.llama, [tokenizer.eos_id], slots=slots))
+        self._batcher = SharedBatcher(SlotBatcher(model.llama, tokenizer.end_ids, slots=slots))
         self._predictor = Predictor(model, tokenizer, config, batcher=self._batcher, **self._settings)
 
     @classmethod

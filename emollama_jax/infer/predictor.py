@@ -76,7 +76,7 @@ class Predictor:
         self._model, self._tokenizer, self._config = model, tokenizer, config
         self._image_tokens = num_image_tokens(config.eva_vit, config.projectors)
         self._scorer = LabelScorer(model.llama, tokenizer, config.prompt, orders=orders)
-        self._batcher = batcher or SharedBatcher(SlotBatcher(model.llama, [tokenizer.eos_id]))
+        self._batcher = batcher or SharedBatcher(SlotBatcher(model.llama, tokenizer.end_ids))
 
     def answer(self, queries: Sequence[Query]) -> list[ClipAnswer | ClipError]:
         """Answer queries about `ClipInput`s together: labels are scored, and answers generated, for those that ask."""

@@ -1,6 +1,6 @@
 """One batch for everything that is asked at the same time: conversations about many clips, and several threads.
 
-batcher = SharedBatcher(SlotBatcher(model.llama, [tokenizer.eos_id], slots=8))
+batcher = SharedBatcher(SlotBatcher(model.llama, tokenizer.end_ids, slots=8))
 answers = batcher.run([conversation(clip) for clip in clips])
 """
 

@@ -45,6 +45,20 @@ def local_path(path: str) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def is_file(path: PathLike) -> bool:
+    """Returns whether there is a file.
+
+    Raises:
+        UserError: there is a link, but what it points to is gone, as in a download that was broken off.
+    """
+    path = as_path(path)
+    if path.is_file():
+        return True
+    if not is_remote(path) and os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"a link to a file that is gone, {os.readlink(path)}: {path}; download or copy it again")
+    return False
+
+
 @contextlib.contextmanager
 def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
     """Gives a local path to a file or folder, for readers that need one, e.g. to map it into memory.

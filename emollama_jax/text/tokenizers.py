@@ -1,8 +1,8 @@
 """Text to token ids and back, for every way a LLaMA-family vocabulary is stored.
 
-`load_tokenizer` reads a Hugging Face folder (`tokenizer.model` or `tokenizer.json`), `tokenizer_from_gguf` the metadata
-of a GGUF file. Both return a `Tokenizer`, which encodes ONE text segment at a time and never adds BOS or EOS: where
-those go is the prompt's business.
+`load_tokenizer` reads a Hugging Face folder (`tokenizer.model` or `tokenizer.json`), `gguf_tokenizers` the metadata of
+a GGUF file. Both return a `Tokenizer`, which encodes ONE text segment at a time and never adds BOS or EOS: where those
+go is the prompt's business.
 
 The `sentencepiece` and `tokenizers` libraries are used directly, because the tokenizer classes of `transformers` give
 other ids for the same text in other versions.
@@ -20,13 +20,15 @@ from typing import Any
 import tokenizers as hf
 from etils import epath
 from sentencepiece import SentencePieceProcessor
-from tokenizers import decoders, models
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.io.json_files import read_json_object
+from emollama_jax.io.paths import PathLike, as_path, is_file
+from emollama_jax.text.added_tokens import AddedToken, read_added_tokens
 
 Token = str | int | None  # a special token by name or id, or none
+# Settings of a tokenizer_config.json that are not kept: records of files, and code.
+NOT_KEPT = ("auto_map", "tokenizer_class", "tokenizer_file", "vocab_file", "name_or_path", "special_tokens_map_file")
 
 
 class Tokenizer(ABC):
@@ -36,24 +38,40 @@ class Tokenizer(ABC):
       vocab_size: one more than the highest id.
       bos_id: id that starts a sequence, or None when the vocabulary has none.
       eos_id: id that ends a sequence.
+      end_ids: ids that end an answer: `eos_id`, and others that the model's files name.
       pad_id: id for padding; `eos_id` when the vocabulary has none.
       chat_template: the Jinja text that came with the vocabulary, or None.
+      settings: what else its tokenizer_config.json said; it is kept when the tokenizer is saved.
     """
 
-    def __init__(self, size: int, find: Callable[[str], int | None], ends: Iterable[Token], chat_template: str | None):
-        """`ends` are BOS, EOS and padding; `find` looks a name up. What the vocabulary does not have counts as none.
+    def __init__(
+        self,
+        size: int,
+        find: Callable[[str], int | None],
+        ends: Iterable[Token],
+        *,
+        more_ends: Iterable[Token] = (),
+        chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`ends` are BOS, EOS and padding, `more_ends` what ends an answer beside EOS; `find` looks a name up. What the
+        vocabulary does not have counts as none.
 
         Raises ValueError for an EOS of none.
         """
-        ids = (find(token) if isinstance(token, str) else token for token in ends)
-        bos_id, eos_id, pad_id = (token if token is not None and 0 <= token < size else None for token in ids)
+        known = lambda token: token if token is not None and 0 <= token < size else None
+        bos_id, eos_id, pad_id, *others = (
+            known(find(token) if isinstance(token, str) else token) for token in (*ends, *more_ends)
+        )
         if eos_id is None:
             raise ValueError("no end-of-sequence token that is in the vocabulary")
         self.vocab_size = size
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
+        self.end_ids = tuple(dict.fromkeys([eos_id, *(token for token in others if token is not None)]))
         self.chat_template = chat_template
+        self.settings = {name: value for name, value in (settings or {}).items() if name not in NOT_KEPT}
 
     @abstractmethod
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
@@ -83,10 +101,10 @@ class Tokenizer(ABC):
 
     def _write(self, file: Path, content: bytes, piece: Callable[[int], str], **settings: Any) -> None:
         """Write the vocabulary's file and, beside it, `tokenizer_config.json` with the special tokens by name."""
-        config = {**settings, "clean_up_tokenization_spaces": False}
+        config = {**self.settings, **settings, "clean_up_tokenization_spaces": False}
         for name, token in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id)):
             config[name] = None if token is None else piece(token)
-        if self.chat_template is not None:
+        if self.chat_template is not None and not isinstance(config.get("chat_template"), list):
             config["chat_template"] = self.chat_template
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -98,13 +116,26 @@ class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model with the "legacy" segmentation that LLaMA-2 was fine-tuned with.
 
     The text is split at the special tokens, and every part between them gets sentencepiece's dummy space of its own:
-    `"a</s>b"` is `▁a`, `</s>`, `▁b`.
+    `"a</s>b"` is `▁a`, `</s>`, `▁b`. Tokens that were added behind the model's own pieces take part in this; they are
+    parsed even from plain text unless they are special.
     """
 
-    def __init__(self, model: bytes, *, pad: Token = None, chat_template: str | None = None):
-        """`model` is the content of a `tokenizer.model`; `pad` takes the place of its own padding piece.
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        bos: Token = None,
+        eos: Token = None,
+        pad: Token = None,
+        more_ends: Iterable[Token] = (),
+        added: Iterable[AddedToken] = (),
+        chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`model` is the content of a `tokenizer.model`; `pad` takes the place of its own padding piece, and `bos` and
+        `eos` of its own where they are added tokens: old LLaMA folders name these wrongly.
 
-        Raises ValueError for a model that cannot be used.
+        Raises ValueError for a model or added tokens that cannot be used.
         """
         self._model = SentencePieceProcessor()
         try:
@@ -113,55 +144,130 @@ class SentencePieceTokenizer(Tokenizer):
             self._model.load_from_serialized_proto(model)
         except RuntimeError as error:
             raise ValueError(f"not a sentencepiece model, or cut short: {error}") from error
-        size = self._model.vocab_size()
-        ends = (self._model.bos_id(), self._model.eos_id(), self._model.pad_id() if pad is None else pad)
-        super().__init__(size, self._piece_id, ends, chat_template)
-        special = [i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)]
-        self._specials = {self._model.id_to_piece(i): i for i in special}
+        pieces, added = self._model.vocab_size(), {token.id: token for token in added}
+        if words := [token.content for token in added.values() if token.single_word]:
+            raise ValueError(f"added tokens that are found as whole words only, {', '.join(words)}, are not supported")
+        if wrong := [t for t in added.values() if t.id < pieces and self._model.id_to_piece(t.id) != t.content]:
+            raise ValueError(f"added token {wrong[0].content!r} has the id {wrong[0].id} of another piece")
+        self._added = {i: token for i, token in added.items() if i >= pieces}
+        own = {"bos": self._model.bos_id(), "eos": self._model.eos_id()}
+        is_added = lambda token: (
+            token is not None and (self._piece_id(token) if isinstance(token, str) else token) in self._added
+        )
+        ends = (bos if is_added(bos) else own["bos"], eos if is_added(eos) else own["eos"])
+        super().__init__(
+            max([pieces, *(i + 1 for i in self._added)]),
+            self._piece_id,
+            (*ends, self._model.pad_id() if pad is None else pad),
+            more_ends=more_ends,
+            chat_template=chat_template,
+            settings=settings,
+        )
+        special = [i for i in range(pieces) if self._model.is_control(i) or self._model.is_unknown(i)]
+        special += [i for i, token in self._added.items() if token.special or i in (self.bos_id, self.eos_id)]
         self._special_ids = set(special)
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._strip = {token.content: token for token in added.values() if token.lstrip or token.rstrip}
+        plain = [i for i in self._added if i not in self._special_ids]
+        self._always = _Splitter({self._content(i): i for i in plain})
+        self._parsing = _Splitter({self._content(i): i for i in (*special, *plain)})
+
+    def _content(self, token: int) -> str:
+        return self._added[token].content if token in self._added else self._model.id_to_piece(token)
 
     def _piece_id(self, piece: str) -> int | None:
+        for token in self._added.values():
+            if token.content == piece:
+                return token.id
         token = self._model.piece_to_id(piece)
         return token if self._model.id_to_piece(token) == piece else None  # an unknown piece gets the id of <unk>
 
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        ids = super()._checked(ids)
+        if gap := [token for token in ids if token >= self._model.vocab_size() and token not in self._added]:
+            raise ValueError(f"token id {gap[0]} is in a gap of the vocabulary, before its added tokens")
+        return ids
+
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
-        if not specials:
-            return self._model.encode(text)
+        splitter = self._parsing if specials else self._always
+        parts = splitter.split(text)  # text, token, text, ..., token, text
         ids: list[int] = []
-        for part in self._split.split(text):
-            ids += [self._specials[part]] if part in self._specials else self._model.encode(part)
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(splitter.ids[part])
+                continue
+            before, after = (self._strip.get(parts[j]) if 0 <= j < len(parts) else None for j in (i - 1, i + 1))
+            part = part.lstrip() if before and before.rstrip else part
+            part = part.rstrip() if after and after.lstrip else part
+            ids += self._model.encode(part)
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
-        """As in the base class; one dummy space is removed, or one after every special token when those are kept."""
-        ids = self._checked(ids)
-        if skip_specials:
-            return self._model.decode([token for token in ids if token not in self._special_ids])
+        """As in the base class; one dummy space is removed, or one after every special or added token that is kept."""
+        kept = [token for token in self._checked(ids) if not (skip_specials and token in self._special_ids)]
         text = ""
-        for is_special, group in groupby(ids, self._special_ids.__contains__):
+        for is_whole, group in groupby(kept, lambda token: token in self._special_ids or token in self._added):
             run = list(group)
-            text += "".join(map(self._model.id_to_piece, run)) if is_special else self._model.decode(run)
+            text += "".join(map(self._content, run)) if is_whole else self._model.decode(run)
         return text
 
     def save(self, folder: PathLike) -> None:
         file, content = Path(folder) / "tokenizer.model", self._model.serialized_model_proto()
-        self._write(file, content, self._model.id_to_piece, tokenizer_class="LlamaTokenizer", legacy=True)
+        settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+        if self._added:
+            given = dict(self.settings.get("added_tokens_decoder") or {})
+            settings["added_tokens_decoder"] = given | {str(i): token.settings() for i, token in self._added.items()}
+        self._write(file, content, self._content, **settings)
+        if self._added:
+            text = json.dumps({token.content: i for i, token in self._added.items()}, indent=2, ensure_ascii=False)
+            (file.parent / "added_tokens.json").write_text(text + "\n", encoding="utf-8")
+
+
+class _Splitter:
+    """Splits a text at tokens that are written out in it: text, token, text, ..., token, text. The longest one counts
+    where one is the beginning of another."""
+
+    def __init__(self, ids: Mapping[str, int]):
+        self.ids = dict(ids)
+        longest_first = sorted(map(re.escape, self.ids), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
+
+    def split(self, text: str) -> list[str]:
+        return self._pattern.split(text) if self._pattern else [text]
 
 
 class HFTokenizer(Tokenizer):
     """A `tokenizer.json` run by the `tokenizers` library; its post-processor is never used."""
 
-    def __init__(self, spec: str, *, bos: Token, eos: Token, pad: Token, chat_template: str | None = None):
-        """`spec` is the content of a `tokenizer.json`. Raises ValueError when it cannot be used."""
+    def __init__(
+        self,
+        spec: str,
+        *,
+        bos: Token,
+        eos: Token,
+        pad: Token,
+        more_ends: Iterable[Token] = (),
+        added: Iterable[AddedToken] = (),
+        chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`spec` is the content of a `tokenizer.json`, `added` what it must hold. Raises ValueError when it cannot be
+        used."""
         try:
             # Whether special tokens are parsed is a state of the library's object: one for each keeps threads apart.
             self._parsing, self._plain = hf.Tokenizer.from_str(spec), hf.Tokenizer.from_str(spec)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"not a tokenizer.json ({error})") from error
         size = max(self._parsing.get_vocab().values(), default=-1) + 1
-        super().__init__(size, self._parsing.token_to_id, (bos, eos, pad), chat_template)
+        if wrong := [token.content for token in added if self._parsing.token_to_id(token.content) != token.id]:
+            raise ValueError(f"the added tokens {', '.join(wrong)} are not in it, or have other ids there")
+        super().__init__(
+            size,
+            self._parsing.token_to_id,
+            (bos, eos, pad),
+            more_ends=more_ends,
+            chat_template=chat_template,
+            settings=settings,
+        )
         self._plain.encode_special_tokens = True
         for tokenizer in (self._parsing, self._plain):
             # What the file was last used with must neither cut our text nor pad it.
@@ -174,8 +280,9 @@ class HFTokenizer(Tokenizer):
 
     def __reduce__(self):
         # The library's own pickling forgets `encode_special_tokens`.
-        ends = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
-        return partial(HFTokenizer, **ends, chat_template=self.chat_template), (self._parsing.to_str(),)
+        ends = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "more_ends": self.end_ids}
+        others = {"chat_template": self.chat_template, "settings": self.settings}
+        return partial(HFTokenizer, **ends, **others), (self._parsing.to_str(),)
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         if specials:
@@ -219,148 +326,63 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: PathLike) -> 
 def load_tokenizer(path: PathLike) -> Tokenizer:
     """Read a folder with `tokenizer.model` (preferred) or `tokenizer.json`, or one of these files itself.
 
-    The configuration files beside it name the special tokens and the chat template; only BOS and EOS of a
-    `tokenizer.model` are its own, because old LLaMA folders name them wrongly. Raises UserError when there is no such
+    The configuration files beside it name the special and the added tokens, what ends an answer, and the chat template;
+    BOS and EOS of a `tokenizer.model` are its own unless they were added to it. Raises UserError when there is no such
     file or it cannot be used.
     """
     file = as_path(path)
     if file.is_dir():
-        file = next((f for f in (file / "tokenizer.model", file / "tokenizer.json") if f.is_file()), file)
+        file = next((f for f in (file / "tokenizer.model", file / "tokenizer.json") if is_file(f)), file)
     if file.suffix not in (".model", ".json"):
         raise UserError(f"no tokenizer.model or tokenizer.json: {file}; give a folder or file that has one of them")
     try:
         content = file.read_bytes()
-        tokens, chat_template = _read_configs(file.parent)
+        given = _read_configs(file.parent)
         if file.suffix == ".model":
-            return SentencePieceTokenizer(content, pad=tokens["pad"], chat_template=chat_template)
-        return HFTokenizer(content.decode("utf-8"), **tokens, chat_template=chat_template)
+            if changed := [name for name in ("do_lower_case", "sp_model_kwargs") if given["settings"].get(name)]:
+                raise ValueError(f"{changed[0]}={given['settings'][changed[0]]!r} in tokenizer_config.json")
+            return SentencePieceTokenizer(content, **given)
+        return HFTokenizer(content.decode("utf-8"), **given)
     except OSError as error:
         raise UserError(f"cannot read the tokenizer: {error.filename} ({error.strerror}); check the path") from error
-    except ValueError as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"unusable tokenizer: {file} ({error}); get all files of the tokenizer again") from error
 
 
-def _read_configs(folder: epath.Path) -> tuple[dict[str, Token], str | None]:
-    """Special tokens `{"bos", "eos", "pad"}` by name or id, and the chat template, as the folder's files give them."""
+def _read_configs(folder: epath.Path) -> dict[str, Any]:
+    """The arguments of a tokenizer that the folder's files give beside its vocabulary."""
     files = ("tokenizer_config.json", "special_tokens_map.json", "config.json")  # the first that says something wins
     config, names, model = (_read_json(folder / name) for name in files)
     ids = {key.removesuffix("_id"): value for key, value in model.items() if key.endswith("_token_id")}
-    tokens: dict[str, Token] = {}
+    given: dict[str, Any] = {}
     for key in ("bos_token", "eos_token", "pad_token"):
         # null means that there is no such token; but there always is an end.
-        given = [source[key] for source in (config, names, ids) if key in source]
-        value = next((v for v in given if v is not None or key != "eos_token"), None)
+        values = [source[key] for source in (config, names, ids) if key in source]
+        value = next((v for v in values if v is not None or key != "eos_token"), None)
         value = value.get("content") if isinstance(value, dict) else value  # an AddedToken
         value = next(iter(value), None) if isinstance(value, list) else value  # several ids, the main one first
-        tokens[key.removesuffix("_token")] = value if isinstance(value, str | int) else None
+        given[key.removesuffix("_token")] = value if isinstance(value, str | int) else None
+    ends = [source.get("eos_token_id") for source in (model, _read_json(folder / "generation_config.json"))]
+    ends = [end for several in ends for end in (several if isinstance(several, list) else [several])]
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {named["name"]: named["template"] for named in template}.get("default")
     file = folder / "chat_template.jinja"
     if template is None and file.is_file():
         template = file.read_text()
-    return tokens, template
+    return given | {
+        "more_ends": [end for end in ends if type(end) is int],
+        "added": read_added_tokens(config, names, _read_json(folder / "added_tokens.json")),
+        "chat_template": template,
+        "settings": config,
+    }
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
     """Content of a configuration file; empty when there is none."""
-    if not file.is_file():
+    if not is_file(file):
         return {}
     try:
-        value = json.loads(file.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
+        return read_json_object(file)
     except ValueError as error:
         raise UserError(f"broken configuration: {file} ({error}); get the file again or remove it") from error
-    return value
-
-
-# Token types of GGUF, which are also those of sentencepiece.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-
-_LLAMA3_WORDS = hf.Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_GPT2_WORDS = ByteLevel(add_prefix_space=False, use_regex=True)
-_BYTES = ByteLevel(add_prefix_space=False, use_regex=False)
-# How text is cut into words before the merges, by the name GGUF gives it. "default" is not among them: converters write
-# it for a tokenizer they do not recognise.
-_WORDS = {
-    "gpt-2": _GPT2_WORDS,
-    "smollm": Sequence([Digits(individual_digits=True), _GPT2_WORDS]),
-    "llama-bpe": Sequence([Split(_LLAMA3_WORDS, behavior="isolated"), _BYTES]),
-}
-
-
-def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that a GGUF file describes.
-
-    `metadata` maps the file's `tokenizer.*` keys to plain Python values. Raises UserError for a kind of tokenizer that
-    is not supported, or for metadata that is incomplete or contradicts itself.
-    """
-    build = {"gpt2": _byte_level_bpe, "llama": _sentencepiece_bpe}.get(kind := metadata.get("tokenizer.ggml.model"))
-    if build is None:
-        raise UserError(
-            f"unsupported tokenizer kind {kind!r}: GGUF key tokenizer.ggml.model; use a model with a 'llama' or 'gpt2' "
-            "tokenizer, or a Hugging Face folder of the same model"
-        )
-    try:
-        return build(metadata)
-    except KeyError as error:
-        raise UserError(f"incomplete tokenizer: no GGUF key {error.args[0]}; convert the model again") from error
-    except (IndexError, TypeError, ValueError) as error:
-        raise UserError(f"unusable tokenizer: GGUF keys tokenizer.* ({error}); convert the model again") from error
-
-
-def _byte_level_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
-    words = _WORDS.get(pre := metadata.get("tokenizer.ggml.pre"))
-    if words is None:
-        raise UserError(
-            f"unknown pre-tokenizer {pre!r}: GGUF key tokenizer.ggml.pre; known are {', '.join(_WORDS)}: "
-            "use a Hugging Face folder of the same model"
-        )
-    tokens = metadata["tokenizer.ggml.tokens"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    merges = [(left, right) for left, right in (merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"])]
-    try:
-        # LLaMA 3 has words in its vocabulary that no merges lead to.
-        tokenizer = hf.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(str(error)) from error
-    tokenizer.pre_tokenizer = words
-    tokenizer.decoder = decoders.ByteLevel()
-    types = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
-    tokenizer.add_special_tokens([token for token, kind in types if kind in (_UNKNOWN, _CONTROL)])
-    tokenizer.add_tokens([hf.AddedToken(token, normalized=False) for token, kind in types if kind == _USER_DEFINED])
-    bos, eos, pad = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding"))
-    chat_template = metadata.get("tokenizer.chat_template")
-    return HFTokenizer(tokenizer.to_str(), bos=bos, eos=eos, pad=pad, chat_template=chat_template)
-
-
-def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # needs protobuf, which reading a model does not
-
-    tokens = metadata["tokenizer.ggml.tokens"]
-    types = [int(kind) for kind in metadata["tokenizer.ggml.token_type"]]
-    # Where GGUF names no ids, it means LLaMA's.
-    unk, bos, eos = (
-        metadata.get(f"tokenizer.ggml.{name}_token_id", i) for i, name in enumerate(("unknown", "bos", "eos"))
-    )
-    types[bos] = types[eos] = _CONTROL
-    types[unk] = _UNKNOWN
-    # GGUF writes the spaces of user-defined pieces plainly.
-    pieces = [t.replace(" ", "▁") if kind == _USER_DEFINED else t for t, kind in zip(tokens, types, strict=True)]
-    rows = zip(pieces, metadata["tokenizer.ggml.scores"], types, strict=True)
-    trainer = {"model_type": "BPE", "vocab_size": len(pieces), "byte_fallback": _BYTE in types}
-    for name, token in (("unk", unk), ("bos", bos), ("eos", eos)):
-        trainer |= {f"{name}_id": token, f"{name}_piece": pieces[token]}
-    normalizer = {"name": "identity", "remove_extra_whitespaces": False, "escape_whitespaces": True}
-    normalizer["add_dummy_prefix"] = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    proto = ModelProto(
-        pieces=[{"piece": piece, "score": score, "type": kind} for piece, score, kind in rows],
-        trainer_spec=trainer,
-        normalizer_spec=normalizer,
-    )
-    pad, chat_template = metadata.get("tokenizer.ggml.padding_token_id"), metadata.get("tokenizer.chat_template")
-    return SentencePieceTokenizer(proto.SerializeToString(), pad=pad, chat_template=chat_template)

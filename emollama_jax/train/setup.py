@@ -122,7 +122,7 @@ def _open_trained(config: Config, encoders: Mapping[str, str], log: Callable[[st
     if run := Run.find(path, log):
         run.check_encoders(encoders, otherwise="begin without weights.trained")
         return run.trained_weights()
-    return open_trained(path, alpha=config.lora.alpha) if path else None
+    return open_trained(path, alpha=config.lora.alpha, num_layers=config.llama.num_layers) if path else None
 
 
 def _load_model(

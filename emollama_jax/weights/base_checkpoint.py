@@ -40,8 +40,12 @@ def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
     """Writes the frozen parameters into an existing folder and returns their fingerprint.
 
     `source` says in words where the weights came from.
+
+    Raises:
+        UserError: a parameter holds NaN or infinity.
     """
     folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
+    _check_finite(values)
     fingerprint = fingerprint_of(values)
     save_arrays(folder / "params", _packed(values))
     manifest = {
@@ -120,6 +124,22 @@ def fingerprint_of(values: Mapping[str, Any]) -> str:
             for part in leaf if leaf.ndim == 3 else [leaf]:
                 digest.update(np.ascontiguousarray(np.asarray(part)).tobytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _check_finite(values: Mapping[str, Any]) -> None:
+    """Raises UserError for parameters, as they are stored, that are not finite numbers."""
+    for path, value in values.items():
+        for leaf in jax.tree.leaves(value):
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_finite(leaf):
+                raise UserError(
+                    f"NaN or infinity in the parameter {path}, stored as {leaf.dtype}; store it as bfloat16 or "
+                    "float32, and if that fails too, get the weights again"
+                )
+
+
+@jax.jit
+def _is_finite(x):
+    return jnp.all(jnp.isfinite(x))
 
 
 def _packed(values):

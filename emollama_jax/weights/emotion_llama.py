@@ -53,7 +53,7 @@ def load_emotion_llama(
     execution = {name: getattr(config.llama, name) for name in fields_affecting(LlamaConfig, "execution")}
     reports: dict[str, LoadReport] = {}
     if trained and not isinstance(trained, TrainedWeights):  # small, and read before the large
-        trained = open_trained(trained, alpha=config.lora.alpha)
+        trained = open_trained(trained, alpha=config.lora.alpha, num_layers=config.llama.num_layers)
     llama, reports["llama"] = load_llama(base, lora=config.lora, seed=config.seed, **placed, **execution)
     projectors = init_sharded(
         lambda: Projectors(

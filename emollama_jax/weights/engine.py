@@ -22,7 +22,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear, as_array, as_kernel
 from emollama_jax.models.lora import merged_kernel
 from emollama_jax.sharding import AxisRules, abstract, make_mesh, shardings
-from emollama_jax.weights.tensors import WeightSource
+from emollama_jax.weights.tensors import WeightSource, check_fits
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _plan(
         plan[path] = [(name, rule.transform, index) for name, index in names.items()]
     dropped = sorted(name for name in present - set(expected) if _matches(table.drop, name))
     _check(source, expected, dropped)
-    return plan, LoadReport(tuple(expected), tuple(dropped), tuple(initialised))
+    return plan, LoadReport(tuple(expected), tuple(sorted((*dropped, *source.outside))), tuple(initialised))
 
 
 def _matches(patterns: Iterable[str], name: str) -> bool:
@@ -203,18 +203,15 @@ def _fill(source: WeightSource, tensors: list[PlannedTensor], like, sharding):
     `like` is its abstract value (an array, or a quantised array) and `sharding` that of each of its arrays.
     """
 
-    def read(name: str, transform: Transform) -> np.ndarray:
-        array = transform.into(source.read(name))
-        if not np.all(np.isfinite(array)):
-            raise UserError(f"tensor {name} holds NaN or infinity: {source.path}; download or copy it again")
-        return array
-
     arrays, structure = jax.tree.flatten(like)
+    dtype = np.dtype(np.float32) if isinstance(like, qwix.QArray) else arrays[0].dtype
     leaves = tuple(jax.tree.leaves(sharding))
     zeros, put = _compiled_fill(structure, tuple((x.shape, x.dtype) for x in arrays), leaves)
     value = zeros()
     for name, transform, index in tensors:
-        value = put(value, read(name, transform), index)
+        array = source.read_weights(name)
+        check_fits(name, array, dtype, source.path)
+        value = put(value, transform.into(array), index)
     return value
 
 

@@ -5,6 +5,7 @@ model, report = load_eva_vit("eva_vit_g.pth")
 
 from jax.sharding import Mesh
 
+from emollama_jax.errors import UserError
 from emollama_jax.io.paths import PathLike
 from emollama_jax.models.eva_vit import EvaVit, EvaVitConfig
 from emollama_jax.sharding import AxisRules
@@ -65,8 +66,20 @@ def arrange(source: WeightSource, config: EvaVitConfig) -> tuple[WeightSource, T
     """The tensors as the model has them, and their table: the original's, or BLIP-2's."""
     if "patch_embed.proj.weight" in source.names():
         return split_qkv(resize_positions(source, "pos_embed", config.grid)), original_table(config)
+    _check_blip2(source, config)
     source = without_prefix(source, BLIP2_PREFIX)
     return split_qkv(resize_positions(source, "embeddings.position_embedding", config.grid)), blip2_table(config)
+
+
+def _check_blip2(source: WeightSource, config: EvaVitConfig) -> None:
+    """Raises UserError when a BLIP-2's settings, where there are some, contradict `config` in what its tensors do not
+    show."""
+    given = source.config or {}
+    vision = given.get("vision_config") or given
+    expected = {"hidden_act": "gelu", "qkv_bias": True, "num_attention_heads": config.num_heads}
+    if wrong := [f"{name}={vision[name]!r}" for name, value in expected.items() if vision.get(name, value) != value]:
+        wanted = ", ".join(f"{name}={value!r}" for name, value in expected.items())
+        raise UserError(f"the vision model has {', '.join(wrong)}, not {wanted}: {source.path}; use EVA-ViT-G's BLIP-2")
 
 
 def original_table(config: EvaVitConfig) -> Table:

@@ -20,8 +20,7 @@ def open_gguf(path: Path) -> Contents:
     """The tensors of one GGUF file, and its metadata as plain Python values.
 
     Raises:
-        UserError: the file is damaged, big-endian, one part of several, or holds a type that the gguf package cannot
-            dequantise.
+        UserError: the file is damaged, big-endian, or holds a type that the gguf package cannot dequantise.
     """
     try:
         reader = gguf.GGUFReader(path)
@@ -34,8 +33,6 @@ def open_gguf(path: Path) -> Contents:
         raise damaged(path, "GGUF") from error
     if reader.endianess != gguf.GGUFEndian.LITTLE:
         raise UserError(f"a big-endian GGUF file: {path}; use the little-endian version")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise UserError(f"one part of a split GGUF file: {path}; join the parts with llama.cpp's gguf-split --merge")
     tensors = {}
     for tensor in reader.tensors:
         kind = tensor.tensor_type

@@ -20,6 +20,11 @@ from emollama_jax.weights.vit import linear_rules, norm_rules, without_prefix
 POSITIONS = "encoder.pos_conv_embed.conv"
 # Magnitude and direction of a kernel under torch's weight norm, as old and new versions name them.
 WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+# Of training, and of parts that are not the encoder's.
+HARMLESS = (
+    r"mask_(time|feature|channel)_\w+|apply_spec_augment|ctc_\w+|vocab_size|num_feat_extract_layers"
+    r"|use_weighted_layer_sum|classifier_proj_size|feat_\w+_dropout",
+)
 
 
 def load_hubert(
@@ -36,7 +41,7 @@ def load_hubert(
     """
 
     def arrange(source: WeightSource) -> tuple[HubertConfig, WeightSource, Table]:
-        config = HubertConfig(**read_architecture(source, _architecture, HubertConfig, "HuBERT"), **settings)
+        config = HubertConfig(**read_architecture(source, _architecture, HubertConfig, "HuBERT", HARMLESS), **settings)
         return config, join_weight_norm(without_prefix(source, "hubert.")), hugging_face_table(config)
 
     return load_encoder(Hubert, where, arrange, mesh=mesh, rules=rules)

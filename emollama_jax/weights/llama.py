@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from emollama_jax.errors import UserError
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Table, Transform
@@ -10,6 +13,15 @@ from emollama_jax.weights.tensors import WeightSource
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Settings of a config.json, and keys of a GGUF file, that do not change what the model computes. Those of the
+# tokenizer are its reader's; pretraining_tp splits a product into parts of the same sum.
+HARMLESS = (r"max_position_embeddings|max_sequence_length|pretraining_tp|is_llama_config|unsloth_\w+",)
+GGUF_HARMLESS = (
+    r"(GGUF|general|tokenizer|quantize|split)\..*|llama\.(context_length|vocab_size|tensor_data_layout)"
+    r"|llama\.rope\.scaling\.(original_context_length|finetuned)",
+)
+ROPE_FACTORS = "rope_freqs.weight"  # what each frequency is divided by, in a GGUF file
 ADAPTERS = (r".*\.lora_[ab]",)  # not in a base model's files: they start as a new model's
 
 
@@ -22,18 +34,18 @@ def hugging_face_table(config: LlamaConfig) -> Table:
     """Names of `LlamaForCausalLM` in torch: weights [out, in]."""
     block = "model.layers.{layer}"
     rules = [
-        Rule("model.embed_tokens.weight", "embed.embedding"),
+        Rule(EMBEDDING, "embed.embedding"),
         Rule(f"{block}.input_layernorm.weight", "layers.attn_norm.scale"),
         *(Rule(f"{block}.{a}.weight", f"layers.{b}.kernel", TRANSPOSE) for a, b in projections(ATTENTION)),
         Rule(f"{block}.post_attention_layernorm.weight", "layers.mlp_norm.scale"),
         *(Rule(f"{block}.{a}.weight", f"layers.{b}.kernel", TRANSPOSE) for a, b in projections(MLP)),
         Rule("model.norm.weight", "final_norm.scale"),
     ]
-    drop = [r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]  # a constant that old versions stored
+    drop = [r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]  # a constant that old versions stored
     if config.tie_embeddings:
         drop.append(r"lm_head\.weight")
     else:
-        rules.append(Rule("lm_head.weight", "lm_head.kernel", TRANSPOSE))
+        rules.append(Rule(HEAD, "lm_head.kernel", TRANSPOSE))
     return Table(tuple(rules), tuple(drop), ADAPTERS)
 
 
@@ -94,16 +106,40 @@ def architecture(source: WeightSource) -> dict[str, Any]:
             return _gguf_architecture(config) | {"tie_embeddings": "output.weight" not in source.names()}
         return _hugging_face_architecture(config)
 
-    return read_architecture(source, parse, LlamaConfig, "LLaMA")
+    harmless = GGUF_HARMLESS if source.format == "gguf" else HARMLESS
+    return read_architecture(source, parse, LlamaConfig, "LLaMA", harmless)
+
+
+def arrange(source: WeightSource, config: LlamaConfig) -> WeightSource:
+    """The tensors as the tables name them: the embedding of a tied model may be stored as its head.
+
+    Raises:
+        UserError: a tied model whose head is not its embedding, or a GGUF file with scaled rotary frequencies.
+    """
+    names = set(source.names())
+    tensors = {name: source.stored(name) for name in names}
+    if source.format == "gguf" and ROPE_FACTORS in names:
+        if not np.all(tensors.pop(ROPE_FACTORS).read() == 1):
+            raise UserError(f"scaled rotary positions, {ROPE_FACTORS}: {source.path}; only LLaMA models without")
+    if config.tie_embeddings and HEAD in names:
+        if EMBEDDING not in names:
+            tensors[EMBEDDING] = tensors.pop(HEAD)
+        elif not np.array_equal(source.read(EMBEDDING), source.read(HEAD)):
+            raise UserError(
+                f"{HEAD} is not {EMBEDDING}, although config.json has tie_word_embeddings: {source.path}; "
+                'put "tie_word_embeddings": false into it where the head is to be used'
+            )
+    return source.with_tensors(tensors)
 
 
 def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}  # transformers 5; before, rope_theta and rope_scaling
-    scaling = config.get("rope_scaling") or rope
     unsupported = {
         "biases": bool(config.get("attention_bias") or config.get("mlp_bias")),
-        f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
-        "scaled rotary positions": scaling.get("rope_type", scaling.get("type", "default")) != "default",
+        f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") not in ("silu", "swish"),
+        "scaled rotary positions": not all(map(_is_plain_rope, (config.get("rope_scaling") or {}, rope))),
+        "rotary positions on a part of each head": config.get("partial_rotary_factor", 1) != 1,
+        "rotary positions in interleaved pairs": bool(config.get("rope_interleaved")),
     }
     check_variant(config, ("llama",), unsupported)
     num_heads = config["num_attention_heads"]
@@ -121,23 +157,44 @@ def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_plain_rope(settings: dict[str, Any]) -> bool:
+    """Whether the settings of rotary positions leave them as they are: none, or a linear scaling by 1."""
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    given = {name: value for name, value in settings.items() if value is not None} | {"kind": kind}
+    plain = {"kind": ("default", "linear"), "factor": (1,), "partial_rotary_factor": (1,), "attention_factor": (1,)}
+    known = plain.keys() | {"rope_type", "type", "rope_theta", "original_max_position_embeddings"}
+    return given.keys() <= known and all(given[name] in values for name, values in plain.items() if name in given)
+
+
 def _gguf_architecture(metadata: dict[str, Any]) -> dict[str, Any]:
     if (found := metadata.get("general.architecture")) != "llama":
         raise NotImplementedError(f"the model is a {found}, not a llama")
-    if metadata.get("llama.rope.scaling.type", "none") != "none":
-        raise NotImplementedError("the model has scaled rotary positions")
     of = lambda key: metadata[f"llama.{key}"]
+    given = lambda key, default: metadata.get(f"llama.{key}", default)
     num_heads = of("attention.head_count")
+    head_dim = given("attention.key_length", of("embedding_length") // num_heads)
+    # llama.cpp reads a factor without a type as a linear one.
+    kind, factor = given("rope.scaling.type", "linear"), given("rope.scaling.factor", given("rope.scale_linear", 1))
+    unsupported = {
+        "scaled rotary positions": kind not in ("none", "linear") or (kind == "linear" and factor not in (0, 1)),
+        "an attention factor of its rotary positions": given("rope.scaling.attn_factor", 1) != 1,
+        "rotary positions on a part of each head": given("rope.dimension_count", head_dim) != head_dim,
+        "values of another width than its keys": given("attention.value_length", head_dim) != head_dim,
+        "experts": bool(given("expert_count", 0) or given("expert_used_count", 0)),
+        "attention to later tokens": not given("attention.causal", True),
+    }
+    if wrong := ", ".join(name for name, is_set in unsupported.items() if is_set):
+        raise NotImplementedError(f"the model has {wrong}")
     return {
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "hidden_size": of("embedding_length"),
         "intermediate_size": of("feed_forward_length"),
         "num_layers": of("block_count"),
         "num_heads": num_heads,
-        "num_kv_heads": metadata.get("llama.attention.head_count_kv", num_heads),
-        "head_dim": metadata.get("llama.attention.key_length", of("embedding_length") // num_heads),
+        "num_kv_heads": given("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
         "rms_norm_eps": round(of("attention.layer_norm_rms_epsilon"), 12),  # stored as float32
-        "rope_theta": float(metadata.get("llama.rope.freq_base", 10000.0)),
+        "rope_theta": float(given("rope.freq_base", 10000.0)),
     }
 
 

@@ -27,6 +27,8 @@ from emollama_jax.weights.vit import (
 )
 
 ORIGINAL_EPS = 1e-6  # of the original code's norms, which its files do not say
+# Of training, and of parts that are not the encoder's.
+HARMLESS = (r"decoder_\w+|mask_ratio|norm_pix_loss|encoder_stride|pooler_\w+",)
 
 
 def load_mae(
@@ -44,11 +46,10 @@ def load_mae(
     """
 
     def arrange(source: WeightSource) -> tuple[MaeConfig, WeightSource, Table]:
-        patches, prefix = "patch_embed.proj.weight", "model/"
-        if not {patches, prefix + patches}.isdisjoint(source.names()):
+        if "patch_embed.proj.weight" in source.names():
             config = MaeConfig(**{"layer_norm_eps": ORIGINAL_EPS, **settings})
-            return config, split_qkv(without_prefix(source, prefix)), original_table(config)
-        config = MaeConfig(**read_architecture(source, _architecture, MaeConfig, "ViTMAE"), **settings)
+            return config, split_qkv(source), original_table(config)
+        config = MaeConfig(**read_architecture(source, _architecture, MaeConfig, "ViTMAE", HARMLESS), **settings)
         return config, without_prefix(source, "vit."), hugging_face_table(config)
 
     return load_encoder(Mae, where, arrange, mesh=mesh, rules=rules)
@@ -95,8 +96,7 @@ def original_table(config: MaeConfig) -> Table:
         *(Rule(f"{block}.attn.qkv.bias[{part}]", f"layers.attn.{part}_proj.bias") for part in PARTS),
         *norm_rules([("norm", "final_norm")]),
     ]
-    training = r"(optimizer|scaler|args|epoch)(/.*)?"
-    return Table(tuple(rules), drop=(r"decoder_.*", r"mask_token", r"head\..*", training))
+    return Table(tuple(rules), drop=(r"decoder_.*", r"mask_token", r"head\..*"))
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:

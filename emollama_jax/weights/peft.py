@@ -1,17 +1,19 @@
 """LoRA adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors."""
 
-import json
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
 from emollama_jax.io.paths import PathLike, as_path
-from emollama_jax.models.lora import LoRAConfig, adapter_targets, adapters, is_adapter
+from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
     LoadReport,
@@ -23,76 +25,151 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
+from emollama_jax.weights.peft_settings import CONFIG, MERGE, read_settings
 from emollama_jax.weights.safetensors_files import save_safetensors
-from emollama_jax.weights.sources import open_source
-from emollama_jax.weights.tensors import WeightSource
+from emollama_jax.weights.sources import ADAPTER_FILES, open_source
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 
-CONFIG = "adapter_config.json"
-# Settings that change what an adapter computes and that ours do not have, with the values that switch them off.
-PLAIN = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_rslora": (False, None),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "lora_bias": (False, None),
-    "use_qalora": (False, None),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None, []),
-}
+PREFIX = "base_model.model."
+# A tensor of an adapter: its module, "A" or "B", and the adapter's name where the file spells it out.
+TENSOR = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\..+)\.lora_([AB])(?:\.[^.]+)?\.weight")
 
 
 def adapter_table(targets: tuple[str, ...], *, adapter: str = "") -> Table:
     """PEFT's names: A [r, in], B [out, r]. `adapter` is the adapter's name where the file spells it out."""
     suffix = f".{adapter}.weight" if adapter else ".weight"
-    prefix = "base_model.model.model.layers.{layer}"
+    block = PREFIX + "model.layers.{layer}"
     return Table(
         tuple(
-            Rule(f"{prefix}.{theirs}.lora_{letter.upper()}{suffix}", f"layers.{ours}.lora_{letter}", TRANSPOSE)
+            Rule(f"{block}.{theirs}.lora_{letter.upper()}{suffix}", f"layers.{ours}.lora_{letter}", TRANSPOSE)
             for theirs, ours in projections(targets)
             for letter in "ab"
         )
     )
 
 
-def adapter_config(folder: PathLike) -> LoRAConfig:
-    """The adapters a PEFT folder holds.
+def find_adapter(folder: PathLike) -> epath.Path:
+    """The folder itself where it holds an adapter, or the only subfolder that does: PEFT writes adapters that are not
+    named "default" into one of their name.
 
     Raises:
-        UserError: there is no configuration, or it asks for a kind of adapter that the model does not have.
+        UserError: several subfolders hold adapters.
     """
-    file = as_path(folder) / CONFIG
+    folder = as_path(folder)
+    if (folder / CONFIG).is_file() or not folder.is_dir():
+        return folder
+    found = sorted(inner for inner in folder.iterdir() if (inner / CONFIG).is_file())
+    if len(found) > 1:
+        raise UserError(f"adapters in {', '.join(inner.name for inner in found)}: {folder}; give one of these folders")
+    return found[0] if found else folder
+
+
+def open_adapter(folder: PathLike, num_layers: int | None = None) -> tuple[LoRAConfig, WeightSource]:
+    """The adapters of a PEFT folder, as adapters of one rank and one scale on the same layers of every block.
+
+    Adapters of a smaller rank are filled up with zeros, those of another scale have it multiplied into B, and where a
+    layer has none, A and B are zeros. What they compute is the same.
+
+    Args:
+        num_layers: blocks of the model; default: as many as have adapters.
+
+    Raises:
+        UserError: there is no adapter, or it is of a kind that the model does not have.
+    """
+    folder = find_adapter(folder)
+    settings, opened = read_settings(folder), open_source(folder, ADAPTER_FILES)
+    stored = {}
+    for name in opened.names():
+        match = TENSOR.fullmatch(name)
+        stored[f"{PREFIX}{match[1]}.lora_{match[3]}.weight" if match else name] = opened.stored(name)
+    if len(stored) != len(opened.names()):
+        raise UserError(f"several adapters in one file: {folder}; save one of them")
+    matches = [match for match in map(TENSOR.fullmatch, stored) if match]
+    blocks = num_layers or 1 + max((int(match[2]) for match in matches), default=0)
+    linear = {  # every linear layer of the model, by its path
+        f"model.layers.{i}.{theirs}": target
+        for i in range(blocks)
+        for target, (theirs, _) in zip(PROJECTIONS, projections(PROJECTIONS), strict=True)
+    }
     try:
-        settings: dict[str, Any] = json.loads(file.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError("not a JSON object")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"no {CONFIG}: {folder}; give the folder that PEFT's save_pretrained wrote") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the adapter's settings: {file} ({error}); copy it again") from error
-    for name, plain in PLAIN.items():
-        if settings.get(name, plain[0]) not in plain:
-            raise UserError(f"adapter setting {name}={settings[name]!r}: {file}; only plain LoRA is supported")
-    try:
-        targets, rank = settings["target_modules"], settings["r"]
-        if not (targets and isinstance(targets, list) and all(isinstance(target, str) for target in targets)):
-            raise ValueError(f"target_modules={targets!r} is no list of layers' names")
-        if not (isinstance(rank, int) and rank > 0):
-            raise ValueError(f"r={rank!r} is no rank")
-        return LoRAConfig(
-            rank=rank,
-            alpha=float(settings["lora_alpha"]),
-            dropout=float(settings.get("lora_dropout", 0.0)),
-            targets=tuple(sorted(targets)),
+        if outside := [name for name in ("model.embed_tokens", "lm_head") if settings.adapter(name)]:
+            raise UserError(
+                f"adapters on {' and '.join(outside)}: {folder}; only those on linear layers of blocks are "
+                f"read: {MERGE}"
+            )
+        planned = {module: adapter for module in linear if (adapter := settings.adapter(module))}
+        if not planned:
+            raise ValueError(f"target_modules={settings.target_modules!r} names no linear layer of a block")
+        widest, (rank, alpha) = max(r for r, _ in planned.values()), max(planned.values(), key=lambda x: x[1] / x[0])
+        lora = LoRAConfig(
+            rank=widest,
+            alpha=alpha if rank == widest else alpha / rank * widest,
+            dropout=settings.lora_dropout,
+            targets=tuple(sorted({linear[module] for module in planned})),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"unusable adapter settings: {file} ({error}); save the adapter again") from error
+    except ValueError as error:
+        raise UserError(f"unusable adapter settings: {folder / CONFIG} ({error}); save the adapter again") from error
+    # Of layers that have an adapter in other blocks; any others are unknown to whoever loads these.
+    idle = {module for module, target in linear.items() if target in lora.targets and module not in planned}
+    if stray := [name for name in stored if (match := TENSOR.fullmatch(name)) and match[1] in idle]:
+        raise UserError(
+            f"{len(stray)} unknown, {CONFIG} has no adapters there: {', '.join(stray)}: {folder}; save the adapter "
+            "again"
+        )
+    arranged = {
+        name: tensor
+        for module, target in linear.items()
+        if target in lora.targets
+        for name, tensor in _arranged(module, target, stored, planned, linear, lora).items()
+    }
+    return lora, opened.with_tensors(stored | arranged)
+
+
+def _arranged(
+    module: str,
+    target: str,
+    stored: Mapping[str, StoredTensor],
+    planned: Mapping[str, tuple[int, float]],
+    linear: Mapping[str, str],
+    lora: LoRAConfig,
+) -> dict[str, StoredTensor]:
+    """A and B of one linear layer, with the rank and the scale of `lora`; those that are missing are left out."""
+    tensors = {}
+    for letter, axis in (("A", 0), ("B", 1)):
+        name = f"{PREFIX}{module}.lora_{letter}.weight"
+        if module in planned:
+            rank, alpha = planned[module]
+            tensor, factor = stored.get(name), (alpha / rank) / (lora.alpha / lora.rank) if letter == "B" else 1.0
+            if tensor is not None and len(tensor.shape) == 2 and tensor.shape[axis] == rank:
+                tensors[name] = _widened(tensor, axis, lora.rank, factor)
+        else:
+            alike = (f"{PREFIX}{other}.lora_{letter}.weight" for other in planned if linear[other] == target)
+            like = next((stored[other] for other in alike if other in stored), None)
+            if like is not None and len(like.shape) == 2:
+                shape = (lora.rank, like.shape[1]) if letter == "A" else (like.shape[0], lora.rank)
+                tensors[name] = StoredTensor(shape, lambda shape=shape: np.zeros(shape, np.float32))
+    return tensors
+
+
+def _widened(tensor: StoredTensor, axis: int, rank: int, factor: float) -> StoredTensor:
+    """A tensor with zeros behind it on one axis, and times a factor, in float32; the tensor itself where that is
+    nothing."""
+    missing = rank - tensor.shape[axis]
+    if not missing and math.isclose(factor, 1, rel_tol=1e-12):
+        return tensor
+    pad = [(0, missing if i == axis else 0) for i in range(2)]
+
+    def read() -> np.ndarray:
+        return np.pad(tensor.read().astype(np.float32) * np.float32(factor), pad)
+
+    return StoredTensor(tuple(size + after for size, (_, after) in zip(tensor.shape, pad, strict=True)), read)
+
+
+def adapter_config(folder: PathLike, num_layers: int | None = None) -> LoRAConfig:
+    """The adapters a PEFT folder holds: see `open_adapter`."""
+    lora, source = open_adapter(folder, num_layers)
+    source.close()
+    return lora
 
 
 def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
@@ -101,21 +178,22 @@ def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
     Raises:
         UserError: the adapters are not those of the model (rank, layers, scale), or damaged.
     """
-    found = adapter_config(folder)
-    check_adapters(model, found, folder)
-    with open_source(folder) as source:
-        named = any(name.endswith(".lora_A.default.weight") for name in source.names())
-        return load_into(model, is_adapter, source, adapter_table(found.targets, adapter="default" if named else ""))
+    found, source = open_adapter(folder, model.config.num_layers)
+    with source:
+        check_adapters(model, found, folder)
+        return load_into(model, is_adapter, source, adapter_table(found.targets))
 
 
 def check_adapters(model: nnx.Module, found: LoRAConfig, where: PathLike) -> None:
     """Raises UserError when the adapters found are not on the model's layers, or have another scale."""
     targets, scales = adapter_targets(model), {layer.scale for _, layer in adapters(model)}
-    if targets != found.targets or scales != {found.alpha / found.rank}:
+    scale = found.alpha / found.rank
+    if targets != found.targets or not all(math.isclose(ours, scale, rel_tol=1e-6) for ours in scales):
         raise UserError(
-            f"the adapters are on {', '.join(found.targets)} with scale {found.alpha / found.rank:g}, the model's on "
+            f"the adapters are on {', '.join(found.targets)} with scale {scale:g}, the model's on "
             f"{', '.join(targets) or 'nothing'} with {', '.join(f'{s:g}' for s in scales) or 'none'}: {where}; "
-            "make the model with the adapter's lora.targets, lora.rank and lora.alpha"
+            f"make the model with the adapter's lora.targets, lora.rank and lora.alpha: rank {found.rank}, "
+            f"alpha {found.alpha:.8g}"
         )
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
-from emollama_jax.weights.tensors import Contents, StoredTensor, damaged
+from emollama_jax.weights.tensors import Contents, StoredTensor, check_finite, damaged
 
 INDEX = "model.safetensors.index.json"
 # What the NumPy side of safetensors can hold; the 8-bit and smaller floats are missing there.
@@ -35,14 +35,22 @@ def open_safetensors(path: Path) -> Contents:
                 "use a float32, float16 or bfloat16 version of these weights"
             )
         tensors[name] = StoredTensor(tuple(header.get_shape()), lambda name=name: file.get_tensor(name))
-    return tensors, file.metadata() or {}
+    metadata = file.metadata() or {}
+    # Of tensors that share their memory safetensors' save_model keeps one, and its name beside the others'.
+    shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    return tensors | shared, metadata
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
-    """Writes one safetensors file that torch's side reads too, with the permissions of any other new file."""
+    """Writes one safetensors file that torch's side reads too, with the permissions of any other new file.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity.
+    """
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # it writes the raw buffer
+    check_finite(contiguous)
     path.touch()
     mode = path.stat().st_mode  # safetensors makes files that only their owner may read
-    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # it writes the raw buffer
     save_file(contiguous, path, metadata={"format": "pt", **metadata})  # transformers refuses files without the format
     path.chmod(mode)
 

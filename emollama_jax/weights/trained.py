@@ -20,12 +20,14 @@ from etils import epath
 from flax import nnx
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.json_files import read_json_object
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_adapter
 from emollama_jax.weights.engine import LoadReport, Rule, Table, param_values
-from emollama_jax.weights.peft import adapter_config, adapter_table, check_adapters, load_into
+from emollama_jax.weights.peft import adapter_table, check_adapters, find_adapter, load_into, open_adapter
+from emollama_jax.weights.peft_settings import CONFIG
 from emollama_jax.weights.sources import open_source
 from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules
@@ -54,6 +56,7 @@ class TrainedWeights:
         adapter_name: what newer PEFT versions put before an adapter's ".weight"; "" where the file has nothing there.
         dropped: names in the file that are no weights of the model: the optimiser's.
         by_path: whether the tensors are named by parameter path.
+        base: the name or folder of the language model that they were trained on; "" where that is not recorded.
     """
 
     source: WeightSource
@@ -61,6 +64,7 @@ class TrainedWeights:
     adapter_name: str = ""
     dropped: tuple[str, ...] = ()
     by_path: bool = False
+    base: str = ""
 
     @classmethod
     def from_values(
@@ -86,38 +90,70 @@ class TrainedWeights:
 
     def carried(self) -> dict[str, np.ndarray]:
         """Reads the tensors that we do not use but keep."""
-        return {name: self.source.read(name) for name in self.source.names() if is_carried(name)}
+        return {name: self.source.read_weights(name) for name in self.source.names() if is_carried(name)}
 
     def reference_tensors(self) -> dict[str, np.ndarray]:
-        """Reads every tensor, `attention.*` too, under the reference's name and in its layout."""
+        """Reads every tensor, `attention.*` too, under the reference's name and in its layout.
+
+        Raises:
+            UserError: tensors are missing or do not fit each other, or hold no finite floats.
+        """
         if not self.by_path:
-            return {name: self.source.read(name) for name in self.source.names()}
+            self._check_complete()
+            return {name: self.source.read_weights(name) for name in self.source.names()}
         tensors = self.carried()
         for rule in trained_table(self.lora.targets).rules:
-            value = self.source.read(rule.param)
+            value = self.source.read_weights(rule.param)
             layers = {rule.tensor.format(layer=i): x for i, x in enumerate(value)} if "{layer}" in rule.tensor else None
             tensors |= {name: rule.transform.out(x) for name, x in (layers or {rule.tensor: value}).items()}
         return dict(sorted(tensors.items()))
 
+    def _check_complete(self) -> None:
+        """Raises UserError when tensors are missing, or of shapes that do not fit each other; no model is needed."""
+        names = set(self.source.names())
+        layers = 1 + max(int(match[1]) for name in names if (match := re.search(r"layers\.(\d+)\..*lora_", name)))
+        problems = []
+        for rule in trained_table(self.lora.targets, minigpt=is_minigpt(self.source)).rules:
+            if rule.param.split(".")[1] in NOT_IN_MINIGPT and is_minigpt(self.source):
+                continue
+            wanted = list(dict.fromkeys(rule.tensor.format(layer=layer) for layer in range(layers)))
+            problems += [f"no {name}" for name in wanted if name not in names]
+            shapes = {self.source.shape(name) for name in wanted if name in names}
+            axis = {"lora_a": 0, "lora_b": 1}.get(rule.param.split(".")[-1])
+            if len(shapes) > 1 or any(
+                axis is not None and shape[axis : axis + 1] != (self.lora.rank,) for shape in shapes
+            ):
+                problems.append(f"{rule.tensor} of the shapes {', '.join(map(str, sorted(shapes)))}")
+        for name in names & {f"{projector}.weight" for projector in PROJECTOR_NAMES}:
+            bias = name.replace(".weight", ".bias")
+            if bias in names and self.source.shape(bias) != self.source.shape(name)[:1]:
+                problems.append(f"{name} {self.source.shape(name)} beside {bias} {self.source.shape(bias)}")
+        if problems:
+            raise UserError(f"incomplete trained weights, {', '.join(problems)}: {self.path}; save or copy them again")
 
-def open_trained(path: PathLike, *, alpha: float | None = None) -> TrainedWeights:
+
+def is_minigpt(source: WeightSource) -> bool:
+    """Whether these are MiniGPT-v2's trained weights, which have the image's projector alone."""
+    theirs = {ours: name for name, ours in PROJECTOR_NAMES.items()}
+    others = tuple(f"{theirs[name]}." for name in NOT_IN_MINIGPT)
+    return not any(name.startswith(others) for name in source.names())
+
+
+def open_trained(path: PathLike, *, alpha: float | None = None, num_layers: int | None = None) -> TrainedWeights:
     """Opens a reference checkpoint (of Emotion-LLaMA or MiniGPT-v2), or a folder that `write_folder` wrote.
 
     Args:
         alpha: the α of the adapters in a reference checkpoint, which does not record it; default: 16, the reference's.
             Folders say their own.
+        num_layers: blocks of the model; default: as many as have adapters.
 
     Raises:
         UserError: there are no trained weights, or files that are damaged or unsafe.
     """
     path = as_path(path)
     if path.is_dir():
-        return _open_folder(path)
-    source = open_source(path)
-    names = {name.removeprefix("model/"): name for name in source.names() if name.startswith("model/")}
-    names = names or {name: name for name in source.names()}  # a bare state dict
-    dropped = tuple(sorted(set(source.names()) - set(names.values())))
-    source, adapter_name = _unnamed(source.with_tensors({name: source.stored(full) for name, full in names.items()}))
+        return _open_folder(path, num_layers)
+    source, adapter_name = _unnamed(open_source(path))
     found = [match for match in map(ADAPTER.fullmatch, source.names()) if match]
     if not found:
         raise UserError(f"no LoRA adapters in this file: {path}; give a checkpoint of Emotion-LLaMA or MiniGPT-v2")
@@ -128,20 +164,22 @@ def open_trained(path: PathLike, *, alpha: float | None = None) -> TrainedWeight
     lora = LoRAConfig(
         rank=ranks.pop(), alpha=alpha or LoRAConfig().alpha, targets=tuple(sorted({match[2] for match in found}))
     )
-    return TrainedWeights(source, lora, adapter_name, dropped)
+    return TrainedWeights(source, lora, adapter_name, source.outside)
 
 
-def _open_folder(folder: epath.Path) -> TrainedWeights:
-    file = folder / PROJECTORS_FILE
-    lora, source = adapter_config(folder), open_source(folder)
-    if not file.is_file():
+def _open_folder(folder: epath.Path, num_layers: int | None) -> TrainedWeights:
+    lora, source = open_adapter(folder, num_layers)
+    files = [where / PROJECTORS_FILE for where in (find_adapter(folder), folder)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         raise UserError(f"no {PROJECTORS_FILE}: {folder}; give a folder that `emollama export --to peft` wrote")
     projectors = open_source(file)
     tensors = {LLAMA + name: source.stored(name) for name in source.names()}
     tensors |= {name: projectors.stored(name) for name in projectors.names()}
-    source, _ = _unnamed(source.with_tensors(tensors))
+    source = source.with_tensors(tensors)
     _check_names(source)
-    return TrainedWeights(source, lora, projectors.extra.get("adapter_name", ""))
+    base = read_json_object(find_adapter(folder) / CONFIG).get("base_model_name_or_path") or ""
+    return TrainedWeights(source, lora, projectors.extra.get("adapter_name", ""), base=str(base))
 
 
 def _check_names(source: WeightSource) -> None:
@@ -191,10 +229,7 @@ def load_trained(model: EmotionLlama, trained: TrainedWeights) -> LoadReport:
     if trained.by_path:
         table = Table(tuple(Rule(path, path) for path in param_values(nnx.state(model, is_trainable))), (CARRIED,))
     else:
-        theirs = {ours: name for name, ours in PROJECTOR_NAMES.items()}
-        others = tuple(f"{theirs[name]}." for name in NOT_IN_MINIGPT)
-        minigpt = not any(name.startswith(others) for name in trained.source.names())
-        table = trained_table(trained.lora.targets, minigpt=minigpt)
+        table = trained_table(trained.lora.targets, minigpt=is_minigpt(trained.source))
     return load_into(model, is_trainable, trained.source, table)
 
 

@@ -17,6 +17,9 @@ from emollama_jax.weights.mae import hugging_face_block_rules, hugging_face_size
 from emollama_jax.weights.tensors import WeightSource
 from emollama_jax.weights.vit import norm_rules, patch_rules, without_prefix
 
+# Of training, and of parts that are not the encoder's.
+HARMLESS = (r"decoder_\w+|mask_ratio|norm_pix_loss",)
+
 
 def load_videomae(
     where: PathLike | WeightSource, *, mesh: Mesh | None = None, rules: AxisRules = (), **settings: Any
@@ -32,7 +35,9 @@ def load_videomae(
     """
 
     def arrange(source: WeightSource) -> tuple[VideoMaeConfig, WeightSource, Table]:
-        config = VideoMaeConfig(**read_architecture(source, _architecture, VideoMaeConfig, "VideoMAE"), **settings)
+        config = VideoMaeConfig(
+            **read_architecture(source, _architecture, VideoMaeConfig, "VideoMAE", HARMLESS), **settings
+        )
         return config, without_prefix(source, "videomae."), hugging_face_table(config)
 
     return load_encoder(VideoMae, where, arrange, mesh=mesh, rules=rules)

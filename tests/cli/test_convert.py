@@ -337,7 +337,7 @@ def test_what_is_small_is_checked_before_the_weights_are_read(capsys, tmp_path, 
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), ["no adapter_config.json"]),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), ["no weights in this folder"]),
-        (lambda folder: settings(folder, use_dora=True), ["use_dora=True", "only plain LoRA"]),
+        (lambda folder: settings(folder, use_dora=True), ["use_dora=True", "only plain LoRA", "merge_and_unload"]),
         (lambda folder: settings(folder, target_modules=["q_proj"]), ["4 unknown", "v_proj"]),
         (lambda folder: settings(folder, target_modules=["k_proj", "q_proj"]), ["4 missing", "4 unknown"]),
         (lambda folder: settings(folder, r=8), ["of the wrong shape"]),

@@ -12,12 +12,12 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from emollama_jax.errors import UserError
+from emollama_jax.text.gguf_tokenizers import tokenizer_from_gguf
 from emollama_jax.text.tokenizers import (
     HFTokenizer,
     SentencePieceTokenizer,
     check_vocabulary,
     load_tokenizer,
-    tokenizer_from_gguf,
 )
 
 LLAMA = Path(__file__).parents[1] / "data" / "reference_tiny" / "llama"

@@ -30,6 +30,7 @@ DATA = Path(__file__).parents[1] / "data/reference_tiny"
 CHECKPOINT = DATA / "checkpoint_0.pth"
 CONFIG = dataclasses.replace(load_config("tiny"), lora=LoRAConfig(rank=8, alpha=16.0))
 CARRIED = ("attention.fc_out.bias", "attention.fc_out.weight")
+Q1 = "llama_model.base_model.model.model.layers.1.self_attn.q_proj"
 TOKENS = np.random.default_rng(0).integers(3, 640, (2, 9))
 
 
@@ -229,6 +230,8 @@ def test_torch_loads_the_merged_model(capsys, tmp_path, model, theirs):
     said = export(capsys, CHECKPOINT, tmp_path / "merged", "--to", "hf", "--base", DATA / "llama", "--dtype", "float32")
     assert "with the adapters added, a Hugging Face folder in float32" in said
     llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    assert llama.config.max_position_embeddings == 4096
+    assert (tmp_path / "merged/generation_config.json").is_file()
     assert_close(np.asarray(_logits(model.llama, jnp.asarray(TOKENS))), torch_logits(llama))
     projectors = {name: value for name, value in theirs.items() if not name.startswith("llama_model.")}
     assert_bit_equal(load_file(tmp_path / "merged/projectors.safetensors"), projectors)
@@ -291,8 +294,8 @@ def test_a_pickle_that_would_run_something(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "hf"], "--base: the language model that the adapters are added to goes with --to hf"),
-        (["--to", "pth", "--base", "x"], "goes with --to hf, and only there"),
+        (["--to", "hf"], "--base: --to hf needs the language model that the adapters are added to"),
+        (["--to", "pth", "--base", "x"], "--base: not with --to pth"),
         (["--to", "peft", "--adapter-name", "x"], "--adapter-name: only for --to pth"),
         (["--to", "pth", "--adapter-name", "a.b"], "--adapter-name a.b: a name has no dots"),
         (["--to", "peft", "--alpha", "0"], "--alpha 0: above 0, and only for a .pth"),
@@ -332,9 +335,43 @@ def test_a_folder_of_peft_records_the_settings(tmp_path, theirs):
     assert open_trained(tmp_path / "a").lora == trained.lora
 
 
+def test_peft_finds_the_base_of_an_export(capsys, tmp_path, theirs):
+    peft = pytest.importorskip("peft")
+    said = export(capsys, CHECKPOINT, tmp_path / "a", "--to", "peft", "--base", DATA / "llama")
+    assert f"a PEFT adapter of {DATA / 'llama'} and the projectors" in said
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a").state_dict()
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A"
+    np.testing.assert_array_equal(loaded[f"{name}.default.weight"].float(), theirs[f"llama_model.{name}.weight"])
+    assert f"of {DATA / 'llama'}" in export(capsys, tmp_path / "a", tmp_path / "b", "--to", "peft")
+    assert "of a/name and" in export(capsys, tmp_path / "a", tmp_path / "c", "--to", "peft", "--base", "a/name")
+
+
 def test_trained_weights_go_into_any_model_that_has_their_adapters(theirs):
     model = EmotionLlama.init(CONFIG.llama, CONFIG.lora, CONFIG.projectors, CONFIG.eva_vit, rngs=nnx.Rngs(1))
     report = load_trained(model, open_trained(CHECKPOINT))
     assert len(report.read) == len(theirs) - len(CARRIED)
     assert report.dropped == CARRIED
     assert_bit_equal(trained_tensors(model), {n: v for n, v in theirs.items() if n not in CARRIED})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name, x: {} if name == f"{Q1}.lora_B.weight" else {name: x}, f"no {Q1}.lora_B.weight"),
+        (lambda name, x: {} if ".layers.1." in name else {name: x}, f"no {Q1}.lora_A.weight"),
+        (lambda name, x: {} if name == "feats_llama_proj2.bias" else {name: x}, "no feats_llama_proj2.bias"),
+        (lambda name, x: {name: x[:-1] if name == "llama_proj.bias" else x}, "llama_proj.weight (32, 5632) beside"),
+        (lambda name, x: {name: x[:, :-1] if name == f"{Q1}.lora_A.weight" else x}, "lora_A.weight of the shapes"),
+        (lambda name, x: {name: x[:, :-1] if name.endswith("lora_B.weight") else x}, "lora_B.weight of the shapes"),
+        (lambda name, x: {name: x * np.nan if name == "attention.fc_out.bias" else x}, "holds NaN or infinity"),
+        (lambda name, x: {name: x.astype(np.int8) if name == "llama_proj.weight" else x}, "holds int8 numbers"),
+    ],
+    ids=["matrix", "layer", "bias", "bias's shape", "A's shape", "rank", "nan", "integers"],
+)
+@pytest.mark.parametrize("form", ["pth", "peft"])
+def test_what_is_not_whole_is_not_exported(capsys, tmp_path, theirs, change, words, form):
+    """Without a model to compare with: the tensors of a file against each other."""
+    tensors = {new: y for name, x in theirs.items() for new, y in change(name, x).items()}
+    tensors = {name: torch.tensor(value) for name, value in tensors.items()}
+    torch.save({"model": tensors}, tmp_path / "in.pth")
+    assert words in refused(capsys, tmp_path / "in.pth", tmp_path / "out", "--to", form)

@@ -123,15 +123,57 @@ def test_big_endian(tmp_path):
     fails(tmp_path / "m.gguf", "big-endian")
 
 
-def test_part_of_a_split_file(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "m-00001-of-00002.gguf", "llama")
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("a", np.ones((2, 2), np.float32))
+def write_part(folder, number, count, tensors, **fields):
+    """Part `number`, from 1, of a split file; the first has the metadata."""
+    writer = gguf.GGUFWriter(folder / f"m-{number:05d}-of-{count:05d}.gguf", "llama")
+    writer.add_uint16("split.no", number - 1)
+    writer.add_uint16("split.count", count)
+    for name, value in fields.items():
+        writer.add_uint32(name, value)
+    for name, value in tensors.items():
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    fails(tmp_path / "m-00001-of-00002.gguf", "--merge")
+
+
+def test_a_split_file_is_one(tmp_path):
+    """Found by its folder or by any of its parts."""
+    tensors = {name: np.full((2, 2), i, np.float32) for i, name in enumerate("abc")}
+    for number, names in enumerate(["a", "bc"], 1):
+        fields = {"llama.block_count": 7, "split.tensors.count": 3} if number == 1 else {}
+        write_part(tmp_path, number, 2, {name: tensors[name] for name in names}, **fields)
+    for path in (tmp_path, tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"):
+        source = open_source(path)
+        assert (source.format, source.config["llama.block_count"]) == ("gguf", 7)
+        assert source.names() == ["a", "b", "c"]
+        for name, value in tensors.items():
+            np.testing.assert_array_equal(source.read(name), value)
+
+
+@pytest.mark.parametrize("fault", ["missing", "renamed", "swapped", "lost"])
+def test_a_split_file_that_is_not_whole(tmp_path, fault):
+    one = {"a": np.ones((2, 2), np.float32)}
+    write_part(tmp_path, 1, 2, one, **{"split.tensors.count": 3 if fault == "lost" else 2})
+    write_part(tmp_path, 2, 2, {"b": one["a"]})
+    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
+    match fault:
+        case "missing":
+            second.unlink()
+        case "renamed":
+            first = first.rename(tmp_path / "m.gguf")
+        case "swapped":
+            second.write_bytes(first.read_bytes())
+    words = {
+        "missing": ["1 of 2 parts are missing", second.name, "copy them too"],
+        "renamed": ["one of 2 parts of a GGUF file", "00001-of-00002.gguf again"],
+        "swapped": ["not part 2 of 2", second.name],
+        "lost": ["not a GGUF file, or damaged"],
+    }
+    with pytest.raises(UserError) as caught:
+        open_source(first)
+    assert all(word in str(caught.value) for word in words[fault]), caught.value
 
 
 def test_not_gguf_and_reversed(tmp_path):

@@ -168,6 +168,7 @@ GGUF_NAMES = {
 def in_gguf(name: str, value: np.ndarray, config: LlamaConfig) -> tuple[str, np.ndarray]:
     """A tensor's name in llama.cpp, and the tensor with q's and k's rows in its order."""
     outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    outside |= {"rope_freqs": "rope_freqs"}
     if (stem := name.removesuffix(".weight")) in outside:
         return f"{outside[stem]}.weight", value
     _, _, layer, part = stem.split(".", 3)
@@ -186,6 +187,7 @@ def write_gguf(
     *,
     architecture: str = "llama",
     metadata: Mapping[str, str] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """A GGUF file with the reference's tokenizer, vectors in F32 and matrices as `kind`.
 
@@ -203,6 +205,8 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_theta)
     for name, value in (metadata or {}).items():
         writer.add_string(name, value)
+    for name, value in (numbers or {}).items():
+        writer.add_uint32(name, value)
     vocabulary = SentencePieceProcessor(model_file=str(REFERENCE / "tokenizer.model"))
     ids = range(vocabulary.vocab_size())
     kinds = {"is_unknown": 2, "is_control": 3, "is_byte": 6}
