@@ -370,11 +370,12 @@ def _read_configs(folder: epath.Path) -> dict[str, Any]:
     file = folder / "chat_template.jinja"
     if template is None and file.is_file():
         template = file.read_text()
+    several = {name: value for name, value in names.items() if name == "additional_special_tokens"}
     return given | {
         "more_ends": [end for end in ends if type(end) is int],
         "added": read_added_tokens(config, names, _read_json(folder / "added_tokens.json")),
         "chat_template": template,
-        "settings": config,
+        "settings": several | config,
     }
 
 

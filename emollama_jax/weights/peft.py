@@ -12,7 +12,7 @@ from flax import nnx
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
-from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.io.paths import PathLike, as_path, is_file
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
@@ -53,12 +53,12 @@ def find_adapter(folder: PathLike) -> epath.Path:
     named "default" into one of their name.
 
     Raises:
-        UserError: several subfolders hold adapters.
+        UserError: several subfolders hold adapters, or a link to the settings leads nowhere.
     """
     folder = as_path(folder)
-    if (folder / CONFIG).is_file() or not folder.is_dir():
+    if is_file(folder / CONFIG) or not folder.is_dir():
         return folder
-    found = sorted(inner for inner in folder.iterdir() if (inner / CONFIG).is_file())
+    found = sorted(inner for inner in folder.iterdir() if is_file(inner / CONFIG))
     if len(found) > 1:
         raise UserError(f"adapters in {', '.join(inner.name for inner in found)}: {folder}; give one of these folders")
     return found[0] if found else folder

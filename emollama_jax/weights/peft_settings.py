@@ -99,8 +99,9 @@ class AdapterSettings:
         if self.exclude_modules and _names(self.exclude_modules, module):
             return False
         if isinstance(self.target_modules, str):  # which layers_to_transform do not limit
-            every_linear_layer = self.target_modules.lower() == "all-linear"
-            return module != "lm_head" if every_linear_layer else _names(self.target_modules, module)
+            if self.target_modules.lower() == "all-linear":
+                return module not in ("lm_head", "model.embed_tokens")
+            return _names(self.target_modules, module)
         if module in self.target_modules:
             return True
         return _names(self.target_modules, module) and self._is_layer(module)

@@ -91,11 +91,14 @@ def _plain_dict(*default_factory: Any) -> dict[Any, Any]:
 
 def _known_classes() -> list[Any]:
     """Classes that training scripts save beside tensors, with what stands for each: see torch's `safe_globals`."""
-    ignored = [f"datetime.{name}" for name in ("datetime", "date", "timedelta")]
+    ignored = ["types.SimpleNamespace", "uuid.UUID", "torch.torch_version.TorchVersion"]
+    ignored += [f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         ignored += [f"{module}.scalar", f"{module}._reconstruct"]
     ignored += ["numpy.ndarray", "numpy.dtype", *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__)]
-    ignored += [f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")]
+    ignored += [
+        f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple", "frozenset", "range")
+    ]
     for module in ("pathlib", "pathlib._local"):  # the second since Python 3.13
         paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
         ignored += [f"{module}.{name}" for name in paths]

@@ -154,6 +154,18 @@ def test_several_ends_of_an_answer(tmp_path, config, generation, ends):
 
 
 @pytest.mark.smoke
+def test_special_tokens_of_the_older_file_are_kept(tmp_path):
+    write(tmp_path / "in", additional_special_tokens=None)
+    config = json.loads((tmp_path / "in/tokenizer_config.json").read_text())
+    del config["additional_special_tokens"]
+    (tmp_path / "in/tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "in/special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<|im_start|>"]}))
+    load_tokenizer(tmp_path / "in").save(tmp_path / "out")
+    kept = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert kept["additional_special_tokens"] == ["<|im_start|>"]
+
+
+@pytest.mark.smoke
 def test_a_tokenizer_json_must_hold_what_was_added(tmp_path):
     hf = pytest.importorskip("tokenizers")
     model = hf.Tokenizer(hf.models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))

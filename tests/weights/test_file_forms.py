@@ -5,6 +5,8 @@ import collections
 import datetime
 import os
 import pathlib
+import types
+import uuid
 
 import numpy as np
 import pytest
@@ -222,6 +224,10 @@ def beside(torch):
         "when": datetime.datetime(2024, 1, 2),
         "counts": collections.defaultdict(list, {"a": [1]}),
         "size": torch.Size([1, 2]),
+        "version": torch.__version__,
+        "id": uuid.UUID(int=3),
+        "more": types.SimpleNamespace(a=frozenset([1])),
+        "zone": datetime.UTC,
     }
 
 

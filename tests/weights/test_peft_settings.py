@@ -156,6 +156,13 @@ def test_settings_that_say_nothing_are_none(write):
     assert adapter_config(folder) == LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj",))
 
 
+@pytest.mark.smoke
+def test_every_linear_layer_of_the_blocks():
+    settings = AdapterSettings(r=4, lora_alpha=3.0, target_modules="all-linear")
+    assert all(settings.adapter(module) == (4, 3.0) for module in LINEAR)
+    assert settings.adapter("lm_head") is settings.adapter("model.embed_tokens") is None
+
+
 @pytest.mark.parametrize("targets", ["lm_head", ["q_proj", "embed_tokens"]])
 def test_adapters_outside_the_blocks_are_refused(write, targets):
     where = targets if isinstance(targets, str) else "model.embed_tokens"
