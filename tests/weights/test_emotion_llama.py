@@ -360,7 +360,7 @@ def test_trained_weights_go_into_any_model_that_has_their_adapters(theirs):
         (lambda name, x: {} if name == f"{Q1}.lora_B.weight" else {name: x}, f"no {Q1}.lora_B.weight"),
         (lambda name, x: {} if ".layers.1." in name else {name: x}, f"no {Q1}.lora_A.weight"),
         (lambda name, x: {} if name == "feats_llama_proj2.bias" else {name: x}, "no feats_llama_proj2.bias"),
-        (lambda name, x: {name: x[:-1] if name == "llama_proj.bias" else x}, "llama_proj.weight (32, 5632) beside"),
+        (lambda name, x: {name: x[:-1] if name == "llama_proj.bias" else x}, "llama_proj.weight (32, 192) beside"),
         (lambda name, x: {name: x[:, :-1] if name == f"{Q1}.lora_A.weight" else x}, "lora_A.weight of the shapes"),
         (lambda name, x: {name: x[:, :-1] if name.endswith("lora_B.weight") else x}, "lora_B.weight of the shapes"),
         (lambda name, x: {name: x * np.nan if name == "attention.fc_out.bias" else x}, "holds NaN or infinity"),

@@ -243,7 +243,7 @@ def test_no_config_json(tmp_path):
     ("changes", "words"),
     [
         ({"architecture": "qwen2"}, ["the model is a qwen2, not a llama"]),
-        ({"metadata": {"llama.rope.scaling.type": "linear"}}, ["scaled rotary positions"]),
+        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, ["scaled rotary positions"]),
     ],
 )
 def test_unusable_gguf(tmp_path, changes, words):
