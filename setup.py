@@ -32,7 +32,7 @@ setup(
     install_requires=[
         "absl-py>=2",
         "array-record>=0.8.6,<0.9",
-        "charset-normalizer>=3.4,<4",  # tables and subtitles in older encodings
+        "chardet>=7.7,<8",  # tables and subtitles in older encodings, which it tells by a single line
         "clu==0.0.12",
         "flax>=0.12.8,<0.13",
         "gguf>=0.17,<1",

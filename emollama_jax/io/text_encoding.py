@@ -3,7 +3,7 @@
 import codecs
 import re
 
-import charset_normalizer
+import chardet
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -12,14 +12,19 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-EAST_ASIAN, EUROPEAN = ("gb18030", "big5", "cp932", "cp949"), ("cp1251", "cp1252")
+# What people's files are in beside Unicode, by chardet's names.
+EAST_ASIAN = ("gb18030", "big5", "cp932", "euc-jp", "cp949")
+LEGACY = (*EAST_ASIAN, *(f"cp{number}" for number in (874, *range(1250, 1259))), "koi8-r")
+WESTERN_MARGIN = 2  # so much surer than of Windows-1252 the detector must be: a few accents tell it little
+
+_HIGH = re.compile(rb"[\x80-\xff]")
 
 
 def decode_text(data: bytes, errors: str = "replace") -> str:
     """Decode text of an unknown encoding, without its byte order mark.
 
     A byte order mark decides; then UTF-16 where there are zero bytes, UTF-8 where it is that but for a few bytes, and
-    otherwise what a detector takes it for: GB18030, Big5, Shift-JIS, EUC-KR, Windows-1251 or Windows-1252.
+    otherwise what a detector takes it for among LEGACY.
 
     Args:
         errors: what becomes of wrong bytes in UTF-8, as in `bytes.decode`; in other encodings they are replaced.
@@ -33,24 +38,18 @@ def decode_text(data: bytes, errors: str = "replace") -> str:
     high = sum(byte > 0x7F for byte in data)
     wrong = sum("\udc80" <= character <= "\udcff" for character in data.decode("utf-8", "surrogateescape"))
     encoding = "utf-8" if 10 * wrong <= high else _detect(data)
-    if encoding in EUROPEAN and 2 * wrong <= high:  # hardly any of their texts has sequences of UTF-8
+    if encoding not in EAST_ASIAN and 2 * wrong <= high:  # hardly any of their texts has sequences of UTF-8
         encoding = "utf-8"
     return data.decode(encoding, errors if encoding == "utf-8" else "replace")
 
 
 def _detect(data: bytes) -> str:
-    """Name the encoding, by the detector as to the script, and by the most common characters within it."""
-    found = charset_normalizer.from_bytes(data, cp_isolation=[*EAST_ASIAN, *EUROPEAN]).best()
-    encoding = found.encoding if found else "cp1252"
-    if encoding in EUROPEAN:  # Russian words are of high bytes alone, others have some among ASCII letters
-        mixed, alone = (
-            re.findall(rb"[A-Za-z][\xc0-\xff]|[\xc0-\xff][A-Za-z]", data),
-            re.findall(rb"[\xc0-\xff]{2}", data),
-        )
-        return "cp1251" if len(alone) > len(mixed) else "cp1252"
-    pairs = re.findall(rb"[\x80-\xff][\x40-\xff]", data)
-    count = lambda pattern: sum(re.fullmatch(pattern, pair) is not None for pair in pairs)
-    if encoding == "cp932" or encoding == "cp949" and count(rb"[\xb0-\xc8][\xa1-\xfe]") > 0.9 * len(pairs):  # Hangul
-        return encoding
-    simplified, traditional = count(rb"[\xb0-\xd7][\xa1-\xfe]"), count(rb"[\xa4-\xc6][\x40-\x7e\xa1-\xfe]")  # level 1
-    return "big5" if traditional > simplified else "gb18030"
+    """Name the encoding among LEGACY."""
+    # Only the lines that tell something: plain ASCII counts against every encoding but the Western one.
+    telling = b"\n".join(line for line in data.splitlines() if _HIGH.search(line))
+    found = chardet.detect_all(telling, ignore_threshold=True, include_encodings=LEGACY)
+    sureness = {one["encoding"].lower(): one["confidence"] for one in found}
+    best = max(sureness, key=sureness.get, default="cp1252")
+    if sureness.get(best, 0) < WESTERN_MARGIN * sureness.get("windows-1252", 0):
+        return "cp1252"
+    return best.replace("windows-", "cp")

@@ -29,6 +29,15 @@ def test_unicode_with_and_without_marks(text, encoding):
         ("name,subtitle\na,x\nb,café\n", "cp1252"),
         ("I don’t know…", "cp1252"),
         ("Schöne Grüße für alle", "cp1252"),
+        ("どうして誰も電話してくれないの\n", "euc_jp"),
+        ("Почему мне никто не позвонил", "koi8_r"),
+        ("Dlaczego nikt nie zadzwonił? Żółć", "cp1250"),
+        ("Γιατί δεν με πήρε κανείς", "cp1253"),
+        ("لماذا لم يتصل بي أحد", "cp1256"),
+        ("ทำไมไม่มีใครโทรหาฉัน", "cp874"),
+        ("1\n00:00:00,500 --> 00:00:01,500\nÉlève à l’été, naïf — où ça?\n", "cp1252"),
+        ("créée, été, Ärger, señor", "latin-1"),
+        ("龍馬繁體字與𠮷", "gb18030"),
     ],
 )
 def test_older_encodings(text, encoding):
