@@ -22,6 +22,7 @@ from emollama_jax.fields import fields_affecting
 from emollama_jax.io.paths import PathLike
 from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
+from emollama_jax.media.faces import MAIN_FACE
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
@@ -73,6 +74,7 @@ class Encoders:
             "mae": lambda model: {
                 "pool": model.config.pool,
                 "faces": detector_name(),
+                "main_face": MAIN_FACE,
                 "max_faces": config.clip.max_faces,
             },
             "videomae": lambda model: {"frames": model.config.num_frames, "pool": "mean"},
@@ -119,16 +121,18 @@ class Encoders:
         return encode_images(self.eva_vit, frames, batch_size=max(1, batch_size // 4))
 
     def _faces(self, clips, batch_size, features, has):
-        counts = [len(clip.faces) for clip in clips]
-        vectors = encode_images(self.mae, np.concatenate([clip.faces for clip in clips]), batch_size=batch_size)
-        for i, of_clip in enumerate(np.split(vectors, np.cumsum(counts)[:-1])):
-            features[i], has[i] = of_clip.mean(axis=0), True
+        has[:] = [clip.faces is not None for clip in clips]
+        if has.any():
+            faces = [clip.faces for clip in clips if clip.faces is not None]
+            vectors = encode_images(self.mae, np.concatenate(faces), batch_size=batch_size)
+            ends = np.cumsum([len(crops) for crops in faces])[:-1]
+            features[has] = [of_clip.mean(axis=0) for of_clip in np.split(vectors, ends)]
 
     def _motion(self, clips, batch_size, features, has):
-        features[:] = encode_images(
-            self.videomae, np.stack([clip.motion for clip in clips]), batch_size=max(1, batch_size // 4)
-        )
-        has[:] = True
+        has[:] = [clip.motion is not None for clip in clips]
+        if has.any():
+            motion = np.stack([clip.motion for clip in clips if clip.motion is not None])
+            features[has] = encode_images(self.videomae, motion, batch_size=max(1, batch_size // 4))
 
     def _voices(self, clips, batch_size, features, has):
         has[:] = [clip.waveform is not None for clip in clips]

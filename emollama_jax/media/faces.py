@@ -1,8 +1,8 @@
 """The main face of a clip, cut out upright, in one size, for the MAE.
 
-The faces of all frames are linked to tracks; the track that is largest over the clip is the main face. Each of its
-frames is turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is smoothed over
-time. A clip without any face gives the middles of its frames instead.
+The faces of all frames are linked to tracks; the track that is largest and surest over the clip is the main face. Each
+of its frames is turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is
+smoothed over time. A clip without any face gives the middles of its frames instead.
 
 Axes: H x W pixels, S pixels of a crop, n frames that are looked at, F crops.
 """
@@ -15,12 +15,13 @@ from jaxtyping import Bool, Complex, Float, Inexact, Int, UInt8
 from PIL import Image
 
 from emollama_jax.errors import UserError
-from emollama_jax.media.face_detection import Faces, can_detect, detect_faces
+from emollama_jax.media.face_detection import MIN_SCORE, Faces, can_detect, detect_faces
 from emollama_jax.media.video import Video
 
 # x, y in parts of a crop's side: the eyes, the nose's tip and the mouth's corners. An upright face of the usual
 # proportions has its hairline at 0.08 and its chin at 0.9, which leaves an open mouth its room.
 TEMPLATE = np.array([(0.365, 0.38), (0.635, 0.38), (0.5, 0.534), (0.39, 0.69), (0.61, 0.69)])
+MAIN_FACE = f"area*(score-{MIN_SCORE})"  # the rule of `face_weights`, which features depend on
 SURE_SCORE = 0.8  # a track that is never so sure is no face
 MAX_SHIFT = 0.7  # of a face from one frame to the next, in sides of its box
 MAX_GROWTH = 1.7  # of this side, either way
@@ -107,7 +108,7 @@ def cuts(thumbnails: Float[np.ndarray, "n 16 16 3"]) -> Bool[np.ndarray, " n"]:
 
 
 def main_track(faces: Sequence[Faces], times: Float[np.ndarray, " n"], cuts: Bool[np.ndarray, " n"]) -> Track | None:
-    """The face with the largest sum of area times score over the frames; of equals, the one that comes first.
+    """The face with the largest sum of `face_weights` over the frames; of equals, the one that comes first.
 
     Args:
         faces: of each frame.
@@ -120,8 +121,8 @@ def main_track(faces: Sequence[Faces], times: Float[np.ndarray, " n"], cuts: Boo
     tracks = [t for t in _link(faces, times, cuts) if max(faces[i].scores[k] for i, k in t) >= SURE_SCORE]
     if not tracks:
         return None
-    weight = lambda track: sum(float(np.prod(faces[i].boxes[k, 2:]) * faces[i].scores[k]) for i, k in track)
-    best = max(tracks, key=weight)
+    weights = [face_weights(of_frame) for of_frame in faces]
+    best = max(tracks, key=lambda track: sum(float(weights[i][k]) for i, k in track))
     known = np.array([i for i, _ in best])
     frames = np.arange(known[0], known[-1] + 1)
     rows = np.array([np.concatenate([faces[i].boxes[k], faces[i].landmarks[k].ravel()]) for i, k in best])
@@ -129,6 +130,12 @@ def main_track(faces: Sequence[Faces], times: Float[np.ndarray, " n"], cuts: Boo
     scores = np.zeros(len(frames))
     scores[known - known[0]] = [faces[i].scores[k] for i, k in best]
     return Track(frames, filled[:, :4], filled[:, 4:].reshape(-1, 5, 2), scores)
+
+
+def face_weights(faces: Faces) -> Float[np.ndarray, " N"]:
+    """How much each face of a frame counts: its area times what its score is above the least, which ears and necks of
+    people seen from behind hardly are, however large."""
+    return faces.boxes[:, 2] * faces.boxes[:, 3] * (faces.scores - MIN_SCORE)
 
 
 def _link(faces: Sequence[Faces], times: np.ndarray, cuts: np.ndarray) -> list[list[tuple[int, int]]]:

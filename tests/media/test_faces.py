@@ -77,6 +77,12 @@ def test_of_three_the_largest_over_the_clip_whatever_their_order(order):
     assert len(track.frames) == 30 and np.all(track.boxes[:, 2] == 60)
 
 
+def test_a_face_that_is_sure_goes_before_a_larger_one_that_is_hardly_any():
+    """As an ear of somebody seen from behind, beside a face."""
+    track = track_of([[(150, 20, 60, 0.8), (20, 20, 52, 0.92)]] * 10)
+    assert np.all(track.boxes[:, 2] == 52) and np.all(track.scores == 0.92)
+
+
 def test_faces_that_cross_at_a_distance_keep_their_sizes():
     track = track_of([[(10 + 5 * i, 20, 60, 0.9), (160 - 5 * i, 20, 30, 0.9)] for i in range(31)])
     assert len(track.frames) == 31 and np.all(track.boxes[:, 2] == 60)
