@@ -1,8 +1,7 @@
 """Turn raw videos into features and records."""
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
@@ -20,7 +19,7 @@ from emollama_jax.distributed import barrier, find_group, process_group
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
-from emollama_jax.io.paths import PathLike
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.text.prompts import FEATURES
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # for a process that has more to do than the others
@@ -53,6 +52,7 @@ def _extract(
         labels=files.labels,
         frame_rule=arguments.frame_rule,
         subtitle_sources=arguments.subtitles_from,
+        subtitle_language=arguments.subtitle_language,
     )
     maker = extraction_part_maker(
         config,
@@ -137,14 +137,22 @@ def _encoder_files(config: Config, arguments: argparse.Namespace) -> dict[str, P
     return given
 
 
-def _report(path: Path, seconds: Mapping[str, float]) -> None:
+def _report(path: PathLike, seconds: Mapping[str, float]) -> None:
     """What was seen and heard in all, and what took the time."""
     clip_info = read_clip_info(path)
     without = [info["name"] for info in clip_info if info.get("faces_found") == 0]
     silent = sum("sound_seconds" not in info for info in clip_info)
-    named = f" ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''})" if without else ""
+    wordless = sum(not info.get("subtitle") for info in clip_info)
+    noted = [info["name"] for info in clip_info if info.get("notes")]
     print(
-        f"no face in {len(without)} of {len(clip_info)} clips{named}, no sound in {silent}; see {path / CLIP_INFO_FILE}"
+        f"no face in {len(without)} of {len(clip_info)} clips{_first(without)}, no sound in {silent}, no subtitle in "
+        f"{wordless}; see {as_path(path) / CLIP_INFO_FILE}"
     )
+    if noted:
+        print(f"something of {len(noted)} clips could not be read{_first(noted)}: their notes there say what")
     if seconds:
         print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+
+
+def _first(names: Sequence[str]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

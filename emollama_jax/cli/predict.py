@@ -47,6 +47,7 @@ def run(argv: list[str]) -> int:
         items = find_items(arguments.input, arguments.videos)
         options |= {name: getattr(arguments, name) for name in (*FEATURES, "random_encoders", "recogniser")}
         options |= {"frame_rule": arguments.frame, "subtitle_sources": arguments.subtitles_from}
+        options["subtitle_language"] = arguments.subtitle_language
         options["workers"] = default_workers() if arguments.workers is None else arguments.workers
         settings = {}
     by_score = arguments.task == "emotion" and not arguments.question

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from emollama_jax.data.annotation_files import AnnotationFiles
-from emollama_jax.data.clip_files import FeatureError, FolderFiles, is_file_name, read_feature
+from emollama_jax.data.clip_files import FeatureError, FolderFiles, find_below, is_file_name, read_feature
 from emollama_jax.data.problems import Problem
 from emollama_jax.data.tables import (
-    VIDEO_SUFFIXES,
     Row,
     key_of,
     read_captions,
@@ -29,6 +28,7 @@ from emollama_jax.data.tables import (
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_text
 from emollama_jax.io.paths import PathLike
+from emollama_jax.media.container import VIDEO_SUFFIXES
 from emollama_jax.text.labels import find_label, split_labels
 from emollama_jax.text.prompts import FEATURES
 
@@ -231,8 +231,7 @@ class _Reader:
     def _video(self, path: Path, row: Row) -> Path | None:
         if "video" not in row.fields:
             return self._videos.select(row.fields["name"])
-        video = (self._files.videos or path.parent) / row.fields["video"]
-        return video if video.is_file() else None
+        return find_below(self._files.videos or path.parent, row.fields["video"])
 
 
 def _without_broken_features(clips: Sequence[Clip], problems: list[Problem]) -> list[Clip]:

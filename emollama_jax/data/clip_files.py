@@ -8,7 +8,7 @@ import os
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 from jaxtyping import Float
@@ -104,6 +104,21 @@ def _walk(folder: Path, suffixes: Sequence[str], parents: frozenset[tuple[int, i
             yield folder / entry.name
         elif not entry.name.startswith(".") and entry.is_dir():
             yield from _walk(folder / entry.name, suffixes, parents | {here})
+
+
+def find_below(folder: Path, path: str) -> Path | None:
+    """The file of a path below a folder, or None; each of its names is found as `readable_name` has it."""
+    try:
+        if (found := folder / path).is_file():
+            return found
+        found = folder
+        for part in PurePath(path).parts:
+            if not (found / part).exists():
+                part = next((name for name in os.listdir(found) if readable_name(name) == readable_name(part)), part)
+            found /= part
+        return found if found.is_file() else None
+    except OSError:
+        return None
 
 
 class FeatureError(UserError):

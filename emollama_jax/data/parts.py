@@ -26,7 +26,7 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import encode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_file
-from emollama_jax.io.paths import PathLike, local_copy
+from emollama_jax.io.paths import PathLike, as_path, local_copy
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipRead, ClipReader
@@ -66,7 +66,7 @@ class PartMaker:
     encode: Callable[[Sequence[ClipRead]], EncodedClips] | None = None
     """Encodes the clips of a part; image tokens need it."""
     workers: int = 0
-    """Processes that read clips; 0 is none beside this one."""
+    """Processes that read clips; 0 is one that reads each when its turn comes."""
     shard_index: int = 0
     num_shards: int = 1
     """This process makes every `num_shards`-th part, from `shard_index` on."""
@@ -78,8 +78,9 @@ class PartMaker:
     """Measures each kind of work: `decode`, `face` and `sound` by all workers together, and `wait`, for clips that were
     not read yet. `encode` may add its own."""
 
-    def __call__(self, clips: Sequence[Clip], recipe: Recipe, folder: epath.Path) -> list[epath.Path]:
+    def __call__(self, clips: Sequence[Clip], recipe: Recipe, folder: PathLike) -> list[epath.Path]:
         """Make this process's parts that are not in `folder` yet, and return the paths of all, in the clips' order."""
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(clips), CLIPS_PER_PART)
         parts = [(folder / f"{start:06d}.array_record", clips[start : start + CLIPS_PER_PART]) for start in starts]
@@ -90,6 +91,7 @@ class PartMaker:
             self.read_spec._replace(frame=recipe.size),
             frame_rule=recipe.frame_rule,
             subtitle_sources=recipe.subtitle_sources,
+            subtitle_language=recipe.subtitle_language,
             transcribe=self.transcribe,
             workers=self.workers,
             ahead=max(CLIPS_PER_PART, 2 * self.workers),  # the next part is read while this one is encoded

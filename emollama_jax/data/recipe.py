@@ -37,6 +37,8 @@ class Recipe:
     tokens (`eva_vit`)."""
     subtitle_sources: tuple[str, ...] = ()
     """Where the subtitle of a clip is looked for whose list has none (see `media.subtitles.SOURCES`)."""
+    subtitle_language: str = ""
+    """Of subtitle files and tracks, as in "en"; "" takes any."""
 
     def __post_init__(self):
         check_frame_rule(self.frame_rule)
@@ -67,6 +69,8 @@ class Recipe:
             "encoders": encoders,
             "subtitles": self.subtitle_sources,
         }
+        if self.subtitle_language:
+            first["subtitle_language"] = self.subtitle_language
         digest = hashlib.sha256(json.dumps(first).encode())
         for clip in clips:
             files = {"video": _stamp(clip.video), "openface": _stamp(clip.openface)}

@@ -134,12 +134,12 @@ class Records:
 def _current_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a data set's recipe under today's names; the first version called some fields otherwise."""
     if "image_storage" in recipe:
-        return dict(recipe)
+        return {"subtitle_language": "", **recipe}
     names = {"frame": "frame_rule", "image": "image_storage", "subtitles": "subtitle_sources"}
     found = {names.get(name, name): value for name, value in recipe.items()}
     image_encoder = found.pop("encoder", "")
     encoders = {**(found.get("encoders") or {}), **({"eva_vit": image_encoder} if image_encoder else {})}
-    return found | {"encoders": encoders}
+    return found | {"encoders": encoders, "subtitle_language": ""}
 
 
 def read_clip_info(path: PathLike) -> list[dict[str, Any]]:

@@ -19,8 +19,7 @@ from emollama_jax.data.problems import FileProblems, Problem
 from emollama_jax.data.table_files import JsonObject, as_text, read_bytes, read_records
 from emollama_jax.errors import UserError
 from emollama_jax.io.text_encoding import decode_text
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+from emollama_jax.media.container import VIDEO_SUFFIXES
 
 # Field -> the headers it goes by; where a file has several of them, the first that is filled.
 COLUMNS = {

@@ -25,12 +25,19 @@ from emollama_jax.data.parts import EncodedClips, PartMaker
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.io.atomic import write_bytes
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.clip_reader import ClipRead
 
 
 def extraction_recipe(
-    config: Config, encoders: Encoders, *, labels: Sequence[str], frame_rule: str, subtitle_sources: Sequence[str] = ()
+    config: Config,
+    encoders: Encoders,
+    *,
+    labels: Sequence[str],
+    frame_rule: str,
+    subtitle_sources: Sequence[str] = (),
+    subtitle_language: str = "",
 ) -> Recipe:
     """Return how records are made with these encoders; EVA-ViT among them means image tokens."""
     return Recipe(
@@ -42,6 +49,7 @@ def extraction_recipe(
         feature_size=config.projectors.feature_size,
         encoders=encoders.fingerprints(config),
         subtitle_sources=tuple(subtitle_sources),
+        subtitle_language=subtitle_language,
     )
 
 
@@ -51,13 +59,13 @@ def extraction_part_maker(
     *,
     workers: int = 1,
     batch_size: int = 32,
-    npy: epath.Path | None = None,
+    npy: PathLike | None = None,
     **options: Any,
 ) -> PartMaker:
     """Return what makes the parts of a data set with these encoders.
 
     Args:
-        workers: processes that read clips; 0 is none beside this one.
+        workers: processes that read clips; 0 is one that reads each when its turn comes.
         batch_size: images that are on the devices at once.
         npy: a folder that gets {name}.npy of each feature too, in the reference's folders.
         options: further fields of `PartMaker`.
@@ -70,7 +78,7 @@ def extraction_part_maker(
     return PartMaker(
         clip_config=config.clip,
         read_spec=encoders.read_spec(config.eva_vit.image_size),
-        encode=ClipEncoder(encoders, config.projectors.feature_size, batch_size, npy, clock),
+        encode=ClipEncoder(encoders, config.projectors.feature_size, batch_size, npy and as_path(npy), clock),
         workers=workers,
         clock=clock,
         **options,

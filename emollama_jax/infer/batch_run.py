@@ -44,12 +44,18 @@ class Summary:
     """Answered by an earlier run."""
     failed: Counter[str] = field(default_factory=Counter)
     """Clips without an answer, by stage."""
+    wordless: int = 0
+    """Answered without a subtitle."""
+    noted: int = 0
+    """Of which something could not be read: `clip.notes` says what."""
 
     def __str__(self) -> str:
         failed = self.failed.total()
         why = f" ({', '.join(f'{stage} {count}' for stage, count in sorted(self.failed.items()))})" if failed else ""
         kept = f", {self.kept:,} of them before" if self.kept else ""
-        return f"{self.clips:,} clips: {self.clips - failed:,} answered{kept}, {failed:,} failed{why}"
+        without = f", {self.wordless:,} without a subtitle" if self.wordless else ""
+        noted = f", {self.noted:,} with notes on what could not be read of them" if self.noted else ""
+        return f"{self.clips:,} clips: {self.clips - failed:,} answered{kept}, {failed:,} failed{why}{without}{noted}"
 
 
 def answer_all(
@@ -81,8 +87,15 @@ def answer_all(
             output.write([r for item, r in zip(batch, records, strict=True) if item.key not in kept])
             progress(len(batch))
     output.finish([item.key for item in items])
-    failed = [output.known[item.key] for item in items if output.known[item.key]["status"] == "error"]
-    return Summary(len(items), len(kept), Counter(record["stage"] for record in failed))
+    records = [output.known[item.key] for item in items]
+    answered = [record for record in records if record["status"] == "success"]
+    return Summary(
+        len(items),
+        len(kept),
+        Counter(record["stage"] for record in records if record["status"] == "error"),
+        wordless=sum(not record["subtitle"] for record in answered),
+        noted=sum("notes" in record["clip"] for record in answered),
+    )
 
 
 def _answered(items: Sequence[Item], source: ClipSource, output: Output) -> set[str | int]:

@@ -64,7 +64,7 @@ class Engine:
         mesh: where the parameters are; default: the first device, or the mesh in use.
         slots: answers that are generated at the same time, at most.
         base: the file or folder of the language model.
-        make_videos: makes the reader of videos, given its number of `workers`; without it clips are records or arrays.
+        make_videos: makes the reader of videos; without it clips are records or arrays.
         described: how videos are read and encoded, for `identity`.
 
     Raises:
@@ -82,7 +82,7 @@ class Engine:
         mesh: Mesh | None = None,
         slots: int = 8,
         base: PathLike | None = None,
-        make_videos: Callable[..., VideoClips] | None = None,
+        make_videos: Callable[[], VideoClips] | None = None,
         described: Mapping[str, Any] | None = None,
     ):
         self.config = config
@@ -112,6 +112,7 @@ class Engine:
         orders: int = 1,
         frame_rule: str | None = None,
         subtitle_sources: Sequence[str] = (),
+        subtitle_language: str = "",
         recogniser: str | None = None,
         slots: int = 8,
         workers: int = 0,
@@ -138,10 +139,10 @@ class Engine:
             frame_rule: first, middle, peak or a frame's number from 0; default: the rule of the run's training data.
             subtitle_sources: where the words of a video without a subtitle are looked for, in this order: any of
                 file, track and speech.
+            subtitle_language: of files and tracks, as in "en": others are passed over; "" takes any.
             recogniser: the faster-whisper model for `speech`.
             slots: answers that are generated at the same time, at most.
-            workers: processes that read videos ahead in `answer`; 0 reads in this process. More than 0 needs a script
-                guarded by `if __name__ == "__main__"`.
+            workers: child processes that read videos ahead in `answer`; 0 is one that reads each when its turn comes.
             mesh: the devices; default: those of `config.mesh`.
             log: is told of choices made, a line each.
 
@@ -178,6 +179,7 @@ class Engine:
                 rule = choose_frame_rule(run, frame_rule, log)
                 encoders = clip_encoders.fingerprints(config)
                 described = {"encoders": encoders, "frame": rule, "subtitles_from": list(subtitle_sources)}
+                described |= {"subtitle_language": subtitle_language} if subtitle_language else {}
                 if checked:
                     checked.check_encoders(encoders, all_known=True)
                 make_videos = functools.partial(
@@ -187,6 +189,7 @@ class Engine:
                     clip_encoders.read_spec(config.eva_vit.image_size),
                     frame_rule=rule,
                     subtitle_sources=tuple(subtitle_sources),
+                    subtitle_language=subtitle_language,
                     transcribe=Recogniser(recogniser).transcribe if recogniser else None,
                     workers=workers,
                 )

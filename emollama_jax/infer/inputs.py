@@ -25,17 +25,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from emollama_jax.config import Config
-from emollama_jax.data.clip_files import FolderFiles, readable_name
+from emollama_jax.data.clip_files import FolderFiles, find_below, readable_name
 from emollama_jax.data.problems import Problem
 from emollama_jax.data.records import Records, read_clip_info
 from emollama_jax.data.table_files import SUFFIXES
-from emollama_jax.data.tables import VIDEO_SUFFIXES, Row, key_of, read_rows
+from emollama_jax.data.tables import Row, key_of, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.media.clip import ClipMedia, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipReader
-from emollama_jax.media.subtitles import Transcribe, find_subtitle_file
+from emollama_jax.media.container import VIDEO_SUFFIXES
+from emollama_jax.media.subtitle_files import find_subtitle_files
+from emollama_jax.media.subtitles import Transcribe
 
 EncodeFeatures = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
 
@@ -143,7 +145,7 @@ def _of_row(path: Path, row: Row, folder: Path, videos: Callable[[], FolderFiles
     name, video = fields.get("name"), fields.get("video")
     if not (name or video):
         return Item(f"{path.name}:{row.line}", fault="neither a video nor a name; give one of them")
-    found = folder / video if video else videos().select(name)
+    found = (find_below(folder, video) or folder / video) if video else videos().select(name)
     fault = "" if found else f"no video {name!r} in {folder}; put it there, or give its path as video"
     known = {key: fields[key] for key in ("subtitle", "question", "peak_index") if key in fields}
     return Item(name or video, found, fault=fault, **known)
@@ -172,7 +174,7 @@ class VideoClips:
     Args:
         encode: from what was read to features and which there are: an `Encoders.features`.
         spec: what is read of a video for that: an `Encoders.read_spec`.
-        frame_rule, subtitle_sources, transcribe, workers: see `ClipReader`.
+        frame_rule, subtitle_sources, subtitle_language, transcribe, workers: see `ClipReader`.
     """
 
     def __init__(
@@ -183,23 +185,25 @@ class VideoClips:
         *,
         frame_rule: str = "first",
         subtitle_sources: Sequence[str] = (),
+        subtitle_language: str = "",
         transcribe: Transcribe | None = None,
         workers: int = 0,
     ):
-        self._encode, self._subtitle_sources = encode, subtitle_sources
+        self._encode, self._subtitle_sources, self._language = encode, subtitle_sources, subtitle_language
         self._reader = ClipReader(
             config.clip,
             spec,
             frame_rule=frame_rule,
             subtitle_sources=subtitle_sources,
+            subtitle_language=subtitle_language,
             transcribe=transcribe,
             workers=workers,
         )
 
     def fingerprint(self, item: Item) -> str:
-        beside = find_subtitle_file(item.video) if "file" in self._subtitle_sources else None
+        beside = find_subtitle_files(item.video, self._language) if "file" in self._subtitle_sources else []
         try:
-            return _fingerprint(item, *(file_digest(path) for path in (item.video, beside) if path))
+            return _fingerprint(item, *(file_digest(path) for path in (item.video, *beside)))
         except OSError:
             return ""
 

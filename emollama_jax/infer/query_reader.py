@@ -20,21 +20,17 @@ class QueryReader:
     """Reads and encodes the clips of queries.
 
     Args:
-        make_videos: makes the reader of videos, given its number of `workers`; without it there are no videos.
+        make_videos: makes the reader of videos; without it there are no videos.
     """
 
-    def __init__(self, make_videos: Callable[..., VideoClips] | None):
+    def __init__(self, make_videos: Callable[[], VideoClips] | None):
         self._make_videos = make_videos
 
-    def videos(self, **options: int) -> VideoClips:
-        """Return the reader of videos. Raises UserError where there is none.
-
-        Args:
-            options: `workers`, in place of the usual number.
-        """
+    def videos(self) -> VideoClips:
+        """Return the reader of videos. Raises UserError where there is none."""
         if self._make_videos is None:
             raise UserError("videos need their encoders: load the engine with inputs='videos'")
-        return self._make_videos(**options)
+        return self._make_videos()
 
     def read(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Pair | ClipError]]:
         """Yield what was read of each clip, or why it could not be, in their order; paths in a row are read ahead."""
@@ -44,8 +40,7 @@ class QueryReader:
                 continue
             of_paths = list(group)
             items = [_item(query, Path(query.clip)) for query in of_paths]
-            videos = self.videos(**({"workers": 0} if len(items) == 1 else {}))
-            with contextlib.closing(videos.read(items)) as reads:
+            with contextlib.closing(self.videos().read(items)) as reads:
                 for query, item, read in zip(of_paths, items, reads, strict=True):
                     yield query, _pair(item, read)
 
@@ -54,7 +49,7 @@ class QueryReader:
             with tempfile.TemporaryDirectory() as folder:
                 item = _item(query, Path(folder) / "clip")
                 item.video.write_bytes(query.clip)
-                (read,) = self.videos(workers=0).read([item])
+                (read,) = self.videos().read([item])
                 return _pair(item, read)
         clip = query.clip if isinstance(query.clip, ClipInput) else ClipInput.of_record(query.clip)
         given = {"name": query.name, "subtitle": query.subtitle}

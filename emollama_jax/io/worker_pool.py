@@ -1,15 +1,49 @@
-"""How many processes share the work on a data set, and work handed to them in order."""
+"""Work done by child processes: in order, ahead of its turn, and so that a child that dies takes no other work with it.
 
+A child is a new interpreter that imports the work by its name. Unlike those of multiprocessing it does not run the
+caller's script again, so that scripts, notebooks and servers need no guard. It ends with its parent, whatever ends
+this.
+"""
+
+import atexit
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
 from typing import Any
+
+KEPT = 2  # children that wait for the next work; starting one takes about as long as reading a clip
+_CHILD = """
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+from emollama_jax.io.worker_pool import serve
+serve(connection)
+"""
+
+
+class WorkerDied(Exception):
+    """A child ended in the middle of its work.
+
+    Attributes:
+        signal: the name of the signal that ended it, such as SIGABRT; "" where it exited by itself.
+    """
+
+    def __init__(self, returncode: int):
+        try:
+            self.signal = signal.Signals(-returncode).name
+        except ValueError:
+            self.signal = ""
+        super().__init__(self.signal or f"exit code {returncode}")
 
 
 def default_workers() -> int:
@@ -20,10 +54,10 @@ def default_workers() -> int:
 def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahead: int | None = None) -> Iterator[Any]:
     """`work` of each job, in their order, by processes that run ahead a little: results never pile up.
 
-    A job whose process dies, of a fault in a decoder or for want of memory, gives a `BrokenProcessPool` as its result,
-    and the others are done all the same.
+    A job whose process dies, of a fault in a decoder or for want of memory, gives a `WorkerDied` as its result.
 
     Args:
+        work: is pickled; a function of a module, or a partial of one.
         workers: processes; 0 works in this one.
         ahead: jobs that are done or under way before their turn; two a worker by default.
     """
@@ -31,32 +65,103 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
     if workers == 0:
         yield from map(work, jobs)
         return
-    pool, waiting, jobs = _pool(workers), deque(), iter(jobs)
-
-    def submit(job: Any) -> Future:
-        nonlocal pool
-        try:
-            return pool.submit(work, job)
-        except BrokenProcessPool:
-            pool.shutdown()
-            pool = _pool(workers)
-            return pool.submit(work, job)
-
+    pool, waiting, jobs = ThreadPoolExecutor(workers), deque(), iter(jobs)
     try:
         while True:
             while len(waiting) < ahead and (job := next(jobs, waiting)) is not waiting:
                 with interrupts_deferred():
-                    waiting.append((job, submit(job)))
+                    waiting.append(pool.submit(_run_or_died, work, job))
             if not waiting:
                 return
-            job, future = waiting.popleft()
-            try:
-                result = _result(future)
-            except BrokenProcessPool:  # it or one beside it: that is seen when each is tried by itself
-                result = _alone(work, job)
-            yield result
+            yield _result(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_apart(work: Callable[[Any], Any], job: Any) -> Any:
+    """`work(job)`, by a child process. What the work raises is raised here.
+
+    Raises:
+        WorkerDied: the job ended the child. A child that has worked before may have been damaged then: the job is tried
+            again by a new one.
+    """
+    try:
+        child = _idle.pop()
+    except IndexError:
+        child = _Child()
+    while True:
+        try:
+            done, result = child.run(work, job)
+            break
+        except WorkerDied:
+            if child.jobs == 1:
+                raise
+            child = _Child()
+    if len(_idle) < KEPT:
+        _idle.append(child)
+    else:
+        child.close()
+    if not done:
+        raise result
+    return result
+
+
+def _run_or_died(work: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return run_apart(work, job)
+    except WorkerDied as error:
+        return error
+
+
+class _Child:
+    """A child process. Attribute `jobs`: how many it was given."""
+
+    def __init__(self):
+        self.jobs = 0
+        self._connection, theirs = multiprocessing.Pipe()
+        command = [sys.executable, "-c", _CHILD, str(theirs.fileno())]
+        with theirs, interrupts_deferred():  # interrupts are the parent's
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._connection.send(sys.path)
+
+    def run(self, work: Callable[[Any], Any], job: Any) -> tuple[bool, Any]:
+        """Whether the work was done, and its result or what it raised. Raises WorkerDied."""
+        self.jobs += 1
+        message = pickle.dumps((work, job))
+        try:
+            self._connection.send_bytes(message)
+            return pickle.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            self._connection.close()
+            raise WorkerDied(self._process.wait()) from None
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.wait()
+
+
+_idle: deque[_Child] = deque()
+
+
+@atexit.register
+def _close_idle() -> None:
+    while _idle:
+        _idle.pop().close()
+
+
+def serve(connection: Connection) -> None:
+    """Do the work that comes in, up to the end of the parent: what a child runs."""
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except EOFError:
+            return
+        try:
+            work, job = pickle.loads(message)
+            answer = pickle.dumps((True, work(job)))
+        except Exception as error:
+            answer = pickle.dumps((False, error))
+        connection.send_bytes(answer)
 
 
 @contextlib.contextmanager
@@ -86,19 +191,3 @@ def _result(future: Future) -> Any:
             wait([future], timeout=0.1)
     with interrupts_deferred():
         return future.result()
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that are spawned, as a forked JAX can deadlock. They begin when work is handed in: leave interrupts to
-    this process by doing so with `interrupts_deferred`."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-
-
-def _alone(work: Callable[[Any], Any], job: Any) -> Any:
-    with _pool(1) as pool:
-        try:
-            with interrupts_deferred():
-                future = pool.submit(work, job)
-            return _result(future)
-        except BrokenProcessPool as error:
-            return error

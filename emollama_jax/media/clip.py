@@ -14,15 +14,18 @@ from jaxtyping import Float, UInt8
 from emollama_jax.errors import UserError
 from emollama_jax.fields import check_fields, field
 from emollama_jax.io.stopwatch import Stopwatch
-from emollama_jax.media.audio import hubert_waveform, read_sound
+from emollama_jax.media.audio import hubert_waveform, is_silent, read_sound
+from emollama_jax.media.container import DecodeError
 from emollama_jax.media.faces import face_crops
 from emollama_jax.media.images import eva_vit_frame, even_indices, mae_face, videomae_clip
 from emollama_jax.media.peak import motion_peak, openface_peak
+from emollama_jax.media.timeline import Timeline
 from emollama_jax.media.video import Video
 
 FRAME_RULES = ("first", "middle", "peak")
 LONGEST = 128.0  # seconds; the longest sound that HuBERT is compiled for
 MIN_SAMPLES = 400  # of one frame of HuBERT's
+SOUND_SLACK = 1.0  # seconds by which the sound may outlast the longest clip, and is cut: the last packet of a codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,8 @@ class ClipRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipMedia:
-    """What was read of a clip. What the `ReadSpec` leaves out is None; so is the sound where there is none."""
+    """What was read of a clip. What the `ReadSpec` leaves out is None; so is the sound where there is none, and the
+    faces and the motion where only the sound can be decoded: the frame is black then."""
 
     frame: UInt8[np.ndarray, "I I 3"] | None
     faces: UInt8[np.ndarray, "F J J 3"] | None
@@ -71,9 +75,16 @@ class ClipMedia:
     clip_info: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people, in JSON's types: `frames`, `seconds`, `sound_seconds`, `frame` (the one that was taken), and, of the
     face, in how many frames it was found (`faces_found`) and looked for (`faces_looked_for`) and what the `crops` show
-    (see `FaceCrops.source`)."""
+    (see `FaceCrops.source`); in `notes` what could not be read, and what was taken in its place."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Time taken by `decode`, `face` and `sound`."""
+    span: tuple[float, float] | None = None
+    """When the clip begins by the clock of its file, and how long it lasts, in seconds; None of a still."""
+
+    def note(self, *notes: str) -> None:
+        """Add to the notes of `clip_info`."""
+        if notes:
+            self.clip_info["notes"] = [*self.clip_info.get("notes", ()), *notes]
 
 
 def read_clip(
@@ -82,54 +93,119 @@ def read_clip(
     """Reads a clip.
 
     The peak frame is the one that is listed, else that of OpenFace's action units, else the one in which the face
-    moves most.
+    moves most. Where either the pictures or the sound cannot be decoded, the other is read, and a note says so.
 
     Args:
         config: None reads a single frame of a clip of any length, and does not look for its peak.
         frame_rule: which frame: first, middle, peak, or a number from 0.
 
     Raises:
-        UserError: there is no video, it cannot be read, has no frame, or is too long, or its peak is not known.
+        UserError: there is no video, nothing of it can be read, it is too long, or its peak is not known.
     """
     if (path := request.video) is None:
         raise UserError(f"clip {request.name} has no video; put it into the folder of videos")
-    peak_index = None
-    if spec.frame is not None and frame_rule == "peak":
-        peak_index = request.peak_index
-        if peak_index is None and request.openface is not None:
-            peak_index = openface_peak(request.openface)
-        if peak_index is None and config is None:
-            raise UserError(
-                f"clip {request.name} has no peak frame; take another frame rule, or emollama extract to find it"
-            )
-    looks_for_peak = spec.frame is not None and frame_rule == "peak" and peak_index is None
-    clock = Stopwatch()
-    with Video(path) as video:
-        clip_info: dict[str, Any] = {"frames": video.num_frames, "seconds": round(video.duration, 3)}
-        if config is not None and video.duration > config.max_seconds:
-            raise UserError(
-                f"{path}: {video.duration:.0f} s, more than clip.max_seconds={config.max_seconds:g}; cut it into clips"
-            )
-        crops = None
-        with clock("face"):
-            if spec.face is not None or looks_for_peak:
-                crops = face_crops(video, even_indices(video.num_frames, min(config.max_faces, video.num_frames)))
-                clip_info |= {"faces_found": int(crops.found.sum()), "faces_looked_for": crops.looked_for}
-                clip_info["crops"] = crops.source
-        with clock("decode"):
-            if looks_for_peak:
-                peak_index = motion_peak(crops)
-            picked = frame_index(frame_rule, video.num_frames, peak_index)
-            images = _read_frames(video, spec, picked)
-        if spec.frame is not None:
-            clip_info["frame"] = picked
-    waveform = None
+    peak_index = _known_peak(request, config) if spec.frame is not None and frame_rule == "peak" else None
+    clock, timeline = Stopwatch(), None
+    try:
+        with Video(path) as video:
+            timeline, times = video.timeline, (float(video.timeline.origin), video.duration)
+            media = _read_pictures(request, video, config, spec, frame_rule, peak_index, clock)
+    except DecodeError as error:
+        if not spec.sound:
+            raise
+        media, failed, times = _no_pictures(spec), error, (0.0, 0.0)
+    else:
+        failed = None
     with clock("sound"):
-        if spec.sound and (sound := read_sound(path, config.max_seconds)) is not None:
-            clip_info["sound_seconds"] = round(len(sound) / 16000, 3)
-            waveform = hubert_waveform(sound, 16000, str(path)) if len(sound) >= MIN_SAMPLES else None
+        sound = _read_sound(path, config, timeline, media, failed) if spec.sound else None
+    if failed is not None:
+        if sound is None:
+            raise failed
+        media.note(f"its pictures cannot be decoded ({failed}): a black frame stands for them")
+    begin, duration = times
+    duration = max(duration, media.clip_info.get("sound_seconds", 0))
+    span = (begin, duration) if media.clip_info["frames"] > 1 or sound is not None else None
+    return dataclasses.replace(media, waveform=sound, seconds=clock.seconds, span=span)
+
+
+def _known_peak(request: ClipRequest, config: ClipConfig | None) -> int | None:
+    """The peak frame that is listed or measured; None is to be looked for. Raises UserError where that cannot be."""
+    if request.peak_index is not None:
+        return request.peak_index
+    if request.openface is not None:
+        return openface_peak(request.openface)
+    if config is None:
+        raise UserError(
+            f"clip {request.name} has no peak frame; take another frame rule, or emollama extract to find it"
+        )
+    return None
+
+
+def _read_pictures(
+    request: ClipRequest,
+    video: Video,
+    config: ClipConfig | None,
+    spec: ReadSpec,
+    frame_rule: str,
+    peak_index: int | None,
+    clock: Stopwatch,
+) -> ClipMedia:
+    """Read the clip but for its sound. Raises UserError."""
+    looks_for_peak = spec.frame is not None and frame_rule == "peak" and peak_index is None
+    clip_info: dict[str, Any] = {"frames": video.num_frames, "seconds": round(video.duration, 3)}
+    if config is not None and video.duration > config.max_seconds:
+        raise _too_long(request.video, f"{video.duration:.0f} s", config)
+    crops = None
+    with clock("face"):
+        if spec.face is not None or looks_for_peak:
+            crops = face_crops(video, even_indices(video.num_frames, min(config.max_faces, video.num_frames)))
+            clip_info |= {"faces_found": int(crops.found.sum()), "faces_looked_for": crops.looked_for}
+            clip_info["crops"] = crops.source
+    with clock("decode"):
+        if looks_for_peak:
+            peak_index = motion_peak(crops)
+        picked = frame_index(frame_rule, video.num_frames, peak_index)
+        images = _read_frames(video, spec, picked)
+    if spec.frame is not None:
+        clip_info["frame"] = picked
     faces = np.stack([mae_face(crop, spec.face) for crop in crops.crops]) if spec.face is not None else None
-    return ClipMedia(images.get("frame"), faces, images.get("motion"), waveform, clip_info, clock.seconds)
+    return ClipMedia(images.get("frame"), faces, images.get("motion"), None, clip_info)
+
+
+def _no_pictures(spec: ReadSpec) -> ClipMedia:
+    frame = np.zeros((spec.frame, spec.frame, 3), np.uint8) if spec.frame is not None else None
+    return ClipMedia(frame, None, None, None, {"frames": 0, "seconds": 0.0})
+
+
+def _read_sound(
+    path: Path, config: ClipConfig, timeline: Timeline | None, media: ClipMedia, failed: DecodeError | None
+) -> Float[np.ndarray, " S"] | None:
+    """The waveform of a clip, whose length is written into `media`; None, and a note, where there is none to hear.
+
+    Raises:
+        UserError: it is too long.
+    """
+    try:
+        sound = read_sound(path, config.max_seconds + SOUND_SLACK, timeline)
+        if sound is None or is_silent(sound):
+            media.note(*(["its sound is digital silence"] if sound is not None else []))
+            return None
+        waveform = hubert_waveform(sound[: round(config.max_seconds * 16000)], 16000, str(path))
+    except (UserError, MemoryError) as error:
+        if failed is None:
+            media.note(f"its sound cannot be decoded ({error or 'it does not fit into the memory'})")
+        return None
+    if len(sound) >= round((config.max_seconds + SOUND_SLACK) * 16000):
+        raise _too_long(path, f"more than {len(sound) / 16000 - 1:.0f} s of sound", config)
+    media.clip_info["sound_seconds"] = round(len(sound) / 16000, 3)
+    if len(waveform) < MIN_SAMPLES:
+        media.note(f"its sound is shorter than one frame of the encoder, {MIN_SAMPLES / 16:g} ms")
+        return None
+    return waveform
+
+
+def _too_long(path: Path, length: str, config: ClipConfig) -> UserError:
+    return UserError(f"{path}: {length}, more than clip.max_seconds={config.max_seconds:g}; cut it into clips")
 
 
 def check_frame_rule(rule: str) -> str:

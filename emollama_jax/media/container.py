@@ -1,11 +1,20 @@
 """Media files opened and decoded as far as they can be (PyAV)."""
 
+import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.worker_pool import WorkerDied
+
+# Of files that are taken for videos in a folder; a file that is named itself is opened whatever its suffix is. Of files
+# that differ in the suffix alone the first is taken.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".ts", ".vob", ".3gp", ".3g2"),
+    *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".mxf", ".rm", ".rmvb", ".dv", ".m2v", ".qt", ".divx", ".nut"),
+)
 
 MAX_PIXELS = 100_000_000
 """Of a frame: more is a damaged header, or a memory bomb."""
@@ -16,6 +25,10 @@ FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,rm,dv,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,obu,mjpeg,"
     "gif,apng,image2,png_pipe,jpeg_pipe,bmp_pipe,tiff_pipe,webp_pipe,wav,w64,aiff,caf,au,mp3,flac,aac,ac3,amr,ape"
 )
+
+
+class DecodeError(UserError):
+    """Pictures or sound that cannot be decoded, in a file that is there."""
 
 
 def import_av():
@@ -45,7 +58,7 @@ def open_media(path: str | Path):
             os.path.abspath(path),
             # A still's name is that of one file, not the pattern of many.
             options={"format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS), "pattern_type": "none"},
-            metadata_errors="replace",
+            **_lenient(av),
         )
     except PermissionError as error:
         raise UserError(f"may not be read: {path}; check its permissions") from error
@@ -57,9 +70,27 @@ def open_media(path: str | Path):
     return container
 
 
-def damaged(path: str | Path) -> UserError:
+def _lenient(av) -> dict[str, str]:
+    """The option by which PyAV up to 18 takes metadata that are not UTF-8; later ones do anyway."""
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def damaged(path: str | Path) -> DecodeError:
     """What is said of a file that cannot be decoded."""
-    return UserError(f"not a video, or damaged or cut short: {path}; copy it again or leave it out")
+    return DecodeError(f"not a video, or damaged or cut short: {path}; copy it again or leave it out")
+
+
+def decoder_fault(died: WorkerDied) -> str:
+    """What ended a process that decoded a clip, and the remedy."""
+    if died.signal in ("SIGKILL", "SIGTERM"):
+        return f"{died}, as the system ends one for want of memory; free some, or cut the clip"
+    version = importlib.metadata.version("av")
+    if (17, 1) <= tuple(map(int, version.split(".")[:2])) < (19, 0):
+        return (
+            f"{died}, which PyAV {version} does where sound channels are in an order of the file's own; "
+            "install av 17.0.1, or 19 on Python 3.12, or write the clip anew with ffmpeg"
+        )
+    return f"{died}, a fault of PyAV {version} or a library in it; write the clip anew with ffmpeg, or leave it out"
 
 
 def video_streams(container) -> list:
@@ -74,11 +105,26 @@ def video_streams(container) -> list:
     return sorted(streams, key=lambda stream: (not stream.disposition & disposition.default, -pixels(stream)))
 
 
-def read_packets(container, stream) -> Iterator:
-    """The packets of a stream in the order of the file, up to its end or to where it cannot be read on."""
+def audio_streams(container) -> list:
+    """The streams of sound, the best first: the one that the file marks as default, then in its order.
+
+    Those with other words than the people in the picture say, such as commentaries, or with none, come last.
+    """
+    disposition = import_av().stream.Disposition
+    beside = disposition.comment | disposition.descriptions | disposition.visual_impaired | disposition.clean_effects
+    order = lambda stream: (
+        bool(stream.disposition & beside),
+        not stream.disposition & disposition.default,
+        stream.index,
+    )
+    return sorted(container.streams.audio, key=order)
+
+
+def read_packets(container, *streams) -> Iterator:
+    """The packets of streams in the order of the file, up to its end or to where it cannot be read on."""
     av = import_av()
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(*streams):
             if packet.size:  # an empty one would end the decoding
                 yield packet
     except (av.FFmpegError, OSError):

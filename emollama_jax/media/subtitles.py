@@ -3,7 +3,7 @@
 FFmpeg reads the files as it reads the tracks, so that both mean the same. What becomes of a caption:
 
     its place in time      captions are put in order and joined by spaces
-    styles and positions   left out, and so are drawings, and comments in braces
+    styles and positions   left out, and so are drawings, marked as such or not, and comments in braces
     [music], [laughs]      left out wherever they stand, as notes of what is heard beside the words
     (laughs), *sighs*      left out where they are all of a line; within one, somebody may say them
     ♪ la la ♪              the words without the notes
@@ -15,6 +15,7 @@ FFmpeg reads the files as it reads the tracks, so that both mean the same. What 
 Axes: S samples.
 """
 
+import functools
 import html
 import io
 import re
@@ -26,11 +27,11 @@ import numpy as np
 from jaxtyping import Float
 
 from emollama_jax.errors import UserError, first_line
+from emollama_jax.io.text_encoding import decode_text
 from emollama_jax.media.audio import read_sound
 from emollama_jax.media.container import damaged, import_av, open_media, read_packets
+from emollama_jax.media.subtitle_files import FORMATS, find_subtitle_files, language_rank
 
-FORMATS = {".srt": "srt", ".vtt": "webvtt", ".ass": "ass", ".ssa": "ass"}  # suffix -> FFmpeg's name, best first
-LANGUAGES = ("", ".en", ".eng", ".zh", ".chi")  # of files beside a video: clip.srt goes before clip.en.srt
 SOURCES = ("file", "track", "speech")
 LARGEST = 2**24  # bytes of a subtitle file; those of films have less than a hundredth
 MODEL_FILES = ("model.bin", "config.json", "tokenizer.json")  # a folder without the last would have it downloaded
@@ -38,15 +39,14 @@ PAUSE_S = 0.1  # captions closer than this roll on
 
 Transcribe = Callable[[Float[np.ndarray, " S"]], str]
 
-_DRAWING = re.compile(r"\{[^}]*\\p[1-9][^}]*\}[^{]*")
-_ESCAPES = re.compile(r"\\\{\{\}|\{[^}]*\}|\\h")  # FFmpeg writes a brace that is text as \{{}
+_BRACES = re.compile(r"(\\\{\{\}|\{[^}]*\})")  # FFmpeg writes a brace that is text as \{{}
+_ESCAPES = re.compile(rf"{_BRACES.pattern}|\\h")
+_DRAWING = re.compile(r"m( -?[\d.]+){2}( [mnlbspc]( -?[\d.]+)*)+")  # a line that can be nothing else: m x y l x y ...
 _INVISIBLE = re.compile(r"[\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")
 _TAG = re.compile(r"</?(?:[bcisuv]|font|span|ruby|rt)\b[^>]*>")  # those that FFmpeg leaves, as in mov_text
 _NOTE = re.compile(r"\[[^]]*\]|［[^］]*］|【[^】]*】|[♩-♯]")
 _NOTE_LINE = re.compile(r"[-–—]?\s*(\([^()]*\)|（[^（）]*）|\*[^*]+\*)")
 _DASH = re.compile(r"^[-–—]\s*(?=[^\W\d])")
-_HIGH_PAIR = re.compile(rb"[\x81-\xfe][\x80-\xfe]")
-_HIGH_BYTE = re.compile(rb"[\x80-\xff]")
 
 
 class Subtitle(NamedTuple):
@@ -55,6 +55,8 @@ class Subtitle(NamedTuple):
     text: str
     source: str
     """One of SOURCES; "" where none has a word."""
+    notes: tuple[str, ...] = ()
+    """What could not be read on the way, or was left out."""
 
 
 class Caption(NamedTuple):
@@ -66,23 +68,40 @@ class Caption(NamedTuple):
     """As in an ASS event: override codes in braces, lines parted by \\N."""
 
 
-def subtitle_of(path: str | Path, sources: Sequence[str], transcribe: Transcribe | None = None) -> Subtitle:
+def subtitle_of(
+    path: str | Path,
+    sources: Sequence[str],
+    transcribe: Transcribe | None = None,
+    *,
+    language: str = "",
+    span: tuple[float, float] | None = None,
+) -> Subtitle:
     """The subtitle of a clip that has none in its annotations: from the first of the sources that has a word of it.
+
+    A file or track that cannot be read, or has no word, is passed over.
 
     Args:
         path: the video.
         sources: any of SOURCES, in the order in which they are tried: `file` beside the video, `track` of it, `speech`.
         transcribe: what listens to `speech`: a `Recogniser`'s.
+        language: of files and tracks: see `find_subtitle_files`.
+        span: when the clip begins by the clock of its file, and how long it lasts, in seconds: captions beyond are left
+            out; None takes all.
 
     Raises:
-        UserError: a source that is none, `speech` without what listens, or a file or track that cannot be read.
+        UserError: a source that is none, `speech` without what listens, or sound that cannot be read.
     """
     check_subtitle_sources(sources, transcribe)
-    readers = {"file": _beside, "track": read_subtitle_track, "speech": lambda path: _heard(path, transcribe)}
+    notes: list[str] = []
     for source in sources:
-        if text := readers[source](path):
-            return Subtitle(text, source)
-    return Subtitle("", "")
+        if source == "speech":
+            text = _heard(path, transcribe)
+        else:
+            readers = _file_readers(path, language) if source == "file" else _track_readers(path, language)
+            text = _first_text(readers, span and (span if source == "track" else (0.0, span[1])), notes)
+        if text:
+            return Subtitle(text, source, tuple(notes))
+    return Subtitle("", "", tuple(notes))
 
 
 def check_subtitle_sources(sources: Sequence[str], transcribe: Transcribe | None = None) -> tuple[str, ...]:
@@ -95,23 +114,69 @@ def check_subtitle_sources(sources: Sequence[str], transcribe: Transcribe | None
     return tuple(sources)
 
 
-def find_subtitle_file(video: str | Path) -> Path | None:
-    """The subtitle file beside a video: of its name, or of this and a language, as in clip.srt and clip.en.vtt."""
-    video = Path(video)
-    names = (f"{video.stem}{language}{suffix}" for language in LANGUAGES for suffix in FORMATS)
-    return next((path for name in names if (path := video.with_name(name)).is_file()), None)
-
-
 def read_subtitle_file(path: str | Path) -> str:
     """What a .srt, .vtt, .ass or .ssa file says; "" where there are no words in it.
-
-    Text is UTF-8 or UTF-16, with or without a byte order mark; what is neither is GB18030 where it looks like
-    Chinese, and Windows-1252 or Latin-1 otherwise.
 
     Raises:
         UserError: not such a file, or it cannot be read.
     """
-    path = Path(path)
+    return plain_text(_file_captions(Path(path)))
+
+
+def read_subtitle_track(path: str | Path, language: str = "") -> str | None:
+    """What the text subtitles inside a video say; None where it has none.
+
+    Of several tracks it is the first with a word of those in the language; of equals the one marked as default, then
+    the first. Tracks of forced captions, which leave out most of what is said, come last. Subtitles that are images are
+    passed over.
+
+    Raises:
+        UserError: PyAV is not installed, there is no such file, or it cannot be read.
+    """
+    texts = [plain_text(read()) for _, read in _track_readers(path, language)]
+    return next(filter(None, texts), "" if texts else None)
+
+
+Reader = tuple[str, Callable[[], list[Caption]]]  # what it reads, for messages
+
+
+def _first_text(readers: Iterable[Reader], span: tuple[float, float] | None, notes: list[str]) -> str:
+    """The first text of what can be read."""
+    for name, read in readers:
+        try:
+            captions = read()
+        except UserError as error:
+            notes.append(str(error))
+            continue
+        within = [c for c in captions if span is None or c.end > span[0] and c.start < sum(span)]
+        if text := plain_text(within):
+            if without := len(captions) - len(within):
+                notes.append(f"{name}: {without} of {len(captions)} captions lie beyond the clip's {span[1]:.1f} s")
+            return text
+        if captions and not within:
+            notes.append(f"{name}: all of its {len(captions)} captions lie beyond the clip's {span[1]:.1f} s")
+    return ""
+
+
+def _file_readers(video: str | Path, language: str) -> list[Reader]:
+    return [(path.name, functools.partial(_file_captions, path)) for path in find_subtitle_files(video, language)]
+
+
+def _track_readers(video: str | Path, language: str) -> list[Reader]:
+    forced, default = (getattr(import_av().stream.Disposition, name) for name in ("forced", "default"))
+    found = []
+    with open_media(video) as container:
+        for track in container.streams.subtitles:
+            rank = language_rank(track.metadata.get("language", ""), language)
+            if rank is not None and track.codec_context is not None and track.codec_context.codec.text_sub:
+                by_language = rank if language else 0
+                order = bool(track.disposition & forced), by_language, not track.disposition & default, track.index
+                found.append((order, track.index))
+    name = Path(video).name
+    return [(f"{name}, track {i}", functools.partial(_track_captions, video, i)) for _, i in sorted(found)]
+
+
+def _file_captions(path: Path) -> list[Caption]:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"not a subtitle file: {path}; give one of {', '.join(FORMATS)}")
     if not path.is_file():
@@ -123,9 +188,9 @@ def read_subtitle_file(path: str | Path) -> str:
         raise UserError(f"cannot be read ({error.strerror}): {path}; check its permissions") from error
     if len(data) > LARGEST:
         raise UserError(f"more than {LARGEST // 2**20} MiB, hardly subtitles: {path}; remove it or give another file")
-    text = _decode(data)
+    text = decode_text(data, "ignore")
     if not text.strip():
-        return ""
+        return []
     kind = "webvtt" if text.startswith("WEBVTT") else FORMATS[path.suffix.lower()]  # some are named .srt
     av = import_av()
     try:
@@ -135,30 +200,13 @@ def read_subtitle_file(path: str | Path) -> str:
         raise UserError(f"not subtitles, or damaged: {path}; mend it or remove it") from error
     if not captions:
         raise UserError(f"no caption with its times: {path}; mend it or remove it")
-    return plain_text(captions)
+    return captions
 
 
-def read_subtitle_track(path: str | Path) -> str | None:
-    """What the text subtitles inside a video say; None where it has none.
-
-    Of several tracks it is the one marked as default, then the first; tracks of forced captions, which leave out most
-    of what is said, come last. Subtitles that are images are passed over.
-
-    Raises:
-        UserError: PyAV is not installed, there is no such file, or it cannot be read.
-    """
+def _track_captions(path: str | Path, index: int) -> list[Caption]:
     with open_media(path) as container:
-        tracks = [track for track in container.streams.subtitles if _is_text(track)]
-        if not tracks:
-            return None
-        disposition = import_av().stream.Disposition
-        order = lambda track: (
-            bool(track.disposition & disposition.forced),
-            not track.disposition & disposition.default,
-            track.index,
-        )
         try:
-            return plain_text(_captions(container, min(tracks, key=order)))
+            return list(_captions(container, container.streams[index]))
         except import_av().FFmpegError as error:
             raise damaged(path) from error
 
@@ -234,13 +282,26 @@ def plain_text(captions: Iterable[Caption]) -> str:
 
 def _lines(text: str) -> Iterator[str]:
     """The lines of a caption that have words, without what is no words."""
-    text = _DRAWING.sub("", text)
+    text = _without_drawings(text)
     for line in re.split(r"\\[Nn]|\n", text):
         line = _ESCAPES.sub(lambda found: {r"\{{}": "{", r"\h": " "}.get(found[0], ""), line)
         line = html.unescape(_TAG.sub("", _INVISIBLE.sub("", line)))
         line = " ".join(_NOTE.sub(" ", line).split())
-        if re.search(r"\w", line) and not _NOTE_LINE.fullmatch(line):
+        if re.search(r"\w", line) and not _NOTE_LINE.fullmatch(line) and not _DRAWING.fullmatch(line):
             yield _DASH.sub("", line)
+
+
+def _without_drawings(text: str) -> str:
+    """The text but for what stands between \\p1 and \\p0."""
+    pieces, drawing = [], False
+    for piece in _BRACES.split(text):
+        if piece.startswith("{"):
+            if modes := re.findall(r"\\p(\d+)", piece):
+                drawing = int(modes[-1]) > 0
+        elif drawing:
+            continue
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _roll_on(said: list[str], lines: list[str]) -> None:
@@ -264,30 +325,6 @@ def _captions(container, track) -> Iterator[Caption]:
                 start, length = (float((time or 0) * packet.time_base) for time in (packet.pts, packet.duration))
                 event = rect.ass.decode("utf-8", "replace")
                 yield Caption(start, start + length, event.split(",", 8)[-1])
-
-
-def _is_text(track) -> bool:
-    return track.codec_context is not None and track.codec_context.codec.text_sub
-
-
-def _decode(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
-    if b"\0" in data:  # text has none: the upper halves of ASCII
-        even, odd = (data[side::2].count(0) for side in (0, 1))
-        return data.decode("utf-16-be" if even > odd else "utf-16-le", "replace")
-    in_pairs = 2 * len(_HIGH_PAIR.findall(data)) > len(_HIGH_BYTE.findall(data)) / 2
-    for encoding in ("utf-8-sig", *(["gb18030"] if in_pairs else []), "cp1252"):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1")
-
-
-def _beside(video: str | Path) -> str | None:
-    path = find_subtitle_file(video)
-    return path and read_subtitle_file(path)
 
 
 def _heard(video: str | Path, transcribe: Transcribe) -> str | None:

@@ -1,13 +1,13 @@
 """Frames of a video, by number and by time.
 
-A frame's number is its place in the order in which frames are shown, and its time is counted from the first. Where a
-packet cannot be decoded, its number means the frame that is shown then: the one before.
+A frame's number is its place in the order in which frames are shown, and its time is counted from the first that can be
+decoded: packets before it count as little as if they were not there. Where a later packet cannot be decoded, its number
+means the frame that is shown then: the one before.
 
 Axes: n frames, H x W pixels.
 """
 
 import itertools
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +17,8 @@ from jaxtyping import Float, UInt8
 
 from emollama_jax.errors import UserError
 from emollama_jax.media import container as media
+from emollama_jax.media.timeline import Timeline, read_timeline
+from emollama_jax.media.tone_mapping import is_hdr, to_sdr
 
 MIN_JUMP = 32
 """Frames. Over a shorter gap decoding goes on; it is more than any decoder holds back, so that a jump goes ahead."""
@@ -31,14 +33,16 @@ class Video:
         times: f64 [n], when each frame is shown, in seconds from the first, ascending; read from the packets.
         duration: seconds from the first frame to the end of the last.
         size: (width, height) of the frames as they are meant to be seen: upright, and with square pixels.
+        timeline: of the file, with the first frame as its origin.
     """
 
     times: Float[np.ndarray, " n"]
     duration: float
     size: tuple[int, int]
+    timeline: Timeline
 
     def __init__(self, path: str | Path):
-        """Reads the packets of the best stream that has a frame, and decodes the first frame.
+        """Reads the packets of the file, and decodes the first frame of the best stream that has one.
 
         Raises:
             UserError: no such file, PyAV is not installed, no frame can be decoded, or frames are too large.
@@ -80,19 +84,30 @@ class Video:
         return map(self._pixels, self._frames(indices))
 
     def _choose_stream(self):
-        indices = [stream.index for stream in media.video_streams(self._container)]
-        if not indices:
+        streams = media.video_streams(self._container)
+        if not streams:
             raise UserError(f"no moving picture in: {self._path}; give a video")
-        for attempt, index in enumerate(indices):
-            if attempt:
-                self._reopen()
+        self.timeline = read_timeline(self._container)
+        tables = [self.timeline.tables.get(stream.index) for stream in streams]
+        counts = {stream.index: len(table.keys) if table else 0 for stream, table in zip(streams, tables, strict=True)}
+        # A single picture beside a video is its cover, whatever the file calls it.
+        for index in sorted(counts, key=lambda index: counts[index] == 1):
+            self._reopen()
             self._index = index
-            if self._scan():
+            if counts[index] and self._scan():
                 return
-        if not any(stream.codec_context and stream.codec_context.width for stream in self._container.streams.video):
-            limit = media.MAX_PIXELS // 10**6
-            raise UserError(f"{self._path}: no size of its frames, or over {limit} million pixels; make it smaller")
-        raise media.damaged(self._path)
+        raise self._no_frame([table for table in tables if table])
+
+    def _no_frame(self, tables) -> UserError:
+        if any(stream.codec_context and stream.codec_context.width for stream in self._container.streams.video):
+            return media.damaged(self._path)
+        if any(len(table.keys) for table in tables) and not any(any(table.keys) for table in tables):
+            return media.DecodeError(
+                f"{self._path}: no key frame, without which no picture can be decoded; "
+                "cut the clip so that it begins with one, or leave it out"
+            )
+        limit = media.MAX_PIXELS // 10**6
+        return UserError(f"{self._path}: no size of its frames, or over {limit} million pixels; make it smaller")
 
     def _reopen(self):
         self._container.close()
@@ -113,42 +128,40 @@ class Video:
             raise UserError(f"{self._path}: frames of {width} x {height}, over {limit} million pixels; make it smaller")
 
     def _scan(self) -> bool:
-        """Reads all packets of the stream, and decodes one frame. Whether there is one."""
+        """Decodes one frame of the stream, and numbers those from it on. Whether there is one."""
         stream = self._stream()
-        columns = presented, decoded, durations, keys = tuple(array("q") for _ in range(4))
-        timed = self._container.format.name not in WITHOUT_TIMES
-
-        def noted():
-            nonlocal timed
-            for packet in media.read_packets(self._container, stream):
-                if not packet.is_discard:  # an edit list cuts these off
-                    timed = timed and packet.pts is not None
-                    row = packet.pts, packet.dts, packet.duration, packet.is_keyframe
-                    for column, value in zip(columns, row, strict=True):
-                        column.append(value or 0)
-                yield packet
-
-        packets = noted()
-        first = next(media.decode(stream, packets), None)
-        for _ in packets:
-            pass
-        if first is None or not keys:
+        first = next(media.decode(stream, self._packets(stream)), None)
+        if first is None:
             return False
         self._set_shape(stream, first)
-        stamps = np.array(presented if timed else decoded)
+        table = self.timeline.tables[self._index]
+        timed = table.timed and self._container.format.name not in WITHOUT_TIMES
+        stamps, decoded = self.timeline.times(self._index)
+        stamps, keys = stamps if timed else decoded, np.array(table.keys, bool)
+        shown = np.ones(len(stamps), bool)
+        if timed and first.pts is not None:
+            shown = stamps >= first.pts
+        elif first.key_frame and keys.any():
+            shown[: keys.argmax()] = False
         order = np.argsort(stamps, kind="stable")
-        self._set_times(stream, stamps[order], durations[order[-1]])
+        order = order[shown[order]]
+        self._set_times(stream, stamps[order], table.durations[order[-1]])
         # Numbers come from the time stamps where every frame has its own; else frames are counted.
         self._stamps = stamps[order] if timed and np.all(np.diff(stamps[order]) > 0) else None
         trusted = self._stamps is not None and stream.codec_context.name != "apng"  # which marks every frame as one
-        self._keys = np.flatnonzero(np.array(keys)[order]).tolist() if trusted else []
+        self._keys = np.flatnonzero(keys[order]).tolist() if trusted else []
         return True
+
+    def _packets(self, stream) -> Iterator:
+        """The packets of the stream from the start of the file, which was just opened, on the file's one clock."""
+        return self.timeline.shifted(stream, media.read_packets(self._container, stream))
 
     def _set_times(self, stream, stamps: np.ndarray, last_duration: int):
         unit = stream.time_base
         if len(stamps) > 1 and stamps[0] == stamps[-1]:  # there are none
             last_duration = max(round(1 / ((stream.average_rate or stream.guessed_rate or 25) * unit)), 1)
             stamps = np.arange(len(stamps)) * last_duration
+        self.timeline = self.timeline.with_origin(int(stamps[0]) * unit)
         self.times = (stamps - stamps[0]) * unit.numerator / unit.denominator
         self.duration = float(self.times[-1] + last_duration * unit)
 
@@ -186,7 +199,7 @@ class Video:
         where anything is damaged."""
         self._reopen()
         stream = self._stream(strict=jumps)
-        packets = media.read_packets(self._container, stream)
+        packets = self._packets(stream)
         coming = self._numbered(media.decode(stream, packets, strict=jumps))
         number, frame, ahead = -1, None, None
         for index in indices:
@@ -222,6 +235,8 @@ class Video:
     def _pixels(self, frame) -> UInt8[np.ndarray, "H W 3"]:
         width, height = self._stored
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        if is_hdr(int(frame.color_trc)):
+            pixels = to_sdr(pixels, int(frame.color_trc), int(frame.color_primaries))
         if self._turned:
             pixels = pixels.swapaxes(0, 1)
         if self._mirrored:

@@ -6,7 +6,6 @@ see `synthetic/clip.py`.
 
 import csv
 from collections.abc import Callable, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import MappingProxyType
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder, write_json
-from emollama_jax.io.worker_pool import default_workers, map_ahead
+from emollama_jax.io.worker_pool import WorkerDied, default_workers, map_ahead
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.media.container import import_av
 from emollama_jax.synthetic.clip import (
@@ -76,8 +75,7 @@ def make_dataset(
         seed: another gives other clips.
         people: how many different people there are in all clips; None draws a new one for each clip. The fewer there
             are, the easier untrained encoders tell expressions from looks.
-        workers: processes; 1 renders in this process, None uses all CPUs, or fewer for few clips. They are spawned: a
-            script that uses more than one needs `if __name__ == "__main__":`.
+        workers: processes; 1 renders in this process, None uses all CPUs, or fewer for few clips.
 
     Raises:
         UserError: `root` is not empty or cannot be written to, PyAV is missing, or an argument is out of range.
@@ -102,8 +100,8 @@ def _for_each(specs: list[ClipSpec], work: Callable[[ClipSpec], None], workers: 
     if workers is None:  # starting a process takes as long as some clips
         workers = min(default_workers(), 1 + len(specs) // 32)
     for done in map_ahead(work, specs, 0 if workers == 1 else workers):
-        if isinstance(done, BrokenProcessPool):
-            raise done
+        if isinstance(done, WorkerDied):
+            raise UserError(f"a process that made clips ended ({done}); give fewer workers, or free some memory")
 
 
 def _write_video(folder: Path, spec: ClipSpec) -> None:

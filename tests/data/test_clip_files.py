@@ -8,7 +8,8 @@ import pytest
 
 from emollama_jax.data.annotation_files import AnnotationFiles
 from emollama_jax.data.annotations import read_annotations
-from emollama_jax.data.clip_files import FolderFiles, readable_name
+from emollama_jax.data.clip_files import FolderFiles, find_below, readable_name
+from emollama_jax.media.container import VIDEO_SUFFIXES
 from emollama_jax.text.labels import MERR
 
 pytestmark = pytest.mark.smoke
@@ -65,6 +66,21 @@ def test_names_that_are_no_unicode(tmp_path):
 def test_letters_composed_and_not(tmp_path, written, there):
     files = folder_of(tmp_path, unicodedata.normalize(there, "é.mp4"))
     assert files.select(unicodedata.normalize(written, "é")).is_file()
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("there", ["NFC", "NFD"])
+def test_a_path_below_a_folder(tmp_path, written, there):
+    folder_of(tmp_path, unicodedata.normalize(there, "é/é.mp4"))
+    path = unicodedata.normalize(written, "é/é.mp4")
+    assert find_below(tmp_path, path).is_file()
+    assert find_below(tmp_path, "é.mp4") is find_below(tmp_path, "x" * 300) is find_below(tmp_path, path[:-1]) is None
+
+
+def test_videos_of_every_container_are_found(tmp_path):
+    names = ["a.MTS", "b.ts", "c.m2ts", "d.VOB", "e.m4v", "f.3gp", "g.wmv", "h.mpg", "i.flv"]
+    folder_of(tmp_path, *names, "k.txt")
+    assert [name for name, _ in FolderFiles(tmp_path, VIDEO_SUFFIXES).named()] == names
 
 
 def test_every_video_of_a_folder_is_a_clip(tmp_path):

@@ -21,7 +21,7 @@ from emollama_jax.features.extract import extraction_part_maker, extraction_reci
 from emollama_jax.media.clip import ClipRequest, read_clip
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
-from tests.media.hostile import write_hostile_files
+from tests.media.hostile import Sound, pictures, spoil, tone, write, write_hostile_files
 
 pytest.importorskip("av")
 
@@ -225,6 +225,19 @@ def test_bad_clips_are_named_and_put_aside(clips, encoders, tmp_path):
     assert "text.mp4" in prepared.problems[0].message and "has no video" in prepared.problems[1].message
 
 
+def test_a_clip_whose_pictures_cannot_be_decoded_is_told_and_has_its_voice(clips, encoders, tmp_path):
+    path = tmp_path / "broken.mkv"
+    write(path, pictures(10), codec="ffv1", pixels="yuv444p", sound=Sound(tone(1.0), codec="flac"))
+    spoil(path, "video")
+    whole = [dataclasses.replace(clips[0], split="test"), Clip(name="broken", split="test", video=path)]
+    prepared = extracted(whole, tmp_path / "out", encoders, frame_rule="first")
+    records = records_of(prepared)
+    assert [record["has_feature"].tolist() for record in records.values()] == [[True] * 3, [False, False, True]]
+    assert not records["broken"]["features"][:2].any() and not decode_frame(records["broken"]["frame"]).any()
+    notes = {info["name"]: info.get("notes") for info in read_clip_info(prepared.path)}
+    assert notes[clips[0].name] is None and notes["broken"][0].startswith("its pictures cannot be decoded")
+
+
 def test_a_long_clip_is_put_aside(tmp_path, encoders):
     long = write_hostile_files(tmp_path, "two hours")["two hours"].path
     with pytest.raises(UserError, match=r"more than clip.max_seconds=120; cut it into clips"):
@@ -246,7 +259,8 @@ def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
         assert (name in records) == (file.expected == "frames" and name not in too_long), problems.get(name)
     for name, record in records.items():
         assert np.isfinite(record["features"]).all(), name
-        assert record["has_feature"].tolist() == [True, True, files[name].sound is not None], name
+        heard = files[name].sound is not None and name != "silence"
+        assert record["has_feature"].tolist() == [True, True, heard], name
     assert all("\n" not in message for message in problems.values())
     assert grown < 600
 
@@ -298,7 +312,7 @@ def test_the_command(dataset, tmp_path, capsys):
     (tmp_path / "list.csv").write_text(f"name,emotion\n{rows}")
     assert main([*common, f"--out={tmp_path}/b", f"--list=train={tmp_path}/list.csv"]) == 1
     output = capsys.readouterr().out
-    assert "no face in 0 of 3 clips, no sound in 0" in output and "1 clips put aside" in output
+    assert "no face in 0 of 3 clips, no sound in 0, no subtitle in 3; see" in output and "1 clips put aside" in output
     assert main(["compare", f"{tmp_path}/a/clips/frame/1.0.0", f"{tmp_path}/b/clips/frame/1.0.0"]) == 0
     assert "The sets are the same." in capsys.readouterr().out
 
@@ -310,6 +324,10 @@ def test_the_command(dataset, tmp_path, capsys):
         (["--random-encoders", "--mae=x", "--videos=x"], "--random-encoders: goes in place of --mae, --videomae"),
         (["--random-encoders"], "clips: give one or more --list SPLIT=FILE, or a folder of --videos"),
         (["--random-encoders", "--subtitles-from=air"], "--subtitles-from: no source 'air'; choose among file, track"),
+        (
+            ["--random-encoders", "--subtitle-language=en"],
+            "--subtitle-language: goes with --subtitles-from file or track",
+        ),
         (["--random-encoders", "--subtitles-from=speech"], "--recogniser: goes with --subtitles-from speech"),
         (["--mae=nowhere", "--videos=x"], "nowhere"),
         (["--eva-vit=x", "--videos=x"], "--eva-vit: the encoder's file goes with --image image_tokens, and only there"),

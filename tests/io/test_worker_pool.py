@@ -2,18 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from emollama_jax.io.worker_pool import default_workers, interrupts_deferred, map_ahead
+from emollama_jax.io.worker_pool import WorkerDied, default_workers, interrupts_deferred, map_ahead, run_apart
+
+damaged = False
 
 
 def double(number: int) -> int:
-    if number == 13:
-        os._exit(1)  # as a fault in a decoder ends its process
+    if number == 13 or damaged:
+        os.kill(os.getpid(), signal.SIGABRT)  # as a fault in a decoder ends its process
     if number < 0:
         raise ValueError(number)
     return 2 * number
@@ -37,8 +40,32 @@ def test_results_come_in_order_and_jobs_are_taken_when_needed(workers, ahead, mo
 
 def test_a_job_whose_process_dies_is_told_and_the_others_are_done():
     results = list(map_ahead(double, [1, 2, 13, 3, 4, 13, 5], 2))
-    assert [isinstance(result, BrokenProcessPool) for result in results] == [i in (2, 5) for i in range(7)]
+    assert [isinstance(result, WorkerDied) for result in results] == [i in (2, 5) for i in range(7)]
+    assert results[2].signal == str(results[2]) == "SIGABRT"
     assert [result for result in results if isinstance(result, int)] == [2, 4, 6, 8, 10]
+
+
+def damage(_) -> None:
+    global damaged
+    damaged = True
+
+
+def test_what_a_job_left_broken_is_not_laid_to_the_next():
+    run_apart(damage, None)
+    assert run_apart(double, 2) == 4
+
+
+def test_a_job_that_exits_is_told():
+    with pytest.raises(WorkerDied, match="^exit code 3$") as caught:
+        run_apart(os._exit, 3)
+    assert caught.value.signal == ""
+
+
+def test_a_script_is_not_run_again_by_its_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from emollama_jax.io.worker_pool import map_ahead\nprint('begun', *map_ahead(abs, [-1, 2], 1))")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
+    assert (run.stdout, run.stderr) == ("begun 1 2\n", "")
 
 
 def test_what_the_work_raises_is_raised():

@@ -57,6 +57,12 @@ def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
     return pixels
 
 
+def moving(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
+    """Pictures of which every part changes."""
+    noise = np.random.default_rng(0).integers(0, 90, (height, width, 3), np.uint8)
+    return [picture(i, width, height) // 2 + np.roll(noise, (i, 2 * i), (0, 1)) for i in range(count)]
+
+
 def grey(number: int) -> int:
     """How bright the picture of a number is; it repeats after 23."""
     return 30 + number % 23 * 8
@@ -94,6 +100,7 @@ def write(
     codec: str = "libx264",
     pixels: str = "yuv420p",
     turn: int = 0,
+    mirrored: bool = False,
     sound: Sound | None = None,
     options: dict[str, str] | None = None,
     container: str | None = None,
@@ -104,7 +111,8 @@ def write(
 
     Args:
         stamps: when the frame of a number is shown, in seconds; default by `rate`.
-        turn: degrees counter-clockwise by which a player turns the pictures.
+        turn: degrees counter-clockwise by which a player turns the pictures of an .mp4 or .mov.
+        mirrored: whether it then mirrors them.
         prepare: is given the video stream, to set what has no argument here.
     """
     av = import_av()
@@ -119,8 +127,6 @@ def write(
             video.pix_fmt = pixels
             base = Fraction(1, 90000) if stamps else 1 / Fraction(rate)
             video.codec_context.time_base = base
-            if turn:
-                video.set_display_rotation(turn)
             prepare(video)
         audio = None
         if sound is not None:
@@ -134,7 +140,20 @@ def write(
         for stream in filter(None, (video, audio)):
             if stream is video or sound.samples.shape[1]:
                 file.mux(stream.encode(None))
+    if turn or mirrored:
+        _set_matrix(path, turn, mirrored)
     return path
+
+
+def _set_matrix(path: Path, turn: int, mirrored: bool) -> None:
+    """Writes how pictures are shown into the first track's header: ISO/IEC 14496-12, 8.3.2."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 44
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][turn // 90]
+    side = -1 if mirrored else 1
+    matrix = np.array([side * cos, -sin, 0, side * sin, cos, 0, 0, 0, 2**14]) * 2**16
+    data[start : start + 36] = matrix.astype(">i4").tobytes()
+    path.write_bytes(data)
 
 
 def _chain(first, rest):
@@ -151,6 +170,16 @@ def _encode_sound(file, stream, sound: Sound):
     frame.time_base = Fraction(1, sound.rate)
     for part in packed.resample(frame):
         file.mux(stream.encode(part))
+
+
+def spoil(path: Path, kind: str) -> None:
+    """Makes zeros of all packets of the first stream of a kind: video or audio."""
+    with import_av().open(str(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(**{kind: 0}) if packet.size]
+    data = path.read_bytes()
+    for packet in packets:
+        data = data.replace(packet, bytes(len(packet)), 1)
+    path.write_bytes(data)
 
 
 def write_hostile_files(folder: Path, *names: str) -> dict[str, HostileFile]:
@@ -230,8 +259,8 @@ def _two_videos(folder: Path) -> HostileFile:
         streams = [file.add_stream("ffv1", rate=25) for _ in range(2)]
         for stream, (width, height) in zip(streams, [(96, 80), (64, 48)], strict=True):
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        streams[0].disposition = av.stream.Disposition(0)
-        streams[1].disposition = av.stream.Disposition.default
+        streams[0].disposition = 0
+        streams[1].disposition = av.stream.Disposition.default.value
         for number in range(25):
             for stream in streams:
                 frame = av.VideoFrame.from_ndarray(picture(number, stream.width, stream.height), format="rgb24")
@@ -249,7 +278,7 @@ def _cover(folder: Path, with_video: bool) -> HostileFile:
     with av.open(str(path), "w", format="mp4") as file:
         cover = file.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 160, 120, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         video = file.add_stream("libx264", rate=25) if with_video else None
         audio = file.add_stream("aac", rate=RATE, layout="mono")
         image = av.VideoFrame.from_ndarray(np.full((120, 160, 3), 255, np.uint8), format="rgb24")
@@ -319,7 +348,7 @@ MAKERS: dict[str, Callable[[Path], HostileFile]] = {
     "portrait": _turned("portrait.mp4", 90),
     "upside down": _turned("upside_down.mp4", 180),
     "held the other way": _turned("turned.mov", 270),
-    "wide pixels": _video("wide.mp4", pictures(5), size=(96, 48), prepare=_wide_pixels),
+    "wide pixels": _video("wide.mp4", list(pictures(5)), size=(96, 48), prepare=_wide_pixels),
     "odd size": _video("odd.mp4", 5, size=(63, 47), pixels="yuv444p"),
     "10 bits": _video("10_bits.mp4", 5, codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-level=0"}),
     "full range": _video("full_range.mkv", 5, codec="mjpeg", pixels="yuvj420p"),

@@ -3,13 +3,14 @@ of files of every kind."""
 
 import tracemalloc
 import warnings
+import wave
 
 import numpy as np
 import pytest
 
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import hubert_waveform, mono, read_sound, resample
-from tests.media.hostile import MAKERS, TONE, Sound, pictures, tone, write, write_hostile_files
+from tests.media.hostile import MAKERS, TONE, Sound, pictures, spoil, tone, write, write_hostile_files
 
 av = pytest.importorskip("av")
 
@@ -284,33 +285,82 @@ def test_what_cannot_be_decoded_is_silence(tmp_path):
     assert loud[:9].all() and not loud[12:18].any() and loud[22:29].all()
 
 
+LEVELS = (0.1, 0.2, 0.3)
+NONE, DEFAULT, COMMENT = 0, av.stream.Disposition.default.value, av.stream.Disposition.comment.value
+
+
 def test_the_first_stream_that_sounds_is_taken(tmp_path):
-    path = tmp_path / "a.mkv"
+    path = write_tracks(tmp_path / "a.mkv", (tone(0.2) / 2, NONE), (tone(0.2), NONE))
+    assert np.abs(read_sound(path)).max() == pytest.approx(0.2, abs=0.01)
+    spoil(path, "audio")
+    assert np.abs(read_sound(path)).max() == pytest.approx(0.4, abs=0.01)
+
+
+def write_tracks(path, *tracks):
+    """A file of sound tracks: (samples, disposition)."""
     with av.open(str(path), "w") as file:
-        streams = [file.add_stream("flac", rate=RATE, layout="mono") for _ in range(2)]
-        for stream, level in zip(streams, (8000, 16000), strict=True):
-            frame = av.AudioFrame.from_ndarray(np.full((1, RATE), level, np.int16), format="s16", layout="mono")
+        streams = [file.add_stream("flac", rate=RATE, layout="mono") for _ in tracks]
+        for stream, (_, disposition) in zip(streams, tracks, strict=True):
+            stream.disposition = disposition
+        for stream, (samples, _) in zip(streams, tracks, strict=True):
+            pcm = np.rint(samples * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
             frame.sample_rate, frame.pts = RATE, 0
-            file.mux(stream.encode(frame))
-            file.mux(stream.encode(None))
-    assert read_sound(path)[1000] == pytest.approx(8000 / 32768, abs=0.01)
-    with av.open(str(path)) as file:
-        spoilt = [bytes(packet) for packet in file.demux(audio=0) if packet.size]
-    data = path.read_bytes()
-    for packet in spoilt:
-        data = data.replace(packet, bytes(len(packet)), 1)
-    path.write_bytes(data)
-    assert read_sound(path)[1000] == pytest.approx(16000 / 32768, abs=0.01)
+            file.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dispositions", "silent", "heard"),
+    [
+        ((COMMENT, DEFAULT, NONE), (), 1),
+        ((COMMENT | DEFAULT, NONE, NONE), (), 1),
+        ((NONE, NONE, DEFAULT), (), 2),
+        ((NONE, NONE, NONE), (), 0),
+        ((DEFAULT, NONE, NONE), (0,), 1),
+        ((COMMENT, NONE, NONE), (1, 2), 0),
+    ],
+)
+def test_the_track_that_is_meant_is_heard_and_none_that_is_silent(tmp_path, dispositions, silent, heard):
+    tracks = [(tone(0.2) * level * (i not in silent) / 0.4, dispositions[i]) for i, level in enumerate(LEVELS)]
+    sound = read_sound(write_tracks(tmp_path / "a.mkv", *tracks))
+    assert np.abs(sound).max() == pytest.approx(LEVELS[heard], abs=0.01)
+
+
+def test_channels_that_are_each_others_opposite_are_no_silence(tmp_path):
+    samples = tone(0.5)[0] * np.array([[1], [-0.99]], np.float32)
+    sound = read_sound(write(tmp_path / "a.wav", [], sound=Sound(samples, codec="pcm_s16le", layout="stereo")))
+    assert np.abs(sound - tone(0.5)[0]).max() < 1e-3
+
+
+@pytest.mark.parametrize("channels", [20, 40])
+def test_more_channels_than_a_layout_names_are_averaged(tmp_path, channels):
+    samples = np.zeros((channels, RATE // 2), np.float32)
+    samples[::2] = tone(0.5)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((channels, 2, RATE, 0, "NONE", ""))
+        file.writeframes(np.rint(samples.T * 32767).astype("<i2").tobytes())
+    assert np.abs(read_sound(tmp_path / "a.wav") - tone(0.5)[0] / 2).max() < 1e-3
+
+
+def test_lost_packets_shift_nothing(tmp_path):
+    """Each as long as what time stamps may drift."""
+    samples = np.zeros((1, 2 * 48000), np.float32)
+    samples[:, 72000:] = tone(0.5, 48000)
+    path = write(tmp_path / "whole.mkv", [], sound=Sound(samples, 48000, codec="libopus"))
+    with av.open(str(path)) as source, av.open(str(tmp_path / "gaps.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for number, packet in enumerate(packet for packet in source.demux(audio=0) if packet.size):
+            if number not in (20, 30, 31, 32, 50):
+                packet.stream = stream
+                target.mux(packet)
+    whole, gaps = read_sound(path), read_sound(tmp_path / "gaps.mkv")
+    assert onset(gaps) == pytest.approx(onset(whole), abs=0.002) and onset(whole) == pytest.approx(1.5, abs=0.01)
 
 
 def test_sound_of_which_nothing_can_be_decoded(tmp_path):
     path = write(tmp_path / "a.mkv", pictures(5), sound=Sound(tone(1), codec="flac"))
-    with av.open(str(path)) as file:
-        spoilt = [bytes(packet) for packet in file.demux(audio=0) if packet.size]
-    data = path.read_bytes()
-    for packet in spoilt:
-        data = data.replace(packet, bytes(len(packet)), 1)
-    path.write_bytes(data)
+    spoil(path, "audio")
     with pytest.raises(UserError, match="^not a video, or damaged or cut short: .*a.mkv; copy it again"):
         read_sound(path)
 

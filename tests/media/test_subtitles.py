@@ -15,7 +15,6 @@ from emollama_jax.media.subtitles import (
     Caption,
     Recogniser,
     Subtitle,
-    find_subtitle_file,
     plain_text,
     read_subtitle_file,
     read_subtitle_track,
@@ -90,7 +89,7 @@ def said(*lines):
     return plain_text(Caption(2.0 * i, 2.0 * i + 1, line) for i, line in enumerate(lines))
 
 
-def write_video(path, codec, *tracks):
+def write_video(path, codec, *tracks, languages=()):
     """A video of one frame with subtitle tracks: (disposition, [(start, end, text)]), times in milliseconds."""
     import av
     from av.subtitles.subtitle import SubtitleSet
@@ -103,7 +102,9 @@ def write_video(path, codec, *tracks):
         for stream, (disposition, _) in zip(streams, tracks, strict=True):
             stream.codec_context.subtitle_header = ASS.partition("Dialogue")[0].encode()
             stream.time_base = stream.codec_context.time_base = ms
-            stream.disposition = disposition
+            stream.disposition = getattr(disposition, "value", disposition)
+        for stream, language in zip(streams, languages, strict=False):
+            stream.metadata["language"] = language
         pixels = np.zeros((32, 32, 3), np.uint8)
         file.mux([*video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *video.encode()])
         for stream, (_, captions) in zip(streams, tracks, strict=True):
@@ -150,6 +151,7 @@ def test_encodings_are_told_apart(words, encodings, tmp_path):
         (["MARY: who?", "...", "--", "42"], "MARY: who? 42"),
         (["  a\\hb \\n c\u200b\u202a ", "\ufeff", "<i></i>", "<c.red>d</c>"], "a b c d"),
         (["a\\{{}b}c", "{comment}d{\\i1}e{\\i0}"], "a{b}c de"),
+        (["m 0 0 l 0 -403 l 716 -403 c", "m 5 6", "{\\p1}m 0 0{\\fad(1,2)} l 1 1{\\p0}Why?"], "m 5 6 Why?"),
         (["No.", "No.", "No way."], "No. No. No way."),
         ([], ""),
     ],
@@ -248,14 +250,6 @@ def test_videos_without_tracks_and_what_is_no_video(tmp_path):
             read_subtitle_track(tmp_path / name)
 
 
-def test_the_file_beside_a_video_is_found(tmp_path):
-    video = tmp_path / "a.b [1].mp4"
-    assert find_subtitle_file(video) is None
-    for name in ("a.srt", "a.b [1].zh.srt", "a.b [1].en.vtt", "a.b [1].ass"):  # each goes before those to its left
-        (tmp_path / name).touch()
-        assert find_subtitle_file(video) == (None if name == "a.srt" else tmp_path / name)
-
-
 def test_sources_are_tried_in_the_order_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(subtitles, "read_sound", lambda path: np.zeros(16000, np.float32))
     listen = lambda waveform: f"{len(waveform)} samples"
@@ -269,6 +263,46 @@ def test_sources_are_tried_in_the_order_that_is_asked_for(tmp_path, monkeypatch)
     assert subtitle_of(video, ("file",)) == subtitle_of(video, ()) == Subtitle("", "")
     monkeypatch.setattr(subtitles, "read_sound", lambda path: None)
     assert subtitle_of(video, ("speech",), listen) == Subtitle("", "")
+
+
+def test_a_file_without_words_or_damaged_hides_none_that_has_some(tmp_path):
+    video = write_video(tmp_path / "a.mp4", "mov_text", (0, [(100, 900, "[music]")]), (0, [(100, 900, "in the track")]))
+    (tmp_path / "a.srt").write_text("no subtitles at all")
+    (tmp_path / "a.en.srt").write_text(srt((0, 900, "[music]")))
+    found = subtitle_of(video, ("file", "track"))
+    assert (found.text, found.source) == ("in the track", "track")
+    (note,) = found.notes
+    assert note.endswith("a.srt; mend it or remove it")
+    (tmp_path / "a.zh-Hans.SRT").write_text(srt((0, 900, "在文件里")))
+    assert subtitle_of(video, ("file", "track"))[:2] == ("在文件里", "file")
+
+
+def test_the_language_that_is_asked_for(tmp_path):
+    one = lambda text: [(100, 900, text)]
+    path = write_video(tmp_path / "a.mkv", "subrip", (0, one("untold")), (0, one("hers")), languages=("und", "fre"))
+    assert read_subtitle_track(path) == "untold" and read_subtitle_track(path, "fr-CA") == "hers"
+    assert read_subtitle_track(path, "en") == "untold"
+    (tmp_path / "a.fr.srt").write_text(srt((0, 900, "dans le fichier")))
+    assert subtitle_of(path, ("file", "track"), language="de").text == "untold"
+    assert subtitle_of(path, ("file", "track"), language="French").text == "dans le fichier"
+
+
+def test_captions_beyond_the_clip_are_left_out_and_told(tmp_path):
+    video = write_video(tmp_path / "a.mp4", "mov_text", (0, [(100, 900, "early"), (1500, 1900, "late")]))
+    assert subtitle_of(video, ("track",), span=(0.0, 1.0)) == (
+        "early",
+        "track",
+        ("a.mp4, track 1: 1 of 2 captions lie beyond the clip's 1.0 s",),
+    )
+    assert subtitle_of(video, ("track",), span=(1.0, 5.0)).text == "late"
+    (tmp_path / "a.srt").write_text(srt((0, 900, "first"), (950, 2000, "second"), (1000, 1200, "third")))
+    assert subtitle_of(video, ("file",), span=(1.0, 1.0)).text == "first second"  # its times count from the first frame
+    (tmp_path / "a.srt").write_text(srt((5000, 6000, "elsewhere")))
+    assert subtitle_of(video, ("file",), span=(0.0, 1.0)) == (
+        "",
+        "",
+        ("a.srt: all of its 1 captions lie beyond the clip's 1.0 s",),
+    )
 
 
 def test_wrong_sources_are_refused_before_anything_is_read(tmp_path):

@@ -13,7 +13,7 @@ from emollama_jax.media import container as media
 from emollama_jax.media import video as video_module
 from emollama_jax.media.images import to_rgb
 from emollama_jax.media.video import Video, read_frame
-from tests.media.hostile import MAKERS, NOISY, UNEVEN, grey, picture, pictures, write, write_hostile_files
+from tests.media.hostile import MAKERS, NOISY, UNEVEN, grey, moving, picture, pictures, write, write_hostile_files
 
 av = pytest.importorskip("av")
 
@@ -107,12 +107,6 @@ def fed(monkeypatch):
 
     monkeypatch.setattr(video_module.media, "decode", counting)
     return count
-
-
-def moving(count, width=64, height=48):
-    """Pictures of which every part changes."""
-    noise = np.random.default_rng(0).integers(0, 90, (height, width, 3), np.uint8)
-    return [picture(i, width, height) // 2 + np.roll(noise, (i, 2 * i), (0, 1)) for i in range(count)]
 
 
 OPEN = "keyint=40:bframes=3:scenecut=0:open-gop=1"
@@ -223,7 +217,7 @@ def test_of_a_damaged_video_what_can_be_decoded_is_used(files):
 
 
 def test_a_packet_that_cannot_be_decoded_shows_the_frame_before(tmp_path):
-    """And shifts no number of those after it."""
+    """And shifts no number of those after it; before the first that can be decoded there is none to show."""
     path = write(tmp_path / "a.mov", pictures(20), codec="png", pixels="rgb24")
     data = bytearray(path.read_bytes())
     starts = [i for i in range(len(data)) if data.startswith(b"\x89PNG", i)]
@@ -232,10 +226,11 @@ def test_a_packet_that_cannot_be_decoded_shows_the_frame_before(tmp_path):
         data[starts[number] : starts[number] + 8] = bytes(8)
     path.write_bytes(data)
     with Video(path) as video:
-        assert video.num_frames == 20
-        shown = [2, 2, 2, 3, 4, 5, 6, 6, *range(8, 19), 18]
-        assert shades(video.frames(range(20))) == [grey(i) for i in shown]
-        assert shades(video.frames([7, 19])) == [grey(6), grey(18)]
+        assert video.num_frames == 18
+        shown = [2, 3, 4, 5, 6, 6, *range(8, 19), 18]
+        assert shades(video.frames(range(18))) == [grey(i) for i in shown]
+        assert shades(video.frames([5, 17])) == [grey(6), grey(18)]
+        assert video.times[0] == 0 and video.timeline.origin == Fraction(2, 25)
 
 
 def test_the_second_stream_is_taken_where_the_first_has_no_frame(tmp_path):
@@ -251,6 +246,21 @@ def test_the_second_stream_is_taken_where_the_first_has_no_frame(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"\x89PNG", bytes(4), 1))
     with Video(path) as video:
         assert video.size == (32, 32) and video.num_frames == 1
+
+
+def test_a_single_picture_beside_a_video_is_its_cover(tmp_path):
+    """Though it is larger, and not marked as a cover."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        video, cover = file.add_stream("ffv1", rate=25), file.add_stream("mjpeg", rate=25)
+        for stream, size, form in ((video, (64, 48), "yuv444p"), (cover, (160, 120), "yuvj420p")):
+            (stream.width, stream.height), stream.pix_fmt, stream.disposition = size, form, 0
+        for stream, count in ((video, 10), (cover, 1)):
+            for shown in pictures(count, stream.width, stream.height):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(shown)))
+            file.mux(stream.encode(None))
+    with Video(path) as video:
+        assert video.size == (64, 48) and video.num_frames == 10
 
 
 @pytest.mark.parametrize("name", ["mkv", "4k"])
@@ -297,9 +307,7 @@ def test_videos_are_turned_and_mirrored_as_a_player_does(tmp_path, degrees, mirr
     """A selfie may be stored mirrored: by the file's matrix it is turned first, then mirrored."""
     upright = picture(0)
     stored = np.rot90(upright[:, ::-1] if mirrored else upright, -degrees // 90)
-    path = write(
-        tmp_path / "a.mp4", [stored], prepare=lambda stream: stream.set_display_rotation(degrees, hflip=mirrored)
-    )
+    path = write(tmp_path / "a.mp4", [stored], turn=degrees, mirrored=mirrored)
     assert np.abs(read_frame(path).astype(int) - upright).mean() < 2
 
 
