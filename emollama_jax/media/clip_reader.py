@@ -97,10 +97,12 @@ class ClipReader:
             return result
         try:
             return self._listen(result, request.video)
-        except UserError as error:
-            return error
+        except (UserError, MemoryError) as error:
+            reason = str(error) or "it does not fit into the memory"
         except WorkerDied as error:
-            return _died(request.video, error)
+            reason = decoder_fault(error)
+        result.media.note(f"its words cannot be heard ({reason})")
+        return result
 
     def _without_sound(self, request: ClipRequest, died: WorkerDied) -> ClipRead | UserError:
         """What can be read of a clip whose child died: its sound may be what ends it."""

@@ -10,7 +10,7 @@ from emollama_jax.io.worker_pool import WorkerDied
 from emollama_jax.media import clip_reader
 from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipReader
-from tests.media.hostile import Sound, tone, write
+from tests.media.hostile import Sound, spoil, tone, write
 
 av = pytest.importorskip("av")
 FRAME = ReadSpec(32, None, None, False)
@@ -43,6 +43,15 @@ def test_words_are_those_given_else_of_the_first_source_that_has_some(folder):
     in_order = lambda *sources: [one.subtitle for one in read(requests, subtitle_sources=sources, **heard)]
     assert in_order("file", "speech") == ["Given.", "In a file.", "Heard."]
     assert in_order("speech", "file") == ["Given.", "Heard.", "Heard."]
+
+
+def test_sound_that_cannot_be_heard_leaves_the_clip(tmp_path):
+    path = write(tmp_path / "a.mkv", [np.zeros((32, 48, 3), np.uint8)] * 2, sound=Sound(tone(0.2), codec="flac"))
+    spoil(path, "audio")
+    (found,) = read([ClipRequest("a", path)], subtitle_sources=("speech",), transcribe=lambda waveform: "Heard.")
+    assert found.subtitle == "" and found.media.frame is not None
+    (note,) = found.media.clip_info["notes"]
+    assert note.startswith("its words cannot be heard (not a video, or damaged or cut short: ")
 
 
 def test_the_peak_is_the_one_listed_else_by_openface_else_looked_for(folder):
