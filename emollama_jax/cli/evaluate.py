@@ -10,6 +10,7 @@ from emollama_jax.cli._model import add_model_arguments, inputs_of_records, mode
 from emollama_jax.cli._progress import Progress
 from emollama_jax.config import Config
 from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.data.records import Records, open_split
 from emollama_jax.errors import UserError
 from emollama_jax.eval.answer_files import evaluate_answers, labels_of_records, read_answers, read_labels
@@ -17,7 +18,6 @@ from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark, Evaluation
 from emollama_jax.eval.metrics import INVALID
 from emollama_jax.eval.report import HEADINGS
 from emollama_jax.eval.sweep import WAYS, Cell, save_sweep, sweep
-from emollama_jax.infer.clip_input import ALL, check_modalities
 from emollama_jax.infer.engine import Engine
 from emollama_jax.io.paths import local_path
 

@@ -11,9 +11,9 @@ from emollama_jax.cli._model import add_model_arguments, inputs_of_records, mode
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments
 from emollama_jax.data.datasets import find_encoders, open_datasets
+from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.errors import UserError
 from emollama_jax.infer.batch_run import answer_all
-from emollama_jax.infer.clip_input import ALL, check_modalities
 from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import RecordClips, find_items
 from emollama_jax.infer.output import PrintedOutput, open_output

@@ -45,6 +45,8 @@ class Batch:
     """MAE, VideoMAE, HuBERT; zeros for what is missing."""
     clip_mask: Bool[Array, "B K"] | None = None
     """Which of a row's places hold a clip."""
+    has_image: Bool[Array, "B K"] | None = None
+    """Whose image is seen: of the others the projectors get zeros for EVA-ViT's tokens. None: all."""
     clip: Int32[Array, "B K"] | None = None
     """Number of the clip among all records of the data sets; -1 for none."""
     frames: UInt8[Array, "B K I I 3"] | None = None
@@ -74,6 +76,7 @@ def batch_spec(config: Config, *, images: Images, rows: int | None = None, seque
         loss_weights=array(np.float32, length),
         features=array(np.float32, clips, 3, config.projectors.feature_size),
         clip_mask=array(np.bool_, clips),
+        has_image=array(np.bool_, clips) if config.data.modality_dropout else None,
         clip=array(np.int32, clips),
         frames=array(np.uint8, clips, eva_vit.image_size, eva_vit.image_size, 3) if is_frames else None,
         image_tokens=None if is_frames else array(np.float16, clips, 1 + eva_vit.grid**2, eva_vit.hidden_size),

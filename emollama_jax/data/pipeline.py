@@ -51,6 +51,10 @@ def train_dataset(
     _check_layout(config)
     datasets = open_datasets(data.train, config, "data.train")
     names = (*TOKEN_ARRAYS, "clip", "features", find_images(datasets))
+    transform = make_sample_transform(config, tokenizer)
+    if data.modality_dropout:
+        names = (*names, "has_image")
+        transform = dataclasses.replace(transform, modality_dropout=data.modality_dropout)
     chosen = [AnswerableRecords.select(dataset, config) for dataset in datasets]
     for path, records in zip(data.train, chosen, strict=True):
         if not records:
@@ -64,7 +68,7 @@ def train_dataset(
     else:
         weights = data.weights or [len(records) for records in chosen]
         stream = grain.MapDataset.mix([stream.shuffle().repeat() for stream in streams], weights=weights)
-    stream = stream.seed(config.seed).random_map(make_sample_transform(config, tokenizer))
+    stream = stream.seed(config.seed).random_map(transform)
     rows = grain.experimental.FirstFitPackIterDataset(
         _read(stream[shard_index::num_shards], config),
         length_struct={name: data.sequence_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
@@ -177,6 +181,7 @@ def _make_batch(rows: Mapping[str, np.ndarray], *, soft_per_clip: int, loss_aver
         clip=np.where(clip_mask, rows["clip"], -1).astype(np.int32),
         frames=rows.get("frames"),
         image_tokens=rows.get("image_tokens"),
+        has_image=rows.get("has_image"),
     )
 
 

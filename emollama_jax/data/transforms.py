@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from emollama_jax.data.modalities import draw_modalities, features_of
 from emollama_jax.data.records import decode_frame
 from emollama_jax.errors import UserError
 from emollama_jax.text.labels import find_label
@@ -47,7 +48,8 @@ class SampleTransform(grain.transforms.RandomMap):
     """From a record to arrays, for a task and question drawn for it; without an answer where the record has none.
 
     The arrays are `tokens`, `soft` and `is_answer` [T] as in `Sample`; `clip` int32 [1], the record's number;
-    `features` float32 [1, 3, F]; and the image as `frames` uint8 [1, I, I, 3] or `image_tokens` float16 [1, N, W].
+    `features` float32 [1, 3, F]; the image as `frames` uint8 [1, I, I, 3] or `image_tokens` float16 [1, N, W]; and with
+    `modality_dropout` `has_image` bool [1].
     """
 
     tokenizer: Tokenizer
@@ -56,17 +58,29 @@ class SampleTransform(grain.transforms.RandomMap):
     """Tokens of a row; a longer sample is truncated in its answer."""
     image_tokens: int
     """Soft tokens of an image."""
+    modality_dropout: float = 0.0
+    """Share of the samples without one or two of the clip's modalities."""
 
     def random_map(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Make the arrays. Raises UserError when the prompt alone is longer than a row."""
         tasks = answerable_tasks(record, self.prompt)
         task, request = draw_request(self.prompt, rng, tasks or None)
         answer = find_answer(record, task, self.prompt) if tasks else None
+        modalities = draw_modalities(rng, self.modality_dropout)
+        kept = features_of(modalities)
+        record = {
+            **record,
+            "subtitle": record["subtitle"] if "T" in modalities else "",
+            "features": np.where(kept[:, None], record["features"], 0),
+            "has_feature": kept & record["has_feature"],
+        }
         sample = self._encode(record, Turn(request, answer))
         if "image_tokens" in record:
             image = {"image_tokens": record["image_tokens"]}
         else:
             image = {"frames": decode_frame(record["frame"])}
+        if self.modality_dropout:
+            image["has_image"] = np.array("V" in modalities)
         return {
             "tokens": sample.tokens,
             "soft": sample.soft,

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emollama_jax.data.modalities import ALL
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Benchmark, Evaluation, Published, evaluate
 from emollama_jax.eval.report import HEADINGS, OURS, save, table, to_dict
 from emollama_jax.infer.answer import ClipAnswer, ClipError
-from emollama_jax.infer.clip_input import ALL
 from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.score import label_orders
 from emollama_jax.io.atomic import write_json, write_text

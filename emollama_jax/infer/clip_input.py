@@ -12,11 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from emollama_jax.config import Config
+from emollama_jax.data.modalities import features_of
 from emollama_jax.data.records import decode_frame
-from emollama_jax.errors import UserError
-
-MODALITIES = {"A": (2,), "V": (0, 1), "T": ()}  # audio, video, text -> those of a clip's features
-ALL = "AVT"
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,7 @@ class ClipInput:
 
     def restricted(self, modalities: str, config: Config) -> "ClipInput":
         """Return the clip without the modalities that are not named."""
-        has = self.has_feature.copy()
-        for modality, features in MODALITIES.items():
-            if modality not in modalities:
-                has[list(features)] = False
+        has = self.has_feature & features_of(modalities)
         changes: dict[str, Any] = {"has_feature": has, "features": np.where(has[:, None], self.features, 0)}
         if "T" not in modalities:
             changes["subtitle"] = ""
@@ -56,10 +50,3 @@ class ClipInput:
             shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
             changes |= {"frame": None, "image_tokens": np.zeros(shape, np.float16)}
         return dataclasses.replace(self, **changes)
-
-
-def check_modalities(text: str) -> str:
-    """Return the modalities in the order A, V, T. Raises UserError for none, unknown or repeated ones."""
-    if not text or set(text) - set(MODALITIES) or len(set(text)) < len(text):
-        raise UserError(f"modalities {text!r}: give any of A (audio), V (video) and T (text), as in AV")
-    return "".join(modality for modality in MODALITIES if modality in text)

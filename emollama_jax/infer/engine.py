@@ -24,10 +24,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config, load_config
+from emollama_jax.data.modalities import ALL
 from emollama_jax.distributed import use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import Clip, ClipAnswer, ClipError, Query
-from emollama_jax.infer.clip_input import ALL, ClipInput
+from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.identity import identity_of
 from emollama_jax.infer.inputs import Item, ItemRead, VideoClips
 from emollama_jax.infer.loading import (

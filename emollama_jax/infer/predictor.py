@@ -27,9 +27,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from emollama_jax.config import Config
+from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
-from emollama_jax.infer.clip_input import ALL, ClipInput, check_modalities
+from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.score import LabelScorer, LabelScores
 from emollama_jax.infer.shared_batcher import Conversation, SharedBatcher
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from emollama_jax.models.eva_vit import EvaVit, EvaVitConfig
 from emollama_jax.models.llama import Llama, LlamaConfig
@@ -83,8 +83,12 @@ class EmotionLlama(nnx.Module):
         *,
         frames: UInt8[jax.Array | np.ndarray, "B K I I 3"] | None = None,
         image_tokens: Float[jax.Array | np.ndarray, "B K N W"] | None = None,
+        has_image: Bool[jax.Array | np.ndarray, "B K"] | None = None,
     ) -> Float[Array, "B KS D"]:
         """Project each row's clips to soft tokens, from `image_tokens` or from the `frames` that are encoded to them.
+
+        Args:
+            has_image: of which clips the image is used; of the others it is zeros. Default: of all.
 
         Raises:
             ValueError: there are frames and the model has no encoder, or neither is given.
@@ -98,6 +102,8 @@ class EmotionLlama(nnx.Module):
             raise ValueError("the batch holds frames; make the model with its encoder, or give image_tokens")
         else:
             raise ValueError("the batch holds no clips; give frames or image_tokens")
+        if has_image is not None:
+            image = jnp.where(merged(has_image)[:, None, None], image, 0)
         soft = self.projectors(image, merged(features))
         return constrain(soft.reshape(features.shape[0], -1, soft.shape[-1]), "batch", None, None)
 

@@ -72,7 +72,8 @@ def multimodal_loss(
     model: EmotionLlama, batch: Batch, dropout_key: Key[Array, ""] | None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compute the loss of packed rows of clips, and the sum of `loss_weights`, as `text_loss`."""
-    soft = model.soft_tokens(batch.features, frames=batch.frames, image_tokens=batch.image_tokens)
+    images = {"frames": batch.frames, "image_tokens": batch.image_tokens, "has_image": batch.has_image}
+    soft = model.soft_tokens(batch.features, **images)
     hidden = model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids, dropout_key=dropout_key)
     return _weighted_nll(model.llama, hidden, batch)
 

@@ -17,6 +17,7 @@ from emollama_jax.data.datasets import (
     find_frame_rules,
     open_datasets,
 )
+from emollama_jax.data.modalities import PARTS
 from emollama_jax.data.pipeline import eval_dataset, onto_devices, process_shard, train_dataset
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
@@ -243,6 +244,30 @@ def test_stored_image_tokens(tokens_folder):
     assert batch.frames is None and batch.image_tokens.dtype == np.float16
     for row, k in np.argwhere(batch.clip_mask):
         assert (batch.image_tokens[row, k] == batch.clip[row, k]).all()
+
+
+@pytest.mark.parametrize("images", ["frames", "image_tokens"])
+def test_modality_dropout_shows_clips_as_evaluation_does(folder, tokens_folder, images):
+    """A training clip without modalities has the tokens and arrays that prediction makes of it without them."""
+    path = folder if images == "frames" else tokens_folder
+    config = config_of(path, modality_dropout=0.6)
+    records, seen = Records(path, "train"), Counter()
+    found = batches(train_dataset(config, TOKENIZER, epochs=6))
+    assert jax.tree.structure(found[0]) == jax.tree.structure(batch_spec(config, images=images))
+    for batch in found:
+        samples = samples_of(batch)
+        for (row, k), (number, tokens, *_) in samples.items():
+            record, features = records[number], batch.features[row, k]
+            text = TOKENIZER.decode(tokens)
+            has_text = not record["subtitle"].strip() or f"The person in video says: {record['subtitle']}" in text
+            has_audio, has_video = not number or features[2].any(), bool(batch.has_image[row, k])
+            assert (features[:2] == (number if has_video else 0)).all() and (features[2] == number * has_audio).all()
+            if number and record["subtitle"].strip():  # of others it does not show
+                seen["A" * bool(has_audio) + "V" * has_video + "T" * has_text] += 1
+    assert set(seen) == {"A", "V", "T", "AV", "AT", "VT", "AVT"}
+    assert seen["AVT"] / seen.total() == pytest.approx(0.4, abs=0.1)
+    assert max(seen[part] for part in PARTS) / seen.total() < 0.2
+    assert next(iter(eval_dataset(config, TOKENIZER))).has_image is None
 
 
 @pytest.mark.smoke

@@ -9,12 +9,13 @@ from flax import nnx
 
 from emollama_jax.config import GenerateConfig
 from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.modalities import ALL
 from emollama_jax.data.pipeline import make_sample_transform
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipError, Query
-from emollama_jax.infer.clip_input import ALL, ClipInput
+from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.predictor import Predictor, task_questions
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama

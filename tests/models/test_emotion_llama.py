@@ -101,6 +101,15 @@ def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.trainable))
 
 
+def test_a_clip_whose_image_is_not_seen_has_zeros_for_its_tokens():
+    model, batch = make_model(), batch_of()
+    seen = np.array([[True], [False]])
+    ours = model.soft_tokens(batch.features, image_tokens=batch.image_tokens, has_image=seen)
+    blank = batch.image_tokens * seen[:, :, None, None]
+    np.testing.assert_array_equal(ours, model.soft_tokens(batch.features, image_tokens=blank))
+    assert (ours[1] != model.soft_tokens(batch.features, image_tokens=batch.image_tokens)[1]).any()
+
+
 @pytest.mark.parametrize("part", TRAINABLE)
 def test_each_part_alone(part):
     model = make_model()
