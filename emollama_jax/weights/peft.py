@@ -25,7 +25,7 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
-from emollama_jax.weights.peft_settings import CONFIG, MERGE, read_settings
+from emollama_jax.weights.peft_settings import CONFIG, MERGE, AdapterSettings, read_settings
 from emollama_jax.weights.safetensors_files import save_safetensors
 from emollama_jax.weights.sources import ADAPTER_FILES, open_source
 from emollama_jax.weights.tensors import StoredTensor, WeightSource
@@ -78,19 +78,53 @@ def open_adapter(folder: PathLike, num_layers: int | None = None) -> tuple[LoRAC
     """
     folder = find_adapter(folder)
     settings, opened = read_settings(folder), open_source(folder, ADAPTER_FILES)
-    stored = {}
-    for name in opened.names():
-        match = TENSOR.fullmatch(name)
-        stored[f"{PREFIX}{match[1]}.lora_{match[3]}.weight" if match else name] = opened.stored(name)
-    if len(stored) != len(opened.names()):
-        raise UserError(f"several adapters in one file: {folder}; save one of them")
-    matches = [match for match in map(TENSOR.fullmatch, stored) if match]
-    blocks = num_layers or 1 + max((int(match[2]) for match in matches), default=0)
+    stored = _without_adapter_name(opened)
+    found = [match for match in map(TENSOR.fullmatch, stored) if match]
+    blocks = num_layers or 1 + max((int(match[2]) for match in found), default=0)
     linear = {  # every linear layer of the model, by its path
-        f"model.layers.{i}.{theirs}": target
+        f"model.layers.{i}.{theirs}": ours.split(".")[-1]
         for i in range(blocks)
-        for target, (theirs, _) in zip(PROJECTIONS, projections(PROJECTIONS), strict=True)
+        for theirs, ours in projections(PROJECTIONS)
     }
+    lora, planned = _plan(settings, linear, folder)
+    # Of layers that have an adapter in other blocks; any others are unknown to whoever loads these.
+    idle = {module for module, target in linear.items() if target in lora.targets and module not in planned}
+    if stray := [match[0] for match in found if match[1] in idle]:
+        raise UserError(
+            f"{len(stray)} unknown, {CONFIG} has no adapters there: {', '.join(stray)}: {folder}; save the adapter "
+            "again"
+        )
+    arranged = {
+        name: tensor
+        for module, target in linear.items()
+        if target in lora.targets
+        for name, tensor in _arranged(module, target, stored, planned, linear, lora).items()
+    }
+    return lora, opened.with_tensors(stored | arranged)
+
+
+def _without_adapter_name(source: WeightSource) -> dict[str, StoredTensor]:
+    """The tensors without the adapter's name in theirs. Raises UserError when the file holds several adapters."""
+    stored = {}
+    for name in source.names():
+        match = TENSOR.fullmatch(name)
+        stored[f"{PREFIX}{match[1]}.lora_{match[3]}.weight" if match else name] = source.stored(name)
+    if len(stored) != len(source.names()):
+        raise UserError(f"several adapters in one file: {source.path}; save one of them")
+    return stored
+
+
+def _plan(
+    settings: AdapterSettings, linear: Mapping[str, str], folder: PathLike
+) -> tuple[LoRAConfig, dict[str, tuple[int, float]]]:
+    """One configuration for all adapters, the widest and the largest scale among them, and the rank and α of each.
+
+    Args:
+        linear: the name of each linear layer in its block, by its path.
+
+    Raises:
+        UserError: settings that make no sense, or adapters where the model has none.
+    """
     try:
         if outside := [name for name in ("model.embed_tokens", "lm_head") if settings.adapter(name)]:
             raise UserError(
@@ -108,21 +142,10 @@ def open_adapter(folder: PathLike, num_layers: int | None = None) -> tuple[LoRAC
             targets=tuple(sorted({linear[module] for module in planned})),
         )
     except ValueError as error:
-        raise UserError(f"unusable adapter settings: {folder / CONFIG} ({error}); save the adapter again") from error
-    # Of layers that have an adapter in other blocks; any others are unknown to whoever loads these.
-    idle = {module for module, target in linear.items() if target in lora.targets and module not in planned}
-    if stray := [name for name in stored if (match := TENSOR.fullmatch(name)) and match[1] in idle]:
         raise UserError(
-            f"{len(stray)} unknown, {CONFIG} has no adapters there: {', '.join(stray)}: {folder}; save the adapter "
-            "again"
-        )
-    arranged = {
-        name: tensor
-        for module, target in linear.items()
-        if target in lora.targets
-        for name, tensor in _arranged(module, target, stored, planned, linear, lora).items()
-    }
-    return lora, opened.with_tensors(stored | arranged)
+            f"unusable adapter settings: {as_path(folder) / CONFIG} ({error}); save the adapter again"
+        ) from error
+    return lora, planned
 
 
 def _arranged(

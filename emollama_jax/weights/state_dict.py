@@ -19,6 +19,8 @@ def inside_container(
 ) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """The model's tensors of a torch checkpoint without the keys that they lie under, and the names of all others.
 
+    A key that all tensors lie under may have any name.
+
     Args:
         tensors: by flattened names, "/" between the levels.
         path: the file, for messages.
@@ -29,8 +31,9 @@ def inside_container(
     prefix = ""
     while True:
         inner = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
-        found = [key for key in CONTAINERS if any(name.startswith(f"{key}/") for name in inner)]
-        if not found:
+        keys = {name.split("/")[0] if "/" in name else "" for name in inner}
+        found = [key for key in CONTAINERS if key in keys] or (list(keys) if len(keys) == 1 else [])
+        if found in ([], [""]):
             break
         if len(found) > 1:
             raise UserError(f"tensors under {' and '.join(found)}: {path}; save the state dict of the model alone")

@@ -1,5 +1,6 @@
 """What is said about a clip is what a clip of training would be asked for, and does not depend on its neighbours."""
 
+import copy
 import dataclasses
 
 import jax.numpy as jnp
@@ -153,6 +154,18 @@ def test_later_questions_see_the_answers_before(model, config, clips):
     (expected,) = SlotBatcher(model.llama, [TOKENIZER.eos_id]).run([request])
     assert second == TOKENIZER.decode(expected.tokens).strip()
     assert first != second
+
+
+def test_an_answer_ends_at_every_end_that_the_files_name(model, config, clips):
+    """Not only at EOS: chat models end a turn with another token."""
+    soft = Predictor(model, TOKENIZER, config).soft_tokens(clips[:1])
+    prompt = Predictor(model, TOKENIZER, config).prompt(clips[0], [Turn("Why?")])
+    (whole,) = SlotBatcher(model.llama, []).run([GenerationRequest(prompt, config.generate, soft=soft[0])])
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.end_ids = (TOKENIZER.eos_id, whole.tokens[2])
+    ((answer,),) = Predictor(model, tokenizer, config).answers(clips[:1], soft, [("Why?",)])
+    shorter = whole.tokens[: whole.tokens.index(whole.tokens[2])]
+    assert answer == TOKENIZER.decode(shorter).strip() != TOKENIZER.decode(whole.tokens).strip()
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_clip(model, config, clips):

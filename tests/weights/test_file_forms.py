@@ -204,6 +204,14 @@ def test_containers(tmp_path, keys):
     assert set(open_source(tmp_path / "x.pth").outside) == expected
 
 
+def test_a_container_of_any_name(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"net": {name: torch.from_numpy(x) for name, x in TENSORS.items()}, "epoch": 3}, tmp_path / "x.pth")
+    assert_opened(tmp_path / "x.pth", "torch")
+    torch.save({"net": {"a": torch.ones(1)}, "optim": {"b": torch.ones(1)}}, tmp_path / "x.pth")
+    assert open_source(tmp_path / "x.pth").names() == ["net/a", "optim/b"]
+
+
 def test_two_models_in_one_file(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({key: {"a": torch.ones(1)} for key in ("model", "state_dict")}, tmp_path / "x.pth")
