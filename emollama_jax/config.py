@@ -81,7 +81,7 @@ class DataConfig:
     """Rows filled at the same time: more leave less padding and hold more in memory."""
     modality_dropout: float = field(0.0, ge=0, le=1, affects=RESUME)
     """Share of the training clips that are shown without one or two of face, voice and words, drawn anew each time."""
-    workers: int = field(0, ge=0, affects=RESUME)
+    workers: int = field(0, ge=0, affects=EXECUTION)
     """Processes that read and decode, beside the training process; 0: threads of the training process."""
     read_ahead: int = field(64, ge=1, affects=EXECUTION)
     """Clips read before they are needed, by all readers together."""

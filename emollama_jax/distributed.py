@@ -8,7 +8,7 @@ whatever JAX finds (Cloud TPU virtual machines, MPI, Kubernetes).
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,20 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from emollama_jax.errors import UserError, first_line
+from emollama_jax.errors import StartError, UserError, first_line, no_devices
+from emollama_jax.io.rendezvous import MissingError, meet
 
 HEARTBEAT_S = 20  # a process that has been silent so long is given up, and the others end
 LEAVING_S = 60  # one that ends has to be followed by the others within this
+PATIENCE_S = 120  # for the others to be started
+CONNECT_S = 60  # for all that have met to be connected
 BARRIER_TIMEOUT_S = 1800  # and comes within this to where all wait for all
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # which gRPC would ask for a process of the run
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-class NotStarted(UserError):
-    """The processes did not meet, or the devices are not there."""
-
-    exit_code = 3
+class NotStarted(StartError):
+    """The processes did not meet."""
 
 
 @dataclass(frozen=True)
@@ -70,37 +72,64 @@ def find_group(
 
 
 @contextlib.contextmanager
-def process_group(group: Group | None) -> Iterator[None]:
+def process_group(
+    group: Group | None, *, patience_s: int | float = PATIENCE_S, log: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """Within the block this process is one of the group. To be entered before JAX touches a device.
 
+    Args:
+        patience_s: how long the others may take to come, where the group has an address.
+        log: is told what is waited for.
+
     Raises:
-        NotStarted: the others do not come or cannot be found, or the devices are not there.
+        StartError: the others do not come or cannot be found, or the devices are not there.
     """
     if group is None:
         _check_devices()
         yield
         return
     found = (
-        {"coordinator_address": group.coordinator, "num_processes": group.processes, "process_id": group.process}
+        {
+            "coordinator_address": group.coordinator,
+            "num_processes": group.processes,
+            "process_id": group.process,
+            "initialization_timeout": CONNECT_S,
+        }
         if group.coordinator
         else {}
     )
     try:
-        jax.distributed.initialize(**found, heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=LEAVING_S)
-    except (RuntimeError, ValueError) as error:
+        if group.coordinator:  # JAX ends the process where one is missing
+            meet(group.coordinator, group.processes, group.process, patience_s, log)
+        with _without_proxies():
+            jax.distributed.initialize(
+                **found, heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=LEAVING_S
+            )
+    except (MissingError, RuntimeError, ValueError) as error:
         raise NotStarted(
-            f"the processes of the run did not meet ({first_line(error)}); check that all were started"
+            f"the processes of the run did not meet ({first_line(error)}); check that all were started, with the same "
+            "address, or give them more time with --wait"
         ) from error
     _check_devices()
     yield
     jax.distributed.shutdown()
 
 
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Within the block gRPC goes to the processes of the run itself, whatever proxy is set for others."""
+    kept = {name: os.environ.pop(name) for name in PROXIES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def _check_devices() -> None:
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise NotStarted(f"no devices ({first_line(error)}); JAX_PLATFORMS=cpu runs on the processor") from error
+    except (RuntimeError, AssertionError) as error:
+        raise no_devices(error) from error
 
 
 def use_compile_cache(folder: str) -> None:
@@ -115,25 +144,34 @@ def barrier(where: str, timeout_s: int = BARRIER_TIMEOUT_S) -> None:
 
 
 class PreemptionGuard:
-    """SIGTERM as notice that the run is to save and end: on a machine that is taken away, or by hand.
+    """SIGTERM and SIGINT (Ctrl-C) as notice that the run is to save and end: on a machine that is taken away, or by
+    hand. A second SIGINT interrupts.
 
     Of several processes one that gets it is enough; all end after the same step.
     """
 
-    def __init__(self):
-        self._given = False
+    def __init__(self, log: Callable[[str], None] = lambda line: None):
+        """`log` is told that notice was given."""
+        self._given, self._log = False, log
 
     def __enter__(self) -> "PreemptionGuard":
-        if jax.process_count() == 1:  # of several, JAX listens and agrees on the step
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+        # Of several processes, JAX listens for SIGTERM and agrees on the step.
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
         self._given = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+            with contextlib.suppress(RuntimeError):  # the signal came within another line
+                self._log("asked to end: saves after this step; Ctrl-C again ends at once, without saving")
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def should_stop(self, step: int) -> bool:
         """Whether to end after this step. To be asked once for every step."""

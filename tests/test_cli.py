@@ -1,5 +1,8 @@
 import ast
 import errno
+import importlib
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from jax.errors import JaxRuntimeError
+from safetensors import SafetensorError
 
 from emollama_jax import __version__, cli
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
@@ -116,27 +120,66 @@ def test_a_missing_file_is_a_users_error_and_a_defect_is_not(verb, capsys, tmp_p
         cli.main(["echo"])
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "[Errno 28] No space left on device"),
-        (
-            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
-            3,
-            "too little memory: RESOURCE",
-        ),
-        (NotStarted("no devices"), 3, "no devices"),
-        (OutputError("locked"), 4, "locked"),
-    ],
-)
-def test_exceptions_of_writing_and_starting_are_one_line_with_their_exit_code(verb, capsys, error, code, said):
-    def run(argv):
-        raise error
+# As the libraries raise them, where disks are full and where memory or devices are missing.
+LIBRARY_ERRORS = [
+    (OSError(errno.ENOSPC, "No space left on device"), 2, "[Errno 28] No space left on device; make room"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "Disk quota exceeded; make room"),
+    (OSError(errno.EFBIG, "File too large"), 2, "File too large"),
+    (OSError(errno.EIO, "Input/output error"), 2, "Input/output error"),
+    (OSError(errno.EROFS, "Read-only file system", "/out"), 2, "Read-only file system: '/out'"),
+    (OSError("2097152 requested and 65536 written"), 2, "cannot write"),  # numpy
+    (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 2, "make room"),
+    (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), 2, "cannot write"),  # torch
+    (ValueError('RESOURCE_EXHAUSTED: Error writing "d/1" [OS error 28: ENOSPC No space left on device]'), 2, "room"),
+    (RuntimeError("Failed to write: No space left on device; writing x.array_record"), 2, "make room"),
+    (MemoryError(), 3, "too little memory: MemoryError"),
+    (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), 3, "too little memory: RESOURCE"),
+    (RuntimeError("Unable to initialize backend 'cuda': x"), 3, "no devices (Unable to"),
+    (JaxRuntimeError("UNIMPLEMENTED: Unsupported element type for DotThunk: F16_F16_F32"), 3, "choose another compute"),
+    (NotStarted("no devices"), 3, "no devices"),
+    (OutputError("locked"), 4, "locked"),
+]
 
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_what_libraries_raise_is_one_line_with_its_exit_code_at_every_verb(name, monkeypatch, capsys):
+    module = importlib.import_module(f"emollama_jax.cli.{name}")
+    for error, code, said in LIBRARY_ERRORS:
+        for raised in (error, ValueError("saving failed")):
+            raised.__cause__ = error if raised is not error else None
+
+            def run(argv, raised=raised):
+                raise raised
+
+            monkeypatch.setattr(module, "run", run)
+            assert cli.main([name]) == code, error
+            shown = capsys.readouterr().err
+            assert shown.startswith(f"emollama {name}: error: ") and said in shown and shown.count("\n") == 1, shown
+
+
+def test_a_platform_that_is_not_there_is_exit_code_3():
+    """By every verb that computes; JAX says it by a failed assertion."""
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = python("-m", "emollama_jax", "params", "--config=tiny", "--config.mesh.data=-1", env=environment)
+    assert done.returncode == 3
+    line = "no devices (JAX_PLATFORMS=cuda is not there); JAX_PLATFORMS=cpu runs on the processor"
+    assert done.stderr.splitlines()[-1] == f"emollama params: error: {line}"
+
+
+def test_sigterm_cleans_up_and_exits_with_143(verb, capsys):
+    cleaned = []
+
+    def run(argv):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
     verb(run)
-    assert cli.main(["echo"]) == code
-    shown = capsys.readouterr().err
-    assert shown.startswith("emollama echo: error: ") and said in shown and shown.count("\n") == 1
+    assert cli.main(["echo"]) == 143
+    assert cleaned == [signal.SIG_DFL] and signal.getsignal(signal.SIGTERM) == before
+    assert capsys.readouterr().err == "emollama echo: ended by SIGTERM\n"
 
 
 def test_other_errors_of_jax_are_defects(verb):

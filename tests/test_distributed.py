@@ -1,8 +1,13 @@
+import os
+import signal
+
+import jax
 import pytest
 
-from emollama_jax import cli
-from emollama_jax.distributed import ENVIRONMENT, Group, find_group
+from emollama_jax import cli, distributed
+from emollama_jax.distributed import ENVIRONMENT, Group, PreemptionGuard, find_group, process_group
 from emollama_jax.errors import UserError
+from tests.io.test_rendezvous import free_port
 
 pytestmark = pytest.mark.smoke
 OURS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
@@ -61,7 +66,48 @@ def test_what_cannot_start_is_exit_code_3(monkeypatch, capsys, name, flags, mess
 
     for variable in ENVIRONMENT:
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(distributed, "meet", lambda *arguments: None)
     monkeypatch.setattr(name, fails)
     assert cli.main(["train", "--config=tiny", *flags]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("emollama train: error: ") and message in line
+
+
+def test_a_process_that_stays_alone_is_exit_code_3(monkeypatch, capsys):
+    """JAX itself would end it by a signal, after minutes."""
+    monkeypatch.setattr(distributed, "PATIENCE_S", 0.2)
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: pytest.fail("JAX waits"))
+    for process, said in ((0, "of 2 processes 1 did not come to"), (1, "process 0 was not reached at")):
+        flags = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2", f"--process={process}"]
+        assert cli.main(["train", "--config=tiny", *flags]) == 3
+        told, error = capsys.readouterr().err.splitlines()
+        assert f"process {process} of 2: waiting at most 0 s" in told
+        assert "the processes of the run did not meet" in error and said in error and "--wait" in error
+
+
+def test_processes_are_not_looked_for_behind_a_proxy(monkeypatch):
+    proxies = {"http_proxy": "http://10.255.255.1:3128", "https_proxy": "http://10.255.255.1:3128"}
+    seen = {}
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: seen.update(os.environ))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
+    with process_group(Group()):
+        assert "PATH" in seen and not proxies.keys() & seen.keys()
+        assert proxies.items() <= os.environ.items()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_notice_and_ctrl_c_again_interrupts(number):
+    assert jax.process_count() == 1
+    said, before = [], [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with PreemptionGuard(said.append) as guard:
+        assert not guard.should_stop(1)
+        signal.raise_signal(number)
+        assert guard.should_stop(2)
+        signal.raise_signal(signal.SIGTERM)
+        if number == signal.SIGINT:
+            assert ["saves after this step" in line for line in said] == [True]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before

@@ -5,16 +5,18 @@ makes the parser of its arguments, and `run(argv) -> int | None` does the work a
 the verb asked for is imported.
 """
 
+import contextlib
 import difflib
-import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from emollama_jax import __version__
-from emollama_jax.errors import UserError
+from emollama_jax.errors import UserError, as_user_error
 
 VERBS = {
     "quickstart": "Run every step once, on synthetic clips with a small language model.",
@@ -27,26 +29,23 @@ VERBS = {
     "predict": "Ask a model about videos or records.",
     "evaluate": "Evaluate a model, or answers in a file, on a benchmark.",
     "judge": "Judge free-form answers by the annotators' descriptions (EMER).",
+    "doctor": "Check that every byte of runs and base checkpoints is what was written.",
     "params": "Count the parameters of an experiment, in all and trained.",
     "plan": "Estimate memory and speed on TPUs and GPUs without having them.",
     "bench": "Measure speed and memory on this machine.",
 }
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-
-class OutOfMemoryError(UserError):
-    """The devices have too little memory for the model or a batch."""
-
-    exit_code = 3
+class Terminated(BaseException):
+    """SIGTERM, so that what is half done is removed on the way out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns its exit code.
 
-    0 is success, 2 an error the user can mend, 130 an interrupt, 141 a reader that went away; other codes are the
-    exception's `exit_code` or the verb's. An error the user can mend is one line on standard error, with its traceback
-    before it where `--debug` is among the arguments.
+    0 is success, 2 an error the user can mend, 130 an interrupt, 141 a reader that went away, 143 an end by SIGTERM;
+    other codes are the exception's `exit_code` or the verb's. An error the user can mend is one line on standard error,
+    with its traceback before it where `--debug` is among the arguments.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files are bytes, and terminals do not write every letter
         if hasattr(stream, "reconfigure"):
@@ -56,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [argument for argument in argv if argument != "--debug"]
     command = " ".join(["emollama", *(verb for verb in argv[:1] if verb in VERBS)])
     try:
-        code = _dispatch(argv)
+        with _ended_by_sigterm():
+            code = _dispatch(argv)
         sys.stdout.flush()
         return code or 0
     except SystemExit as stop:  # argparse, after its help or its own line of error
@@ -64,11 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"{command}: ended by SIGTERM", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it flushes at exit
         return 141
     except Exception as error:
-        known = _user_error(error)
+        known = as_user_error(error)
         if known is None:
             raise
         if debug:
@@ -77,15 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return known.exit_code
 
 
-def _user_error(error: Exception) -> UserError | None:
-    """Return an exception as the error that a user can mend; None for a defect."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in OUT_OF_SPACE):
-        return UserError(str(error))
-    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):  # JAX is not imported here
-        return OutOfMemoryError(f"the devices have too little memory: {str(error).splitlines()[0][:200]}")
-    return None
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated`; a second one ends the process at once."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(argv: list[str]) -> int | None:

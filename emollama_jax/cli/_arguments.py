@@ -1,7 +1,9 @@
 """Arguments that several verbs take, their types, and how a verb's command line is parsed."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from emollama_jax.config import Config, parse_flags
@@ -44,11 +46,26 @@ def add_config_argument(parser: argparse._ActionsContainer, default: str = "") -
 
 
 def add_process_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add how the processes of several hosts find each other; read by `distributed.find_group`."""
+    """Add how the processes of several hosts find each other; read by `start_processes`."""
     parser.add_argument("--pod", action="store_true", help="let JAX find the other hosts: Cloud TPU, MPI, Kubernetes")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
     parser.add_argument("--processes", metavar="N", help="number of processes")
     parser.add_argument("--process", metavar="I", help="number of this process, from 0")
+    parser.add_argument(
+        "--wait",
+        type=at_least(1),
+        metavar="SECONDS",
+        help="for the processes to come to the coordinator (default: 120)",
+    )
+
+
+def start_processes(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return the block within which this process is one of its run's; see `distributed.process_group`."""
+    from emollama_jax.distributed import PATIENCE_S, find_group, process_group
+
+    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
+    log = lambda line: print(line, file=sys.stderr, flush=True)
+    return process_group(group, patience_s=arguments.wait or PATIENCE_S, log=log)
 
 
 def add_label_arguments(parser: argparse._ActionsContainer, default: str) -> None:

@@ -9,6 +9,8 @@ from emollama_jax.config import Config
 from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images
 from emollama_jax.runs.run import Run
 
+MODEL_OPTIONS = ("trained", "base", "eva_vit", "ln_vision", "any_encoders", "any_base", "any_labels")
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
@@ -23,6 +25,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--any-encoders", action="store_true", help="take features of other encoders than the run was trained with"
     )
+    group.add_argument(
+        "--any-base", action="store_true", help="take another language model than the run was trained on"
+    )
+    group.add_argument("--any-labels", action="store_true", help="ask for other labels than the run was trained on")
     add_config_argument(group, default="the run's own, on one device")
 
 
@@ -44,7 +50,7 @@ def read_experiment(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tup
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Engine.load` that `add_model_arguments` adds."""
-    return {name: getattr(arguments, name) for name in ("trained", "base", "eva_vit", "ln_vision", "any_encoders")}
+    return {name: getattr(arguments, name) for name in MODEL_OPTIONS}
 
 
 def inputs_of_records(arguments: argparse.Namespace, datasets: Sequence[IndexedRecords]) -> str:

@@ -14,6 +14,7 @@ from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import merge
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.llama import architecture
+from emollama_jax.weights.model_identity import origin_of
 from emollama_jax.weights.peft import adapter_config, load_adapter
 from emollama_jax.weights.pretrained import (
     NO_LORA,
@@ -66,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     is_base = is_base_checkpoint(arguments.input)
     source = arguments.input if is_base else open_source(arguments.input)
-    found = read_manifest(source)["llama"] if is_base else LlamaConfig(**architecture(source))
+    manifest = read_manifest(source) if is_base else {"llama": LlamaConfig(**architecture(source))}
+    found = manifest["llama"]
     execution = {"param_dtype": arguments.dtype, "kernel_dtype": arguments.kernel_dtype or arguments.dtype}
     if is_base and arguments.to == "hf":
         execution["kernel_dtype"] = found.kernel_dtype  # they are dequantised on the way out
@@ -84,7 +86,9 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
         what = f"a Hugging Face folder in {arguments.dtype}"
     else:
         merge(model)
-        fingerprint = save_base(folder, model, source=str(arguments.input.name))
+        origin = manifest.get("origin", "") if is_base else origin_of(source)
+        origin = "" if arguments.adapter else origin
         save_settings(folder, model.config, tokenizer, carried, dtype=arguments.dtype)
+        fingerprint = save_base(folder, model, source=str(arguments.input.name), origin=origin)
         what = f"a base checkpoint with {execution['kernel_dtype']} kernels, fingerprint {fingerprint}"
     print(f"wrote   {arguments.output}: {what}")

@@ -1,6 +1,7 @@
 """Evaluate a model, or answers in a file, on a benchmark."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from etils import epath
@@ -81,6 +82,7 @@ def _evaluate_model(config: Config, arguments: argparse.Namespace) -> None:
     datasets = open_datasets(arguments.data or config.data.eval, config, "--data")
     splits = [dataset.records for dataset in datasets]
     benchmark, inputs = _benchmark(arguments, splits), inputs_of_records(arguments, datasets)
+    config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, labels=benchmark.labels))
     engine = Engine.load(config=config, inputs=inputs, slots=arguments.batch_size, **model_options(arguments))
     passes = len(modalities) * (arguments.orders if arguments.by == "generate" else 1)
     progress = Progress(sum(map(len, splits)) * passes, "clip")

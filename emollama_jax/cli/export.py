@@ -15,6 +15,7 @@ from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
+from emollama_jax.weights.model_identity import identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, read_carried, save_hugging_face
 from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
 from emollama_jax.weights.trained_export import write_folder, write_projectors, write_pth
@@ -26,6 +27,8 @@ def run(argv: list[str]) -> None:
         raise UserError("--base: --to hf needs the language model that the adapters are added to")
     if arguments.to == "pth" and arguments.base:
         raise UserError("--base: not with --to pth, which does not record the language model")
+    if arguments.any_base and not arguments.base:
+        raise UserError("--any-base: goes with --base")
     if arguments.adapter_name is not None and arguments.to != "pth":
         raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
     if arguments.adapter_name and "." in arguments.adapter_name:
@@ -34,6 +37,8 @@ def run(argv: list[str]) -> None:
         raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
     run = Run.find(arguments.input)
+    if run and arguments.base and arguments.base.exists() and not arguments.any_base:
+        run.check_base(arguments.base, identify_model(arguments.base))
     trained = run.trained_weights() if run else open_trained(arguments.input, alpha=arguments.alpha)
     tensors, lora = trained.reference_tensors(), trained.lora
     print(
@@ -64,6 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=epath.Path,
         help="the language model: for --to hf any that emollama convert reads; for --to peft the name or Hugging Face "
         "folder that is recorded for PEFT's AutoPeftModelForCausalLM (default: as the input records it)",
+    )
+    parser.add_argument(
+        "--any-base", action="store_true", help="take another language model than the run was trained on"
     )
     parser.add_argument(
         "--alpha",

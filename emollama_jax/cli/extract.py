@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 import jax
 from etils import epath
 
-from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, at_least, parse
+from emollama_jax.cli._arguments import (
+    VerbParser,
+    add_config_argument,
+    add_process_arguments,
+    at_least,
+    parse,
+    start_processes,
+)
 from emollama_jax.cli._data_sets import add_arguments, annotation_files_of, check_image, write_data_set
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
@@ -15,7 +22,7 @@ from emollama_jax.data.annotation_files import AnnotationFiles
 from emollama_jax.data.annotations import Annotations
 from emollama_jax.data.parts import PartMaker
 from emollama_jax.data.records import CLIP_INFO_FILE, read_clip_info
-from emollama_jax.distributed import barrier, find_group, process_group
+from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import load_encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
@@ -33,8 +40,7 @@ def run(argv: list[str]) -> int:
     check_subtitle_arguments(arguments)
     files = annotation_files_of(arguments)  # what is wrong with them is said before the encoders are loaded
     weights = _encoder_files(config, arguments)
-    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    with process_group(group):
+    with start_processes(arguments):
         return _extract(config, arguments, files, weights)
 
 

@@ -3,16 +3,16 @@
 import argparse
 import sys
 
-from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, parse
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, parse, start_processes
 
 EXIT_CODES = """exit codes:
   0    all steps are done, or the validation got no better for train.patience times
   1    a defect
   2    arguments, paths or data that do not fit
-  3    the processes did not meet, or there are no devices
+  3    the processes did not meet (--wait), or there are no devices
   4    the loss or its gradient was not finite (train.non_finite)
-  75   asked to end by SIGTERM: saved, start it again
-  130  interrupted
+  75   asked to end by SIGTERM or SIGINT (Ctrl-C): saved, start it again
+  130  interrupted by a second SIGINT: not saved
   134  another process of the run went away: JAX ends this one within a minute and says which ("task")"""
 
 
@@ -20,13 +20,11 @@ def run(argv: list[str]) -> int:
     config, arguments = parse(make_parser(), argv)
     import jax
 
-    from emollama_jax.distributed import find_group, process_group
     from emollama_jax.eval.validation import make_label_metrics
     from emollama_jax.train.loop import End, train
 
     codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
-    group = find_group(arguments.coordinator, arguments.processes, arguments.process, pod=arguments.pod)
-    with process_group(group):
+    with start_processes(arguments):
         outcome = train(config, more_metrics=make_label_metrics(config))
         best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
         what = f" ({outcome.message})" if outcome.message else ""
@@ -39,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="emollama train",
         usage="emollama train --config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...]\n"
-        "                      [--pod | --coordinator HOST:PORT --processes N --process I]",
+        "                      [--pod | --coordinator HOST:PORT --processes N --process I [--wait SECONDS]]",
         description="Trains on prepared data sets (data.train) from a base checkpoint (weights.base), and writes\n"
         "checkpoints and metrics into the run's folder (train.workdir). Started again, it goes on from the newest\n"
         "sound checkpoint there. On several hosts it is started on each of them; Slurm and GKE are recognised.",

@@ -4,9 +4,9 @@
     iterator = iter(dataset)
     batch = next(iterator); state = iterator.get_state(); iterator.set_state(state)
 
-The order is a function of the seed alone. Of several processes each takes every n-th sample of one stream, and worker
-processes only decode, so that a batch does not depend on their number. The state is a small dict and exact at every
-point, with workers and prefetching too. Close an iterator after use.
+The order is a function of the seed alone. A batch is made in parts, one a process when a run begins; each takes every
+n-th sample of one stream. Worker processes only decode, so that neither a batch nor the state depends on their number.
+The state is a small dict and exact at every point, with workers and prefetching too. Close an iterator after use.
 
 Axes: B rows, T positions, K clips a row.
 """
@@ -21,10 +21,11 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from emollama_jax.config import Config
+from emollama_jax.config import Config, DataConfig
 from emollama_jax.data.batch import Batch, batch_sharding, soft_tokens_per_clip
 from emollama_jax.data.datasets import AnswerableRecords, IndexedRecords, find_images, open_datasets
 from emollama_jax.data.packing import pack_rows, place_samples
+from emollama_jax.data.parts_of_batches import JoinedParts, ProcessRows, StreamReader, rows_per_shard
 from emollama_jax.data.transforms import SampleTransform
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import num_image_tokens
@@ -81,6 +82,16 @@ def train_dataset(
     batches = rows.batch(shard_rows, drop_remainder=False, batch_fn=pad)
     settings = {"soft_per_clip": soft_tokens_per_clip(config), "loss_average": config.train.loss_average}
     return batches.map(functools.partial(_make_batch, **settings))
+
+
+def train_batches(config: Config, tokenizer: Tokenizer, rows: ProcessRows) -> grain.IterDataset:
+    """Make a process's rows of the batches; see `train_dataset`.
+
+    Args:
+        rows: as `process_rows` chooses them.
+    """
+    part = lambda index: train_dataset(config, tokenizer, shard_index=index, num_shards=rows.num_parts)
+    return JoinedParts([part(index) for index in rows.parts], rows)
 
 
 def eval_dataset(
@@ -143,17 +154,13 @@ def _check_layout(config: Config) -> None:
         )
 
 
-def rows_per_shard(config: Config, num_shards: int) -> int:
-    """Count the rows of one of `num_shards` equal shards of a batch. Raises UserError when they cannot be equal."""
-    rows = config.data.batch_rows
-    if rows % num_shards:
-        raise UserError(f"data.batch_rows={rows}: must be a multiple of the {num_shards} processes")
-    return rows // num_shards
-
-
 def _read(stream: grain.MapDataset, config: Config) -> grain.IterDataset:
     """Read ahead, by threads or in worker processes, in the stream's order."""
-    ahead, workers = config.data.read_ahead, config.data.workers
+    return StreamReader(stream, functools.partial(_read_ahead, data=config.data))
+
+
+def _read_ahead(stream: grain.MapDataset, data: DataConfig) -> grain.IterDataset:
+    ahead, workers = data.read_ahead, data.workers
     if not workers:
         return stream.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=ahead))
     if not flags.FLAGS.is_parsed():
@@ -183,28 +190,6 @@ def _make_batch(rows: Mapping[str, np.ndarray], *, soft_per_clip: int, loss_aver
         image_tokens=rows.get("image_tokens"),
         has_image=rows.get("has_image"),
     )
-
-
-def process_shard(config: Config, mesh: Mesh) -> tuple[int, int]:
-    """Choose (shard_index, num_shards) of this process: the equal part of every batch that holds its devices' rows.
-
-    Processes whose devices hold the same rows read the same shard.
-
-    Raises:
-        UserError: the mesh does not split the rows evenly.
-    """
-    sharding = batch_sharding(mesh, config.sharding, (config.data.batch_rows,))
-    rows_by_process: dict[int, set[tuple[int, int]]] = {}
-    for device, (rows,) in sharding.devices_indices_map((config.data.batch_rows,)).items():
-        start, stop, _ = rows.indices(config.data.batch_rows)
-        rows_by_process.setdefault(device.process_index, set()).add((start, stop))
-    shards = sorted({tuple(sorted(rows)) for rows in rows_by_process.values()})
-    if sum(stop - start for shard in shards for start, stop in shard) != config.data.batch_rows:
-        raise UserError(
-            f"data.batch_rows={config.data.batch_rows}: the mesh splits them unevenly over processes; give a multiple "
-            "of the mesh's data x fsdp"
-        )
-    return shards.index(tuple(sorted(rows_by_process[jax.process_index()]))), len(shards)
 
 
 def onto_devices(dataset: grain.IterDataset, config: Config, mesh: Mesh) -> grain.IterDataset:

@@ -33,6 +33,7 @@ from emollama_jax.infer.identity import identity_of
 from emollama_jax.infer.inputs import Item, ItemRead, VideoClips
 from emollama_jax.infer.loading import (
     INPUTS,
+    check_base_model,
     check_image_file,
     choose_frame_rule,
     load_clip_encoders,
@@ -109,6 +110,8 @@ class Engine:
         inputs: str = "videos",
         random_encoders: bool = False,
         any_encoders: bool = False,
+        any_base: bool = False,
+        any_labels: bool = False,
         modalities: str = ALL,
         orders: int = 1,
         frame_rule: str | None = None,
@@ -135,7 +138,8 @@ class Engine:
             inputs: what clips are, which decides the encoders that are loaded: `videos` needs all, `frames` (records
                 that hold frames) EVA-ViT alone, `image_tokens` none.
             random_encoders: untrained encoders of the sizes in the experiment in place of files, for trials.
-            any_encoders: take a run's weights with encoders that it was not trained with.
+            any_encoders, any_base, any_labels: take a run's weights with encoders, with a language model or for labels
+                that it was not trained with.
             modalities, orders: see `Engine`.
             frame_rule: first, middle, peak or a frame's number from 0; default: the rule of the run's training data.
             subtitle_sources: where the words of a video without a subtitle are looked for, in this order: any of
@@ -149,7 +153,7 @@ class Engine:
 
         Raises:
             StartError: weights are missing or damaged, or the devices cannot hold them.
-            UserError: arguments that do not fit, or a run that was trained with other encoders.
+            UserError: arguments that do not fit, or a run that was trained with other encoders, labels or another base.
         """
         if inputs not in INPUTS:
             raise UserError(f"inputs {inputs!r}: give one of {', '.join(INPUTS)}")
@@ -195,6 +199,8 @@ class Engine:
                     workers=workers,
                 )
                 make_videos()  # checks the rule and the sources
+            if run and not any_base:
+                check_base_model(base, run)
             model, tokenizer = load_model(
                 config,
                 trained=run or trained or None,
@@ -204,6 +210,8 @@ class Engine:
                 checked=checked,
                 mesh=mesh,
             )
+        if run and not any_labels:
+            run.check_labels(config.prompt.labels)
         options = {"modalities": modalities, "orders": orders, "mesh": mesh, "slots": slots, "base": base}
         return cls(model, tokenizer, config, make_videos=make_videos, described=described, **options)
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config
-from emollama_jax.errors import UserError, first_line
+from emollama_jax.errors import StartError, as_user_error
 from emollama_jax.features.encoders import Encoders, load_encoders, random_encoders
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.emotion_llama import EmotionLlama
@@ -19,26 +19,21 @@ from emollama_jax.sharding import make_mesh
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.model_identity import identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer
 
 INPUTS = ("videos", "frames", "image_tokens")
 
 
-class StartError(UserError):
-    """The model could not be loaded."""
-
-    exit_code = 3
-
-
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Turn what goes wrong within the block into a `StartError`."""
+    """Turn what goes wrong within the block, and a user can mend, into a `StartError`."""
     try:
         yield
-    except UserError as error:
-        raise StartError(str(error)) from error
-    except jax.errors.JaxRuntimeError as error:  # too little memory, for the most part
-        raise StartError(f"the devices cannot hold the model: {first_line(error)}") from error
+    except Exception as error:
+        if (known := as_user_error(error)) is None:
+            raise
+        raise StartError(str(known)) from error
 
 
 def make_config_mesh(config: Config) -> Mesh | None:
@@ -54,11 +49,23 @@ def make_config_mesh(config: Config) -> Mesh | None:
     return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
 
 
-def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None) -> None:
+def check_base_model(base: PathLike, run: Run) -> None:
+    """Check that the language model is the one that the run was trained on.
+
+    Raises:
+        StartError: there is none, or it is damaged.
+        UserError: it is another.
+    """
+    with starting():
+        found = identify_model(base)
+    run.check_base(base, found)
+
+
+def check_image_file(image_encoder: Mapping[str, PathLike | None], checked: Run | None) -> None:
     """Check the file of EVA-ViT before anything large is read.
 
     Args:
-        checked: a run that has to be trained with this file, if it was trained on frames.
+        checked: a run that has to be trained with these files, if it was trained on frames.
 
     Raises:
         StartError: there is no such file.
@@ -69,7 +76,7 @@ def check_image_file(image_encoder: Mapping[str, PathLike], checked: Run | None)
     if not as_path(file := image_encoder["eva_vit"]).is_file():
         raise StartError(f"weights.eva_vit: no such file: {file}; clips come as frames, which need the encoder")
     if checked:
-        checked.check_image_encoder(file)
+        checked.check_image_encoder(image_encoder)
 
 
 def load_clip_encoders(

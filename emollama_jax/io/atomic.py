@@ -1,17 +1,15 @@
 """Outputs that are either complete or absent, on this machine and in object stores."""
 
 import contextlib
-import errno
 import json
 import os
 import pathlib
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.partials import partial_output
 from emollama_jax.io.paths import PathLike, as_path, is_remote
 
 
@@ -28,8 +26,7 @@ def atomic_folder(path: PathLike) -> Iterator[pathlib.Path]:
     target = as_path(path)
     if target.exists() and not (target.is_dir() and next(iter(target.iterdir()), None) is None):
         raise UserError(f"the output exists already: {path}; remove it or choose another folder")
-    with _partial(path, "folder") as partial:
-        partial.mkdir()
+    with _partial(path, is_folder=True) as partial:
         yield partial
         if is_remote(path):
             _upload(partial, path)
@@ -51,8 +48,7 @@ def atomic_file(path: PathLike) -> Iterator[pathlib.Path]:
     """
     if as_path(path).exists():
         raise UserError(f"the output exists already: {path}; remove it or choose another name")
-    with _partial(path, "place") as partial:
-        partial.touch()
+    with _partial(path, is_folder=False) as partial:
         yield partial
         if is_remote(path):
             as_path(partial).copy(as_path(path))
@@ -65,7 +61,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     if is_remote(path):
         as_path(path).write_bytes(data)  # an object appears whole
         return
-    with _partial(path, "place") as partial:
+    with _partial(path, is_folder=False) as partial:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
@@ -84,30 +80,24 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def _partial(path: PathLike, place: str) -> Iterator[pathlib.Path]:
-    """Gives a path on which an output can be made before it is put in place; what is left there is removed.
+def _partial(path: PathLike, *, is_folder: bool) -> Iterator[pathlib.Path]:
+    """Gives an empty file or folder in which an output can be made before it is put in place.
 
     Of a local output it is beside it, so that the final rename stays within one file system.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-            yield pathlib.Path(folder) / as_path(path).name
+        with partial_output(pathlib.Path(tempfile.gettempdir()), as_path(path).name, is_folder=is_folder) as partial:
+            yield partial
         return
     target = _resolved(path)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another {place}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(partial_output(target.parent, target.name, is_folder=is_folder))
+        except OSError as error:
+            place = "folder" if is_folder else "place"
+            raise UserError(f"cannot write the output ({error.strerror}): {path}; choose another {place}") from error
         yield partial
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def _resolved(path: PathLike) -> pathlib.Path:

@@ -16,6 +16,7 @@ from etils import epath
 from etils.epath import PathLike
 
 from emollama_jax.errors import UserError
+from emollama_jax.io.partials import partial_output
 
 DOWNLOADS = 8  # at once
 
@@ -74,8 +75,8 @@ def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True
     if not is_remote(path):
         yield pathlib.Path(source)
         return
-    with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-        copy = pathlib.Path(folder) / source.name
+    with partial_output(pathlib.Path(tempfile.gettempdir()), source.name, is_folder=True) as folder:
+        copy = folder / source.name
         _download(source, copy, wanted)
         try:
             yield copy

@@ -166,22 +166,24 @@ def serve(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """An interrupt (SIGINT) inside the block is handled at its end: inside a pool's own code it can leave a lock closed
-    that the pool's other thread then waits for, without end. Processes that begin in the block know no interrupts."""
-    before, seen = signal.getsignal(signal.SIGINT), []
-    # Only the main thread is interrupted; a handler that is not Python's could not be put back.
-    interrupted = threading.current_thread() is threading.main_thread() and before is not None
-    if interrupted:
-        signal.signal(signal.SIGINT, lambda *_: seen.append(True))
+    """An interrupt (SIGINT) or SIGTERM inside the block is handled at its end: inside a pool's own code an exception of
+    its handler can leave a lock closed that the pool's other thread then waits for, without end. Processes that begin
+    in the block know no interrupts."""
+    seen: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # only it is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not None:  # a handler that is not Python's could not be put back
+                before[number] = signal.signal(number, lambda number, frame: seen.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if interrupted:
-            signal.signal(signal.SIGINT, before)
-            if seen:
-                signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in seen:
+            signal.raise_signal(number)
 
 
 def _result(future: Future) -> Any:

@@ -21,6 +21,7 @@ from flax.core import spmd
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from emollama_jax.errors import UserError
 from emollama_jax.sharding import partition_spec
 
 CAUSAL_KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
@@ -68,8 +69,14 @@ def resolve_attention(
 
 
 def resolve_for_devices(kernel: str, devices: Iterable[Any], *, causal: bool, head_dim: int, dtype: str) -> str:
-    """`resolve_attention` for devices, all of one kind, such as `mesh.devices.flat`."""
+    """`resolve_attention` for devices, all of one kind, such as `mesh.devices.flat`.
+
+    Raises:
+        UserError: they do not compute in this dtype.
+    """
     first, *others = devices
+    if first.platform == "cpu" and dtype == "float16":
+        raise UserError("compute_dtype=float16: processors do not multiply in it; set bfloat16 or float32")
     return resolve_attention(
         kernel,
         causal=causal,

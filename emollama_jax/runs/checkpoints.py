@@ -11,7 +11,10 @@ reads the seal for all, so that all resume from the same step.
 """
 
 import concurrent.futures
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,21 +24,27 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from emollama_jax.distributed import barrier
+from emollama_jax.errors import UserError
+from emollama_jax.io.file_list import find_damage, write_file_list
+from emollama_jax.io.locks import exclusive_lock, lock_file
 from emollama_jax.io.orbax_arrays import restore_arguments, restore_arrays, save_arrays, shape_structs
 from emollama_jax.io.paths import as_path
 from emollama_jax.runs.checkpoint_files import (
     CHECKPOINTS,
     DATA,
     FIXED,
+    LOCK,
     META,
     OPT_STATE,
     PARAMS,
     STATE,
     TRAINABLE,
-    find_damage,
+    check_fixed,
     find_steps,
+    fixed_digest,
     has_old_layout,
-    write_file_list,
+    read_data_state,
 )
 from emollama_jax.runs.run import Run
 
@@ -45,7 +54,7 @@ State = TypeVar("State")  # a pytree with the fields `trainable`, `opt_state` an
 
 
 class Checkpoints:
-    """The checkpoints of the run in `workdir`.
+    """The checkpoints of the run in `workdir`, which no other process may train in meanwhile.
 
     As a context it waits for what is being written, unless it ends by an error.
 
@@ -56,22 +65,24 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int, log: Callable[[str], None] = print):
-        """Keeps the `keep` newest checkpoints, and the best."""
-        self.workdir = workdir = as_path(workdir)
-        self.newest = self._find_newest(log)
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
-        self._sealed = concurrent.futures.Future()
-        self._sealed.set_result(None)
-        self._best = _Best()
-        policy = ocp.checkpoint_managers.AnyPreservationPolicy([ocp.checkpoint_managers.LatestN(keep), self._best])
-        self._manager = ocp.CheckpointManager(
-            workdir / CHECKPOINTS,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
-            ),
-        )
-        self._manager.wait_until_finished()  # the cleaning up would complain if the process ended meanwhile
+        """Keeps the `keep` newest checkpoints, and the best.
+
+        Raises:
+            UserError: another process trains in the folder.
+        """
+        self.workdir = as_path(workdir)
+        with contextlib.ExitStack() as lock:
+            if jax.process_index() == 0:
+                lock.enter_context(_lock(self.workdir))
+                for half in self.workdir.glob("*.orbax-checkpoint-tmp*"):  # of a run that was killed as it began
+                    half.rmtree()
+            self.newest = self._find_newest(log)
+            self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
+            self._sealed = concurrent.futures.Future()
+            self._sealed.set_result(None)
+            self._best = _Best()
+            self._manager = self._make_manager(keep)
+            self._lock = lock.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -79,10 +90,23 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self.wait()
-            self._manager.close()
-        self._thread.shutdown(wait=error is None)
+        with self._lock:
+            if error is None:
+                self.wait()
+                self._manager.close()
+            self._thread.shutdown(wait=error is None)
+
+    def _make_manager(self, keep: int) -> ocp.CheckpointManager:
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy([ocp.checkpoint_managers.LatestN(keep), self._best])
+        manager = ocp.CheckpointManager(
+            self.workdir / CHECKPOINTS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+            ),
+        )
+        manager.wait_until_finished()  # the cleaning up would complain if the process ended meanwhile
+        return manager
 
     def _find_newest(self, log: Callable[[str], None]) -> int | None:
         found = -1
@@ -119,9 +143,9 @@ class Checkpoints:
         like = shape_structs(named_arrays(state))
         parts = {STATE: like} if has_old_layout(self.folder(step)) else _split(like)
         how = {part: restore_arguments(arrays) for part, arrays in parts.items()}
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(**how, **{DATA: grain.checkpoint.CheckpointRestore(iterator)})
-        )
+        iterator.set_state(read_data_state(self.folder(step)))
+        iterator.start_prefetch()
+        found = self._manager.restore(step, args=ocp.args.Composite(**how))
         values = {name: value for part in parts for name, value in found[part].items()}
         return jax.tree.unflatten(jax.tree.structure(state), [values[name] for name in like])
 
@@ -147,22 +171,54 @@ class Checkpoints:
         """Waits until all is written and sealed; what went wrong in writing is raised here."""
         self._sealed.result()
 
-    def save_fixed(self, arrays: Mapping[str, Any]) -> None:
-        """Writes what the run keeps but does not train, once for all of its checkpoints."""
+    def save_fixed(self, arrays: Mapping[str, Any]) -> str:
+        """Writes what a new run keeps but does not train, once for all of its checkpoints, in place of what another run
+        left in the folder.
+
+        Returns:
+            its digest, for the checkpoints' `meta` ("fixed").
+        """
         if arrays:
             save_arrays(self.workdir / FIXED, arrays)
+        if jax.process_index() == 0:
+            if arrays:
+                write_file_list(self.workdir / FIXED)
+            else:
+                (self.workdir / FIXED).rmtree(missing_ok=True)
+        barrier("fixed")
+        return fixed_digest(self.workdir)
 
-    def restore_fixed(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Restores parameters that the run keeps but does not train, placed as `params` are."""
+    def restore_fixed(self, params: Mapping[str, jax.Array], digest: str | None) -> dict[str, jax.Array]:
+        """Restores parameters that the run keeps but does not train, placed as `params` are.
+
+        Raises:
+            UserError: as `check_fixed`.
+        """
+        if not (params and check_fixed(self.workdir, digest)):
+            return {}
         remedy = "train again in another folder"
-        return (
-            restore_arrays(self.workdir / FIXED, shape_structs(params), partial=True, remedy=remedy) if params else {}
-        )
+        return restore_arrays(self.workdir / FIXED, shape_structs(params), partial=True, remedy=remedy)
 
     def _seal(self, step: int) -> None:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             write_file_list(self.folder(step))
+
+
+@contextlib.contextmanager
+def _lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds the run's folder, and says in it which process does."""
+    file = lock_file(workdir / LOCK)
+    holder = file.read_text(encoding="utf-8") if file.exists() else ""
+    busy = UserError(
+        f"another process{holder and f' ({holder})'} trains in this folder: {workdir}; wait for it, end it, or choose "
+        "another folder: --config.train.workdir=NEW"
+    )
+    with exclusive_lock(workdir / LOCK, busy) as lock:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):

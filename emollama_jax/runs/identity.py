@@ -10,7 +10,7 @@ from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_frame
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.paths import as_path
-from emollama_jax.weights.base_checkpoint import read_manifest
+from emollama_jax.weights.model_identity import identify_model
 
 FILE = "file:"  # before the fingerprints of files
 
@@ -20,15 +20,17 @@ def describe_run(config: Config, datasets: Sequence[IndexedRecords], num_shards:
 
     Args:
         datasets: the opened `config.data.train`.
-        num_shards: parts that the processes read of every batch.
+        num_shards: parts that every batch is made of (`data/parts_of_batches.py`).
 
     Raises:
         UserError: the data is of frames and no encoder is given.
     """
+    base = identify_model(config.weights.base)
     return {
         "config": to_dict(config),
         "data": [[s.records.split, len(s), s.records.metadata.get("fingerprint")] for s in datasets],
-        "base": read_manifest(config.weights.base)["fingerprint"],
+        "base": base.fingerprint,
+        "base_origin": base.origin,
         "encoders": find_encoders(datasets) | _image_encoder_files(config, datasets),
         "frame_rules": find_frame_rules(datasets),
         "num_shards": num_shards,
@@ -89,9 +91,3 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: object
             raise UserError(
                 f"config.{field}: not what this run was begun with, by its fingerprint: {workdir}; {remedy}"
             )
-    if saved["num_shards"] != now["num_shards"]:
-        raise UserError(
-            f"the batches were read in {saved['num_shards']} parts by the processes and would now be in "
-            f"{now['num_shards']}: {workdir}; start as many processes as before, or another run: "
-            f"--config.train.workdir=NEW --config.weights.trained={workdir}"
-        )

@@ -11,9 +11,9 @@ run reads, are verified by their sizes here and by their SHA-256 in `Checkpoints
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from etils import epath
@@ -21,19 +21,18 @@ from flax import nnx
 
 from emollama_jax.config import Config, MeshConfig, from_dict
 from emollama_jax.errors import UserError
-from emollama_jax.io.orbax_arrays import read_arrays
+from emollama_jax.io.file_list import find_damage
 from emollama_jax.io.paths import as_path
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.runs.checkpoint_files import (
     CHECKPOINTS,
-    FIXED,
     META,
     PARAMS,
     STATE,
-    find_damage,
     find_steps,
     has_old_layout,
     is_checkpoint,
+    read_fixed,
     read_meta,
     read_params,
 )
@@ -41,9 +40,11 @@ from emollama_jax.runs.identity import check_same, file_fingerprint, is_file_fin
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.model_identity import ModelIdentity
 from emollama_jax.weights.trained import TrainedWeights
 
 _log = logging.getLogger(__name__).warning
+ANY_ENCODERS = "take them all the same with --any-encoders"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Provenance:
             are of files (`is_file_fingerprint`) where the run encoded frames itself, otherwise of parameters.
         frame_rules: how the frames of its data were chosen; empty where that is not known.
         labels: the label set of its prompts.
-        base: the fingerprint of the language model; "" where it is not known.
+        base: the language model.
     """
 
     encoders: Mapping[str, str]
     frame_rules: tuple[str, ...]
     labels: tuple[str, ...]
-    base: str
+    base: ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Run:
             encoders=self.meta.get("encoders", {}),
             frame_rules=tuple(self.meta.get("frame_rules") or ()),
             labels=self.config.prompt.labels,
-            base=self.meta.get("base", ""),
+            base=ModelIdentity(self.meta.get("base", ""), self.meta.get("base_origin", "")),
         )
 
     @property
@@ -148,7 +149,7 @@ class Run:
 
     def values(self) -> dict[str, np.ndarray]:
         """Reads adapters and projectors by parameter path, on the host. Raises UserError when they are damaged."""
-        return read_params(self.folder) | self._read_fixed(lambda name: name not in self.meta["carried"])
+        return self._read_fixed(lambda name: name not in self.meta["carried"]) | read_params(self.folder)
 
     def carried(self) -> dict[str, np.ndarray]:
         """Reads the tensors that the model does not have, under their own names."""
@@ -170,7 +171,7 @@ class Run:
         found: Mapping[str, str],
         *,
         all_known: bool = False,
-        otherwise: str = "take them all the same with --any-encoders",
+        otherwise: str = ANY_ENCODERS,
     ) -> None:
         """Checks that features are of the encoders that the run learnt from, as far as it knows them.
 
@@ -187,15 +188,49 @@ class Run:
         for name, now in (missing | dict(found)).items():
             before = known.get(name, now)
             if before != now and is_file_fingerprint(before) == is_file_fingerprint(now):
-                raise UserError(
-                    f"{self.path} was trained on {name} features of {before}, and here they are of {now}; give that "
-                    f"encoder ({name}), extract the data again with it, or {otherwise}"
-                )
+                self._refuse_encoder(name, before, now, otherwise)
 
-    def check_image_encoder(self, file: epath.PathLike) -> None:
-        """Checks the file of the encoder of frames, where the run encoded frames itself. Raises UserError."""
-        if is_file_fingerprint(self.meta.get("encoders", {}).get("eva_vit", "")):
-            self.check_encoders({"eva_vit": file_fingerprint(file)})
+    def check_base(
+        self,
+        base: epath.PathLike,
+        found: ModelIdentity,
+        *,
+        otherwise: str = "put the adapters on this one all the same with --any-base",
+    ) -> None:
+        """Checks that a language model is the one that the run was trained on, as far as that is known.
+
+        Args:
+            base: its file or folder, for the message.
+            found: the `identify_model` of `base`.
+            otherwise: what else the user can do.
+
+        Raises:
+            UserError: it is another.
+        """
+        if not self.provenance.base.may_be(found):
+            raise UserError(
+                f"{self.path} was trained on the language model {self.config.weights.base}, and {base} is another, by "
+                f"its fingerprint; give that one (--base), or {otherwise}"
+            )
+
+    def check_labels(self, labels: Collection[str]) -> None:
+        """Checks that these are the labels that the run was trained on, in any order. Raises UserError."""
+        known = self.provenance.labels
+        if set(labels) != set(known):
+            raise UserError(
+                f"{self.path} was trained on the labels {', '.join(known)}, not {', '.join(labels)}; ask for those, or "
+                "for these all the same with --any-labels"
+            )
+
+    def check_image_encoder(self, files: Mapping[str, epath.PathLike | None]) -> None:
+        """Checks the files `eva_vit` and `ln_vision`, where the run encoded frames itself. Raises UserError."""
+        known = self.meta.get("encoders", {})
+        if not is_file_fingerprint(known.get("eva_vit", "")):
+            return
+        for name, file in files.items():
+            before, now = known.get(name, "no file"), file_fingerprint(file) if file else "no file"
+            if before != now:
+                self._refuse_encoder(name, before, now)
 
     def check_image_tokens(self, eva_vit: EvaVit) -> None:
         """Checks the parameters of the encoder of frames, where the run learnt from image tokens. Raises UserError."""
@@ -203,10 +238,16 @@ class Run:
         if known and not is_file_fingerprint(known):
             self.check_encoders({"eva_vit": fingerprint_of(param_values(nnx.state(eva_vit)))})
 
+    def _refuse_encoder(self, name: str, before: str, now: str, otherwise: str = ANY_ENCODERS) -> NoReturn:
+        raise UserError(
+            f"{self.path} was trained on {name} features of {before}, and here they are of {now}; give that "
+            f"encoder ({name}), extract the data again with it, or {otherwise}"
+        )
+
     def _read_fixed(self, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-        folder = self.folder.parent.parent / FIXED
-        return read_arrays(folder, wanted) if folder.is_dir() else {}
+        return read_fixed(self.folder.parent.parent, self.meta.get("fixed"), wanted)
 
 
 def _find_damage(folder: epath.Path) -> str | None:
-    return find_damage(folder, (STATE if has_old_layout(folder) else PARAMS, META))
+    read = (STATE if has_old_layout(folder) else PARAMS, META)
+    return find_damage(folder, lambda name: name in read)

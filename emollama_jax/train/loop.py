@@ -73,7 +73,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     mesh = _mesh_of(config)
     use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
-    with use_mesh(mesh, config.sharding), PreemptionGuard() as guard, contextlib.ExitStack() as stack:
+    with use_mesh(mesh, config.sharding), PreemptionGuard(log) as guard, contextlib.ExitStack() as stack:
         with watch("start"):
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=settings.keep, log=log))
             run = setup_run(config, mesh, checkpoints, optimizer, more_metrics=more_metrics, log=log)

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
 from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images, open_datasets
-from emollama_jax.data.pipeline import onto_devices, process_shard, train_dataset
+from emollama_jax.data.parts_of_batches import process_rows
+from emollama_jax.data.pipeline import onto_devices, train_batches
 from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
@@ -29,6 +30,7 @@ from emollama_jax.train.validation import Best, MoreMetrics, Validation
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values, set_params
+from emollama_jax.weights.model_identity import ModelIdentity
 from emollama_jax.weights.pretrained import load_base_tokenizer
 from emollama_jax.weights.trained import TrainedWeights, open_trained
 
@@ -76,26 +78,25 @@ def setup_run(
     workdir, resumed = checkpoints.workdir, checkpoints.open_newest()
     datasets = open_datasets(config.data.train, config, "data.train")
     tokenizer = load_base_tokenizer(config.weights.base, config.llama.vocab_size)
-    shard_index, num_shards = process_shard(config, mesh)
-    meta, best = describe_run(config, datasets, num_shards), Best()
+    rows = process_rows(config, mesh, resumed.meta["num_shards"] if resumed else None)
+    meta, best = describe_run(config, datasets, rows.num_parts), Best()
     if resumed:
         resumed.check_resume(meta)
-        meta |= {name: resumed.meta[name] for name in ("carried", "adapter_name")}
+        meta |= {name: resumed.meta[name] for name in ("carried", "adapter_name", "fixed") if name in resumed.meta}
         best = Best(**resumed.meta["best"])
         model = _load_model(config, mesh, datasets, None)
-        _restore_fixed(checkpoints, model, config)
+        _restore_fixed(checkpoints, model, config, meta.get("fixed"))
     else:
-        trained = _open_trained(config, meta["encoders"], log)
+        trained = _open_trained(config, meta["encoders"], ModelIdentity(meta["base"], meta["base_origin"]), log)
         model = _load_model(config, mesh, datasets, trained)
         carried = trained.carried() if trained else {}
         meta |= {"carried": sorted(carried), "adapter_name": trained.adapter_name if trained else ""}
-        checkpoints.save_fixed(carried | _fixed_params(model, config))
+        meta["fixed"] = checkpoints.save_fixed(carried | _fixed_params(model, config))
     cost = cost_of(model.llama)
     barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
     log(get_parameter_overview(nnx.to_pure_dict(state.trainable), include_stats=False))
-    dataset = train_dataset(config, tokenizer, shard_index=shard_index, num_shards=num_shards)
-    iterator = iter(onto_devices(dataset, config, mesh))
+    iterator = iter(onto_devices(train_batches(config, tokenizer, rows), config, mesh))
     if resumed:
         state = checkpoints.restore(resumed.step, state, iterator)
         log(f"resumed from step {resumed.step:,}: {workdir}")
@@ -116,11 +117,16 @@ def check_paths(config: Config) -> None:
         )
 
 
-def _open_trained(config: Config, encoders: Mapping[str, str], log: Callable[[str], None]) -> TrainedWeights | None:
-    """Opens `weights.trained`, once. Raises UserError when it is a run that learnt features of other encoders."""
+def _open_trained(
+    config: Config, encoders: Mapping[str, str], base: ModelIdentity, log: Callable[[str], None]
+) -> TrainedWeights | None:
+    """Opens `weights.trained`, once. Raises UserError when it is a run with another base or features of other
+    encoders."""
     path = config.weights.trained
     if run := Run.find(path, log):
         run.check_encoders(encoders, otherwise="begin without weights.trained")
+        otherwise = f"begin with its exported weights (emollama export {path} FOLDER --to peft)"
+        run.check_base(config.weights.base, base, otherwise=otherwise)
         return run.trained_weights()
     return open_trained(path, alpha=config.lora.alpha, num_layers=config.llama.num_layers) if path else None
 
@@ -173,9 +179,9 @@ def _fixed_params(model: EmotionLlama, config: Config) -> dict[str, jax.Array]:
     return param_values(nnx.state(model, nnx.All(is_trainable, nnx.Not(is_trained))))
 
 
-def _restore_fixed(checkpoints: Checkpoints, model: EmotionLlama, config: Config) -> None:
+def _restore_fixed(checkpoints: Checkpoints, model: EmotionLlama, config: Config, digest: str | None) -> None:
     """Puts the parameters that the run keeps but does not train back into the model, in place."""
-    values = checkpoints.restore_fixed(_fixed_params(model, config))
+    values = checkpoints.restore_fixed(_fixed_params(model, config), digest)
     state = nnx.state(model, is_trainable)
     set_params(state, values)
     nnx.update(model, state)

@@ -1,13 +1,17 @@
 """Base checkpoints: a frozen model as Orbax arrays that every host reads straight into its shards.
 
-model.json     the model's LlamaConfig, a fingerprint of its parameters, and where they came from
+model.json     the model's LlamaConfig, fingerprints of its parameters and of those it was made of, and their name
 params/        the parameters (Orbax), as they are stored on the device: float, int8 or nf4
 tokenizer...   the tokenizer's files
+files.json     size and SHA-256 of each of these files, by which damage is seen (`io/file_list.py`)
+
+Those of format 1 have no `files.json`.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,16 +23,19 @@ from jax.sharding import Mesh
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
+from emollama_jax.io.file_list import find_damage, write_file_list
 from emollama_jax.io.orbax_arrays import restore_arrays, save_arrays
-from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.io.paths import PathLike, as_path, is_remote
 from emollama_jax.models.layers import QUANTISED
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import is_adapter
 from emollama_jax.sharding import AxisRules, abstract, shardings
 from emollama_jax.weights.engine import LoadReport, first_device, initial_values, param_values, set_params
 
-MANIFEST = "model.json"
-FORMAT = 1
+MANIFEST, PARAMS = "model.json", "params"
+FORMAT, UNSEALED = 2, 1
+
+_log = logging.getLogger(__name__).warning
 
 
 def is_base_checkpoint(path: PathLike) -> bool:
@@ -36,10 +43,13 @@ def is_base_checkpoint(path: PathLike) -> bool:
     return (as_path(path) / MANIFEST).is_file()
 
 
-def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
-    """Writes the frozen parameters into an existing folder and returns their fingerprint.
+def save_base(folder: PathLike, model: Llama, *, source: str, origin: str = "") -> str:
+    """Writes the frozen parameters into an existing folder, seals it with what is there already, such as the
+    tokenizer's files, and returns the parameters' fingerprint.
 
-    `source` says in words where the weights came from.
+    Args:
+        source: says in words where the weights came from.
+        origin: the `ModelIdentity.origin` of the weights; "" where they are not a file's as they were.
 
     Raises:
         UserError: a parameter holds NaN or infinity.
@@ -47,15 +57,17 @@ def save_base(folder: PathLike, model: Llama, *, source: str) -> str:
     folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
     _check_finite(values)
     fingerprint = fingerprint_of(values)
-    save_arrays(folder / "params", _packed(values))
+    save_arrays(folder / PARAMS, _packed(values))
     manifest = {
         "format": FORMAT,
         # Which kernel runs is a matter of the devices at hand, not of the file.
         "llama": dataclasses.asdict(dataclasses.replace(model.config, attention="auto")),
         "fingerprint": fingerprint,
+        "origin": origin,
         "source": source,
     }
     write_json(folder / MANIFEST, manifest)
+    write_file_list(folder)
     return fingerprint
 
 
@@ -63,18 +75,48 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
     """What `model.json` says.
 
     Raises:
-        UserError: it is damaged or of a format that this version does not know.
+        UserError: it is damaged or of a format that this version does not know, or a file is missing or of another
+            size.
     """
     file = as_path(path) / MANIFEST
     try:
         manifest = json.loads(file.read_text())
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (FORMAT, UNSEALED):
             raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
         if missing := {"llama", "fingerprint", "source"} - set(manifest):
             raise KeyError(", ".join(sorted(missing)))
-        return {**manifest, "llama": LlamaConfig(**manifest["llama"])}
+        manifest["llama"] = LlamaConfig(**manifest["llama"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged base checkpoint: {file} ({error}); convert the model again") from error
+    if manifest["format"] == FORMAT:
+        _check_files(path, lambda name: name == MANIFEST)
+    return manifest
+
+
+def is_sealed(path: PathLike) -> bool:
+    """Returns whether a base checkpoint lists its files. Raises UserError as `read_manifest`."""
+    return read_manifest(path)["format"] == FORMAT
+
+
+def check_base(path: PathLike, is_read: Callable[[str], bool]) -> None:
+    """Compares the files that are to be read with what was written, the others by their size; see `find_damage`.
+
+    Of several processes one reads all of a checkpoint in an object store.
+
+    Raises:
+        UserError: a file is missing or not what was written.
+    """
+    if is_sealed(path):
+        _check_files(path, is_read)
+    elif is_read(PARAMS):
+        _log(f"base checkpoint of format {UNSEALED}, which cannot be checked: {path}; convert the model again")
+
+
+def _check_files(path: PathLike, is_read: Callable[[str], bool]) -> None:
+    if is_remote(path) and jax.process_index() > 0:
+        is_read = lambda name: name == MANIFEST
+    if problem := find_damage(path, is_read):
+        raise UserError(f"base checkpoint {problem}: {path}; convert the model again")
 
 
 def load_base(
@@ -98,6 +140,7 @@ def load_base(
             f"the base checkpoint holds {stored.kernel_dtype} kernels, not {config.kernel_dtype}: {path}; "
             f"convert the original weights with --kernel-dtype {config.kernel_dtype}"
         )
+    check_base(path, lambda name: name == PARAMS)
     graphdef, state = abstract(build(config))
     param_shardings = param_values(shardings(state, mesh or first_device(), rules if mesh else ()))
     frozen = param_values(nnx.filter_state(state, nnx.Not(is_adapter)))
@@ -107,7 +150,7 @@ def load_base(
         jax.eval_shape(_packed, frozen),
         where,
     )
-    packed = restore_arrays(as_path(path) / "params", items, remedy="convert it again")
+    packed = restore_arrays(as_path(path) / PARAMS, items, remedy="convert it again")
     # Each packed array goes as soon as it is unpacked.
     values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
     adapters = tuple(name for name in param_values(state) if name not in frozen)

@@ -19,7 +19,7 @@ from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import AxisRules
 from emollama_jax.text.gguf_tokenizers import tokenizer_from_gguf
 from emollama_jax.text.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from emollama_jax.weights.base_checkpoint import is_base_checkpoint, load_base
+from emollama_jax.weights.base_checkpoint import PARAMS, check_base, is_base_checkpoint, load_base
 from emollama_jax.weights.engine import LoadReport, export, first_device, load
 from emollama_jax.weights.llama import TABLES, architecture, arrange, hugging_face_config, hugging_face_table
 from emollama_jax.weights.safetensors_files import write_safetensors_folder
@@ -75,6 +75,8 @@ def load_base_tokenizer(where: PathLike | WeightSource, vocab_size: int) -> Toke
         with open_source(path) as source:
             return load_base_tokenizer(source, vocab_size)
     else:
+        if is_base_checkpoint(path):
+            check_base(path, lambda name: name != PARAMS)
         tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     check_vocabulary(tokenizer, vocab_size, path)
     return tokenizer

@@ -16,6 +16,7 @@ from emollama_jax import cli
 from emollama_jax.cli import convert
 from emollama_jax.models.lora import LoRAConfig, adapters
 from emollama_jax.weights.base_checkpoint import read_manifest
+from emollama_jax.weights.model_identity import identify_model
 from emollama_jax.weights.peft import save_adapter
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama
 from tests.weights.tiny import (
@@ -48,6 +49,19 @@ def files(tmp_path_factory):
     save_adapter(where / "adapter", model)
     assert cli.main(["convert", f"{where / 'hf'}", f"{where / 'base'}", "--kernel-dtype", "int8", *F32]) == 0
     return where
+
+
+def test_a_base_checkpoint_is_known_as_the_model_it_was_made_of(files, tmp_path):
+    """In whatever storage, and again from a base checkpoint; with an adapter added it is another."""
+    ours = identify_model(files / "base")
+    assert ours.may_be(identify_model(files / "hf")) and ours.fingerprint
+    others = write_folder(tmp_path / "other", CONFIG, random_weights(CONFIG, seed=1))
+    assert not ours.may_be(identify_model(others)) and not ours.may_be(identify_model(files / "tiny.gguf"))
+    made = lambda name, *argv: cli.main(["convert", *map(str, argv), str(tmp_path / name), *F32]) == 0
+    assert made("float32", files / "hf") and made("again", tmp_path / "float32")
+    assert identify_model(tmp_path / "again").may_be(ours)
+    assert made("merged", files / "hf", "--adapter", files / "adapter")
+    assert not identify_model(tmp_path / "merged").may_be(ours)
 
 
 def run(capsys, *arguments: str | Path) -> str:

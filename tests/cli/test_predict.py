@@ -133,6 +133,25 @@ def test_a_runs_own_experiment_is_asked_about_the_features_it_knows(run, inputs,
     assert predict(*argv, "--any-encoders") == 0
 
 
+def test_another_base_or_other_labels_than_the_run_was_trained_on_are_refused(run, inputs, tmp_path, capsys):
+    trained = saying(run, tmp_path / "run", base="sha256:another")
+    argv = [f"{inputs}/clips:held", "--trained", trained]
+    assert predict(*argv) == 2
+    error = capsys.readouterr().err
+    assert f"{trained} was trained on the language model" in error and "--any-base" in error
+    out = str(tmp_path / "hf")
+    assert cli.main(["export", str(trained), out, "--to=hf", f"--base={inputs / 'base'}"]) == 2
+    assert "--any-base" in capsys.readouterr().err
+    argv.append("--any-base")
+    assert predict(*argv, "--config.prompt.labels=happy,calm") == 2
+    error = capsys.readouterr().err
+    assert "was trained on the labels happy, sad, angry, not happy, calm" in error and "--any-labels" in error
+    assert cli.main(["evaluate", "labels", "--data", *map(str, argv), "--out", str(tmp_path / "out")]) == 2
+    assert "--any-labels" in capsys.readouterr().err
+    assert predict(*argv, "--config.prompt.labels=happy,calm", "--any-labels") == 0
+    assert {*json.loads(capsys.readouterr().out.splitlines()[0])["probabilities"]} == {"happy", "calm"}
+
+
 def test_the_encoder_of_frames_is_that_of_the_run(run, inputs, tmp_path, capsys):
     known = hashlib.sha256(b"the encoder").hexdigest()
     trained = saying(run, tmp_path / "run", encoders={"mae": "one", "eva_vit": f"file:{known}"})

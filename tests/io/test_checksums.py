@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from emollama_jax.io import checksums
 from emollama_jax.io.checksums import bytes_read, file_digest
 
 pytestmark = pytest.mark.smoke
@@ -49,6 +50,29 @@ def test_another_file_in_its_place_is_read(tmp_path):
     shutil.copystat(file, other)
     other.replace(file)
     assert file_digest(file) == sha256(b"two")
+
+
+def test_the_digests_of_large_files_are_kept_for_other_processes(tmp_path, monkeypatch):
+    file, kept = tmp_path / "file", tmp_path / "cache/digests.jsonl"
+    monkeypatch.setattr(checksums, "KEPT", kept)
+    monkeypatch.setattr(checksums, "KEPT_FROM", 3)
+
+    def another_process():
+        monkeypatch.setattr(checksums, "_digests", None)
+        before = bytes_read()
+        digest = file_digest(file)
+        return digest, bytes_read() - before
+
+    file.write_bytes(b"ab")
+    assert [another_process()[1] for _ in range(2)] == [2, 2]
+    file.write_bytes(b"abc")
+    assert another_process() == (sha256(b"abc"), 3)
+    kept.write_bytes(b"{\n" + kept.read_bytes() + b'{"version": 1')  # two lines that were cut short
+    assert another_process() == (sha256(b"abc"), 0)
+    before = bytes_read()
+    assert file_digest(file, anew=True) == sha256(b"abc") and bytes_read() - before == 3
+    file.write_bytes(b"abd")
+    assert another_process() == (sha256(b"abd"), 3)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -93,6 +93,20 @@ def test_an_interrupt_comes_after_what_it_would_break():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_sigterm_too():
+    def end(number, frame):
+        raise SystemExit(number)
+
+    before, done = signal.signal(signal.SIGTERM, end), []
+    try:
+        with pytest.raises(SystemExit), interrupts_deferred():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(True)
+        assert done and signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_an_interrupt_that_is_waited_through_ends_the_run():
     results = map_ahead(time.sleep, [0, 0.5, 0.5, 0.5], 1)
     next(results)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emollama_jax.config import DEFAULT_SHARDING
+from emollama_jax.errors import UserError
 from emollama_jax.models import attention as attention_module
 from emollama_jax.models.attention import (
     attention,
@@ -197,6 +198,13 @@ def test_the_config_of_a_model_names_the_kernel_of_its_devices():
     assert LlamaConfig().for_devices(jax.devices()).attention == "xla"
     assert LlamaConfig(attention="cudnn").for_devices(jax.devices()).attention == "cudnn"
     assert MaeConfig().for_devices(jax.devices()) == MaeConfig(attention="chunked")
+
+
+def test_processors_do_not_compute_in_float16():
+    """What XLA says of it, it says in the middle of a step."""
+    for config in (LlamaConfig(compute_dtype="float16"), MaeConfig(compute_dtype="float16", attention="xla")):
+        with pytest.raises(UserError, match="compute_dtype=float16: .*set bfloat16 or float32"):
+            config.for_devices(jax.devices()[:1])
 
 
 @pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])

@@ -1,4 +1,4 @@
-"""Batches on a mesh of two processes with four devices each, as on a pod."""
+"""Batches on a mesh of two processes with four devices each, as on a pod, behind a proxy."""
 
 import json
 import os
@@ -15,10 +15,14 @@ import dataclasses, json, sys
 import jax, numpy as np
 
 process, address, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(address, num_processes=2, process_id=process)
+from emollama_jax.distributed import Group, process_group
+
+group = process_group(Group(address, 2, process))
+group.__enter__()
 
 from emollama_jax.config import MeshConfig
-from emollama_jax.data.pipeline import onto_devices, process_shard, train_dataset
+from emollama_jax.data.parts_of_batches import process_shard
+from emollama_jax.data.pipeline import onto_devices, train_dataset
 from emollama_jax.sharding import make_mesh
 from tests.data.prepared import TOKENIZER, tiny_config
 
@@ -53,6 +57,7 @@ def test_two_processes_share_every_batch(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
+        "http_proxy": "http://10.255.255.1:3128",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
     }
     command = lambda i: [sys.executable, "-c", PROCESS, str(i), address, str(folder)]

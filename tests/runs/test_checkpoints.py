@@ -1,5 +1,7 @@
 """Checkpoints as folders: sealed, damaged in every way, put aside, kept and let go."""
 
+import json
+import os
 import shutil
 
 import grain
@@ -11,8 +13,10 @@ import pytest
 from etils import epath
 from flax import nnx
 
+from emollama_jax.errors import UserError
+from emollama_jax.io.file_list import find_damage
 from emollama_jax.models.layers import param
-from emollama_jax.runs.checkpoint_files import find_damage, find_steps
+from emollama_jax.runs.checkpoint_files import find_steps, read_data_state
 from emollama_jax.runs.checkpoints import Checkpoints, named_arrays
 from emollama_jax.train.step import TrainState
 
@@ -123,3 +127,36 @@ def test_a_folder_that_orbax_had_not_finished_is_no_checkpoint(tmp_path):
     shutil.copytree(tmp_path / "checkpoints/3", half)
     with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
         assert checkpoints.newest == 3
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with Checkpoints(tmp_path, keep=2):
+        with pytest.raises(
+            UserError, match=rf"another process \({os.getpid()} on .*\) trains in this folder: .*wait for"
+        ):
+            Checkpoints(tmp_path, keep=2)
+    (tmp_path / "fixed.orbax-checkpoint-tmp-1").mkdir()  # of a run that was killed as it began
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path, keep=2):
+        raise ZeroDivisionError
+    with Checkpoints(tmp_path, keep=2):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoints"}
+
+
+def test_where_the_run_was_in_the_data_is_read_by_any_number_of_processes(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for process, parts in enumerate(({"0": "a", "1": "b"}, {"1": "b", "2": "c"})):
+        (folder / f"process_{process}-of-2.json").write_text(json.dumps({"parts": parts}))
+    assert read_data_state(tmp_path) == {"parts": {"0": "a", "1": "b", "2": "c"}}
+
+
+def test_older_runs_keep_one_state_a_process(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "process_0-of-2.json").write_text('{"parent": 1}')
+    assert read_data_state(tmp_path) == {"parent": 1}  # all read the same
+    (folder / "process_1-of-2.json").write_text('{"parent": 2}')
+    with pytest.raises(UserError, match="begun by 2 processes with an older version"):
+        read_data_state(tmp_path)
+    (folder / "process_0-of-1.json").write_text('{"parent": 3}')
+    assert read_data_state(tmp_path) == {"parent": 3}

@@ -15,17 +15,18 @@ from emollama_jax.config import load_config, to_dict
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.io.checksums import bytes_read
+from emollama_jax.io.file_list import write_file_list
 from emollama_jax.io.orbax_arrays import read_arrays, save_arrays
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.runs.checkpoint_files import write_file_list
 from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.runs.identity import file_fingerprint
 from emollama_jax.runs.run import Run
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.step import init_state
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.model_identity import ModelIdentity
 from emollama_jax.weights.trained import load_trained
 from tests.train.runs import write_meta
 
@@ -47,14 +48,14 @@ def whole(tmp_path_factory):
     """A run of the checkpoints 1, 2 and 3, of which each holds the values of a model of that seed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with Checkpoints(folder, keep=3) as checkpoints:
-        checkpoints.save_fixed({"attention.fc_out.bias": np.arange(3.0)})
+        fixed = checkpoints.save_fixed({"attention.fc_out.bias": np.arange(3.0)})
         for step in (1, 2, 3):
             _, _, state = init_state(make_model(step), make_optimizer(CONFIG.train))
             rng = np.random.default_rng(step)  # zeros would be compressed away
             noise = lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype) if x.ndim else x  # noqa: B023
             state = dataclasses.replace(state, opt_state=jax.tree.map(noise, state.opt_state))
             iterator = iter(grain.MapDataset.range(9).to_iter_dataset())
-            checkpoints.save(step, state, iterator, {**META, "config": to_dict(CONFIG)})
+            checkpoints.save(step, state, iterator, {**META, "config": to_dict(CONFIG), "fixed": fixed})
     return folder
 
 
@@ -130,13 +131,57 @@ def test_the_optimisers_arrays_are_compared_by_size_alone(run):
     assert Run.open(run, log=lambda message: None).step == 2
 
 
-def test_damaged_fixed_arrays_are_one_line(run):
-    for file in (run / "fixed").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="damaged arrays: .*fixed") as caught:
-        Run.open(run).carried()
-    assert "\n" not in str(caught.value)
+def test_damage_to_fixed_arrays_is_seen_and_loses_no_checkpoint(run, tmp_path):
+    """One bit of every file, a file that is missing, no folder, and the folder of another run."""
+    whole = Path(shutil.copytree(run / "fixed", tmp_path / "whole"))
+
+    def spoil(how):
+        shutil.rmtree(run / "fixed", ignore_errors=True)
+        shutil.copytree(whole, run / "fixed")
+        how()
+
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.stat().st_size]
+    ways = {f"{name} flipped": lambda name=name: flip(run / "fixed" / name) for name in files}
+    ways |= {f"{name} gone": lambda name=name: (run / "fixed" / name).unlink() for name in files}
+
+    def replace():
+        shutil.rmtree(run / "fixed")
+        with Checkpoints(tmp_path / "other", keep=2) as checkpoints:
+            checkpoints.save_fixed({"attention.fc_out.bias": np.ones(3)})
+        shutil.copytree(tmp_path / "other/fixed", run / "fixed")
+
+    ways |= {"gone": lambda: shutil.rmtree(run / "fixed"), "another run's": replace}
+    for how, act in ways.items():
+        spoil(act)
+        with pytest.raises(UserError, match="what the run does not train is .*fixed; copy it again") as caught:
+            Run.open(run).trained_weights()
+        assert "\n" not in str(caught.value), how
+        with Checkpoints(run, keep=3) as checkpoints, pytest.raises(UserError, match="what the run does not train is"):
+            assert checkpoints.newest == 3
+            checkpoints.restore_fixed({"x": jax.numpy.zeros(3)}, checkpoints.open_newest().meta["fixed"])
+    spoil(lambda: None)
+    np.testing.assert_array_equal(Run.open(run).carried()["attention.fc_out.bias"], np.arange(3.0))
+
+
+def test_trained_values_win_over_those_of_another_run_in_the_folder(run):
+    """Older runs do not say whether what lies beside them is theirs."""
+    values = {name: np.zeros_like(value) for name, value in trained_values(make_model(3)).items()}
+    shutil.rmtree(run / "fixed")
+    save_arrays(run / "fixed", values)
+    for digest in ({}, {"fixed": ""}):
+        meta = {name: value for name, value in Run.open(run).meta.items() if name != "fixed"}
+        (run / "checkpoints/3/meta/metadata").write_text(json.dumps(meta | digest))
+        write_file_list(run / "checkpoints/3")
+        for name, value in trained_values(make_model(3)).items():
+            np.testing.assert_array_equal(Run.open(run).values()[name], value, err_msg=name)
+
+
+def test_a_new_run_clears_the_fixed_values_of_another(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        one = checkpoints.save_fixed({"a": np.ones(2)})
+        two = checkpoints.save_fixed({"a": np.zeros(2)})
+        assert one != two and checkpoints.save_fixed({}) == ""
+        assert not (tmp_path / "fixed").exists()
 
 
 def test_an_older_run_is_opened_and_resumed(run):
@@ -204,11 +249,48 @@ def test_the_encoder_of_frames_is_that_of_the_image_tokens_or_of_the_frames(tmp_
     learnt = lambda name, **encoders: Run.open(write_meta(tmp_path / name, encoders=encoders))
     for run in (learnt("tokens", **kept), learnt("neither", mae="a"), learnt("frames", eva_vit=file_fingerprint(file))):
         run.check_image_tokens(eva_vit)
-        run.check_image_encoder(file)
+        run.check_image_encoder({"eva_vit": file})
     with pytest.raises(UserError, match=rf"eva_vit features of another, and here they are of {kept['eva_vit']}; give"):
         learnt("other", eva_vit="another").check_image_tokens(eva_vit)
     with pytest.raises(UserError, match="eva_vit features of file:another, and here they are of file:"):
-        learnt("other file", eva_vit="file:another").check_image_encoder(file)
+        learnt("other file", eva_vit="file:another").check_image_encoder({"eva_vit": file})
+
+
+def test_the_language_model_is_the_one_that_was_learnt_on(tmp_path):
+    run = Run.open(write_meta(tmp_path, base="sha256:a", base_origin="sha256:files"))
+    for found in (("sha256:a", ""), ("sha256:int8", "sha256:files"), ("", "sha256:files"), ("", "")):
+        run.check_base("base", ModelIdentity(*found))
+    for found in (("sha256:b", ""), ("sha256:b", "sha256:others"), ("", "sha256:others")):
+        with pytest.raises(UserError, match="was trained on the language model .*, and base is another, .*--any-base"):
+            run.check_base("base", ModelIdentity(*found))
+    Run.open(write_meta(tmp_path / "old")).check_base("base", ModelIdentity("sha256:b", "sha256:others"))
+
+
+def test_the_labels_are_those_that_were_learnt(tmp_path):
+    run = Run.open(write_meta(tmp_path))
+    run.check_labels(list(reversed(run.config.prompt.labels)))
+    with pytest.raises(UserError, match="was trained on the labels .*, not calm, tense; .*--any-labels"):
+        run.check_labels(("calm", "tense"))
+
+
+def test_both_files_of_the_encoder_of_frames_are_those_that_were_learnt(tmp_path):
+    files = {name: tmp_path / name for name in ("eva_vit", "ln_vision")}
+    for name, file in files.items():
+        file.write_bytes(name.encode())
+    known = {name: file_fingerprint(file) for name, file in files.items()}
+    run, without = (
+        Run.open(write_meta(tmp_path / str(i), encoders=e))
+        for i, e in enumerate((known, {"eva_vit": known["eva_vit"]}))
+    )
+    run.check_image_encoder(files)
+    without.check_image_encoder(files | {"ln_vision": None})
+    for one, given in (
+        (run, files | {"ln_vision": None}),
+        (without, files),
+        (run, files | {"ln_vision": files["eva_vit"]}),
+    ):
+        with pytest.raises(UserError, match="was trained on ln_vision features of"):
+            one.check_image_encoder(given)
 
 
 @pytest.mark.parametrize(

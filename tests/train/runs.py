@@ -14,8 +14,9 @@ import numpy as np
 
 from emollama_jax import cli
 from emollama_jax.config import Config, load_config, parse_flags, to_dict
+from emollama_jax.io.file_list import write_file_list
 from emollama_jax.io.orbax_arrays import read_arrays
-from emollama_jax.runs.checkpoint_files import CHECKPOINTS, META, OPT_STATE, PARAMS, find_steps, write_file_list
+from emollama_jax.runs.checkpoint_files import CHECKPOINTS, META, OPT_STATE, PARAMS, find_steps
 from tests.data.prepared import write_data
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from emollama_jax.config import Config, TrainConfig, load_config
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.eval.validation import make_label_metrics
+from emollama_jax.io.file_list import find_damage
 from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.runs.checkpoint_files import find_damage, find_steps
+from emollama_jax.runs.checkpoint_files import find_steps
 from emollama_jax.runs.run import Run
 from emollama_jax.text.labels import MERR, METRICS
 from emollama_jax.train import loop, setup

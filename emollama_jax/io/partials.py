@@ -1,0 +1,73 @@
+"""Places for outputs that are being made: named `.NAME.RANDOM.partial`, and locked for as long as their writer lives.
+
+A writer removes its own on the way out. What one left that was killed is known by its lock, which the system has let
+go, and is removed by the next process that writes in that folder.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+
+PATTERN = f".*.{'[0-9a-f]' * 8}.partial"
+
+_swept: set[pathlib.Path] = set()
+
+
+@contextlib.contextmanager
+def partial_output(folder: pathlib.Path, name: str, *, is_folder: bool) -> Iterator[pathlib.Path]:
+    """Gives a new empty file or folder in `folder`; what is still there at the end of the block is removed.
+
+    Raises OSError where it cannot be made.
+    """
+    _sweep(folder, always=is_folder)
+    path = folder / f".{name}.{uuid.uuid4().hex[:8]}.partial"
+    lock = _make_locked(path, is_folder)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(lock)
+
+
+def _sweep(folder: pathlib.Path, *, always: bool) -> None:
+    """Removes what the dead left, once or always: folders fill with files that are written one by one."""
+    if always or folder not in _swept:
+        _swept.add(folder)
+        for path in folder.glob(PATTERN):
+            _remove_if_dead(path)
+
+
+def _make_locked(path: pathlib.Path, is_folder: bool) -> int:
+    """Makes the file or folder and returns its locked descriptor."""
+    while True:
+        if is_folder:
+            path.mkdir()
+        else:
+            path.touch(exist_ok=False)
+        lock = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # file systems without locks; there nobody takes a writer for dead, either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            return lock
+        os.close(lock)  # another writer had looked at it before it was locked
+
+
+def _remove_if_dead(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+        finally:
+            os.close(lock)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

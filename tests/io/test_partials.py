@@ -1,0 +1,54 @@
+"""Outputs that are being made: nobody touches those of the living, and the dead leave nothing for long."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emollama_jax.io.atomic import atomic_file, atomic_folder, write_text
+from emollama_jax.io.partials import partial_output
+
+pytestmark = pytest.mark.smoke
+WRITERS = {
+    "folder": lambda path: atomic_folder(path),
+    "file": lambda path: atomic_file(path),
+}
+KILLED = """
+import os, sys
+from emollama_jax.io.atomic import atomic_file, atomic_folder
+with {"folder": atomic_folder, "file": atomic_file}[sys.argv[1]](sys.argv[2]) as partial:
+    (partial / "weights" if partial.is_dir() else partial).write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, kind):
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", KILLED, kind, tmp_path / "out"], cwd=root)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.") and left.name.endswith(".partial")
+    other = tmp_path / ".other.partial"  # of a preparation, which goes on there
+    other.touch()
+    with WRITERS[kind](tmp_path / "out") as partial:
+        assert {path.name for path in tmp_path.iterdir()} == {partial.name, other.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", other.name}
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_another_writes_stays(tmp_path, is_folder):
+    with partial_output(tmp_path, "out", is_folder=is_folder) as one:
+        with partial_output(tmp_path, "out", is_folder=is_folder) as two:
+            assert one.exists() and two.exists() and one != two
+        assert one.exists() and not two.exists()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_text_is_written_where_a_killed_writer_was(tmp_path):
+    (tmp_path / ".[a].txt.01234567.partial").write_text("half")
+    write_text(tmp_path / "[a].txt", "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("[a].txt", "whole")]
