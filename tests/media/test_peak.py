@@ -13,7 +13,8 @@ from emollama_jax.media.face_detection import can_detect
 from emollama_jax.media.faces import FaceCrops, face_crops
 from emollama_jax.media.peak import motion_peak, openface_peak
 from emollama_jax.media.video import Video
-from emollama_jax.synthetic.dataset import draw_face, make_dataset
+from emollama_jax.synthetic.dataset import make_dataset
+from emollama_jax.synthetic.face import draw_face
 
 needs_detector = pytest.mark.skipif(not can_detect(), reason="no face detector on this machine")
 
