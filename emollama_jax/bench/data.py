@@ -1,9 +1,10 @@
-"""Data: how fast records become batches, beside what the reference does with the same clips.
+"""Benchmark of the data pipeline: clips a second, beside the reference's pipeline on the same clips.
 
-The reference's way, as a torch DataLoader: the first frame of each video with OpenCV, resized and normalised, and three
-feature files. Ours: the same clips prepared before, drawn, tokenised and packed.
+The reference's is a torch DataLoader: the first frame of each video with OpenCV, resized and normalised, and three
+feature files. Ours reads the same clips from prepared records, tokenises and packs them.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers.pre_tokenizers import ByteLevel
+from etils import epath
 
 from emollama_jax.bench.peer import obstacle
+from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
@@ -29,7 +31,6 @@ from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.models.eva_vit import CLIP_MEAN, CLIP_STD
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
-from emollama_jax.text.tokenizers import HFTokenizer, Tokenizer
 
 DATALOADER = "torch DataLoader"
 COLUMNS = {"clips_per_s": "clips/s", "clips_per_cpu_s": "clips/s a core", "mb_per_s": "MB/s"}
@@ -51,21 +52,19 @@ def bench_data(
         workers: processes that read, of ours and of the peer's.
     """
     why_no_peer = obstacle("torch", "cv2", wanted=with_peer)
-    notes = ["MB/s is of images and features as they are in a batch; a core: of the processor time of this process"]
+    notes = ["MB/s counts images and features as stored in a batch; clips/s a core is by the CPU time of this process"]
     notes += [why_no_peer] if why_no_peer else []
     if workers:
-        notes += ["the processor time of worker processes is not counted: clips/s a core means nothing here"]
-    tokenizer, results = _bytes_tokenizer(), []
+        notes += ["the CPU time of worker processes is not counted: ignore clips/s a core"]
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         annotations = _annotations(Path(folder), clips, video)
         peer = None if why_no_peer else _peers(annotations.clips, config, workers)
         for image in ("frame", "image_tokens"):
             path = _prepared(Path(folder), annotations, config, image)
-            contenders: dict[str, Measure] = {OURS: _ours(path, config, tokenizer, workers)}
-            if peer is not None:
-                contenders[DATALOADER] = peer
+            contenders = {OURS: _ours(path, config, workers), DATALOADER: peer}
             results += alternate(
-                contenders, what=image, batch=config.data.batch_rows, repeats=repeats, rate="clips_per_s"
+                contenders, what=image, batch=config.data.batch_rows, repeats=repeats, derive=_more_rates
             )
             shutil.rmtree(path)
     settings = {"clips": clips, "video": video or "synthetic", "workers": workers, "repeats": repeats}
@@ -93,7 +92,7 @@ def _annotations(folder: Path, count: int, video: Path | None) -> Annotations:
     return Annotations(tuple(clips), ())
 
 
-def _prepared(folder: Path, annotations: Annotations, config: Config, image: str) -> Path:
+def _prepared(folder: Path, annotations: Annotations, config: Config, image: str) -> epath.Path:
     tokens = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
     recipe = Recipe(labels=MERR, image_storage=image, size=config.eva_vit.image_size, image_tokens_shape=tokens)
     rng = np.random.default_rng(0)
@@ -103,19 +102,19 @@ def _prepared(folder: Path, annotations: Annotations, config: Config, image: str
     return prepare("clips", annotations, folder / "data", recipe, make_parts).path
 
 
-def _ours(path: Path, config: Config, tokenizer: Tokenizer, workers: int) -> Measure:
+def _ours(path: epath.Path, config: Config, workers: int) -> Measure:
     data = dataclasses.replace(config.data, train=(f"{path}:train",), eval=(), weights=(), workers=workers)
     config = dataclasses.replace(config, data=data)
+    dataset = train_dataset(config, Pieces(config.llama.vocab_size), epochs=1)
 
     def measure() -> tuple[Figures, int]:
-        iterator = iter(train_dataset(config, tokenizer, epochs=1))
-        with _Clock() as watch:
+        start = time.process_time()
+        with contextlib.closing(iter(dataset)) as iterator:
             batches = list(iterator)
-        iterator.close()
-        count = sum(int(batch.clip_mask.sum()) for batch in batches)
+        cpu_s, count = time.process_time() - start, sum(int(batch.clip_mask.sum()) for batch in batches)
         first = batches[0]
         one = [x[0, 0].nbytes for x in (first.frames, first.image_tokens, first.features) if x is not None]
-        return watch.figures(count, count * sum(one)), count
+        return {"clips": count, "bytes": count * sum(one), "cpu_s": cpu_s}, count
 
     return measure
 
@@ -147,35 +146,14 @@ def _peers(clips: Sequence[Clip], config: Config, workers: int) -> Measure:
     loader = torch.utils.data.DataLoader(FirstFrames(), batch_size=4, shuffle=True, num_workers=workers)
 
     def measure() -> tuple[Figures, int]:
-        with _Clock() as watch:
-            batches = list(loader)
-        count = sum(len(batch["image"]) for batch in batches)
-        return watch.figures(count, sum(batch[n].nbytes for batch in batches for n in ("image", "features"))), count
+        start = time.process_time()
+        batches = list(loader)
+        cpu_s, count = time.process_time() - start, sum(len(batch["image"]) for batch in batches)
+        size = sum(batch[name].nbytes for batch in batches for name in ("image", "features"))
+        return {"clips": count, "bytes": size, "cpu_s": cpu_s}, count
 
     return measure
 
 
-class _Clock:
-    def __enter__(self):
-        self._start = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *error):
-        self._wall, self._cpu = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
-
-    def figures(self, clips: int, size: int) -> Figures:
-        return {
-            "clips_per_s": clips / self._wall,
-            "clips_per_cpu_s": clips / self._cpu,
-            "mb_per_s": size / 1e6 / self._wall,
-        }
-
-
-def _bytes_tokenizer() -> Tokenizer:
-    """A token a byte: no vocabulary of a real model is at hand, and none makes more tokens."""
-    pieces = sorted(ByteLevel.alphabet())
-    spec = {
-        "model": {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(["</s>", *pieces])}, "merges": []},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-    }
-    return HFTokenizer(json.dumps(spec), bos=None, eos="</s>", pad=None)
+def _more_rates(run: Figures) -> Figures:
+    return {"clips_per_cpu_s": run["clips"] / run["cpu_s"], "mb_per_s": run["bytes"] / 1e6 / run["seconds"]}

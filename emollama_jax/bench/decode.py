@@ -1,4 +1,4 @@
-"""Decoding: how fast greedy answers come, with a key/value cache.
+"""Benchmark of greedy decoding with a key/value cache.
 
 The adapters are left out: once merged into their kernels they cost nothing.
 """
@@ -9,17 +9,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from emollama_jax.bench.peer import PEER, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, stored_bytes
+from emollama_jax.bench.peer import PEER, generate_greedily, kernel_note, obstacle, torch_llama
+from emollama_jax.bench.report import (
+    OURS,
+    Figures,
+    Measure,
+    Report,
+    alternate,
+    check_one_device,
+    random_llama,
+    stored_bytes,
+)
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.infer.generate import bucket
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.llama import Llama
-from emollama_jax.sharding import init_sharded
 from emollama_jax.train.speed import device_peak_flops
-from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"tokens_per_s": "tokens/s", "prefill_ms": "prefill ms", "ms_per_token": "ms/token"}
 
@@ -37,20 +43,16 @@ def bench_decode(
     check_one_device(config)
     notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
     why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
-    mesh = first_device()
-    model = init_sharded(
-        lambda: Llama(config.llama.for_devices(mesh.devices.flat), rngs=nnx.Rngs(config.seed)), mesh, ()
-    )
+    model = random_llama(config)
     peer = None if why_no_peer else torch_llama(model)
     notes += [why_no_peer] if why_no_peer else kernel_note(config.llama)
 
     results, columns = [], dict(COLUMNS)
     for batch in batch_sizes:
         prompts = np.random.default_rng(config.seed).integers(0, config.llama.vocab_size, (batch, prompt)).tolist()
-        contenders = {OURS: _ours(model, prompts, new_tokens)}
-        if peer is not None:
-            contenders[PEER] = _peers(peer, prompts, new_tokens)
-        measured = alternate(contenders, batch=batch, repeats=repeats)
+        theirs = _peers(peer, prompts, new_tokens) if peer is not None else None
+        contenders = {OURS: _ours(model, prompts, new_tokens), PEER: theirs}
+        measured = alternate(contenders, batch=batch, repeats=repeats, rate="tokens_per_s")
         if peer is not None:
             ours, theirs = (np.array(result.output) for result in measured)
             notes.append(f"batch {batch}: {np.mean(ours == theirs):.1%} of the tokens are the same from both")
@@ -70,7 +72,7 @@ def bench_decode(
 
 
 def bytes_per_token(model: Llama, batch: int, slots: int) -> int:
-    """What one token of every row reads: the weights, of an untied embedding only the rows asked for, and the cache."""
+    """Bytes read to decode one token of every row: the weights (without an untied embedding) and the cache."""
     config = model.config
     cache = 2 * config.num_layers * batch * slots * config.num_kv_heads * config.head_dim
     embedding = 0 if config.tie_embeddings else stored_bytes(model.embed)
@@ -99,37 +101,26 @@ def _peers(peer: Any, prompts: list[list[int]], new_tokens: int) -> Measure:
     never = torch.zeros(len(prompts), dtype=torch.bool, device=peer.device)
 
     def stamp(tokens, scores, **_):
-        """Notes when the first token is there: a criterion to stop, asked after every token."""
+        """A stopping criterion, called after every token, that records the time of the first one."""
         if not stamps:
             tokens[0, -1].item()  # waits for the device
             stamps.append(time.perf_counter())
         return never
 
-    @torch.inference_mode()
     def measure():
         stamps.clear()
         start = time.perf_counter()
-        answers = peer.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            stopping_criteria=[stamp],
-        )
-        answers = answers[:, inputs.shape[1] :].tolist()
+        answers = generate_greedily(peer, new_tokens, input_ids=inputs, stopping_criteria=[stamp])
         return _figures(answers, stamps[0] - start, time.perf_counter() - start), answers
 
     return measure
 
 
 def _figures(answers: list[list[int]], first_s: float, total_s: float) -> Figures:
-    """From the seconds until every answer's first and last token."""
-    tokens = sum(map(len, answers))
+    """Figures from the seconds until the first and the last token of all answers."""
     return {
-        "tokens": tokens,
+        "tokens": sum(map(len, answers)),
         "seconds": total_s,
-        "tokens_per_s": tokens / total_s,
         "prefill_ms": 1e3 * first_s,
         "ms_per_token": 1e3 * (total_s - first_s) / (len(answers[0]) - 1),
     }

@@ -1,6 +1,5 @@
-"""Encoding: how fast frames, faces, clips of frames and voices become tokens and feature vectors."""
+"""Benchmark of the encoders: EVA-ViT, MAE, VideoMAE and HuBERT."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +9,7 @@ import numpy as np
 from flax import nnx
 
 from emollama_jax.bench.peer import PEER, as_source, obstacle, torch_device, torch_encoder
-from emollama_jax.bench.report import (
-    OURS,
-    Figures,
-    Measure,
-    Report,
-    add_speed,
-    alternate,
-    check_one_device,
-    clip_figures,
-    with_dtype,
-)
+from emollama_jax.bench.report import OURS, Measure, Report, add_speed, alternate, check_one_device, with_dtype
 from emollama_jax.config import Config, to_dict
 from emollama_jax.fields import fields_affecting
 from emollama_jax.media.audio import SAMPLE_RATE, standardize
@@ -29,6 +18,7 @@ from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
 from emollama_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, normalize
+from emollama_jax.train.speed import encoder_flops
 from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.eva_vit import load_eva_vit
 from emollama_jax.weights.hubert import load_hubert
@@ -67,26 +57,29 @@ def bench_encode(
         model = load_peer(settings, peer) if peer else random_encoder(name, settings, config.seed)
         for batch in batch_sizes:
             inputs = random_inputs(settings, batch, seconds, config.seed)
-            contenders = {OURS: _ours(model, inputs)}
+            contenders = {OURS: _ours(model, inputs), PEER: _peers(peer, settings, inputs) if peer else None}
+            in_ms = lambda run: {"ms_per_batch": 1e3 * run["seconds"]}
+            measured = alternate(contenders, what=name, batch=batch, repeats=repeats, derive=in_ms)
             if peer is not None:
-                contenders[PEER] = _peers(peer, settings, inputs)
-            measured = alternate(contenders, what=name, batch=batch, repeats=repeats, rate="clips_per_s")
-            if peer is not None:
-                ours, theirs = (np.asarray(result.output, np.float64) for result in measured)
-                error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-                notes.append(f"{name}, batch {batch}: the outputs differ by {error:.1e} of their largest value")
+                difference = relative_difference(*(result.output for result in measured))
+                notes.append(f"{name}, batch {batch}: the outputs differ by {difference:.1e} of their largest value")
             results += measured
-        operations[name] = flops_per_clip(model, seconds)
+        operations[name] = encoder_flops(model, seconds)
         del model, peer, contenders  # the next encoder's memory
     speed, note = add_speed(
         results,
         lambda result: operations[result.what] * result.batch,
-        lambda run: run["seconds"],
         "matrix products and convolutions",
     )
     dtype, columns = getattr(config, encoders[0]).compute_dtype, COLUMNS | speed
     settings = {"seconds": seconds, "repeats": repeats, "dtype": dtype}
     return Report("Encoding, random weights", to_dict(config), settings, columns, results, notes + note)
+
+
+def relative_difference(ours: Any, theirs: Any) -> float:
+    """The largest difference, as a part of the largest value of `theirs`."""
+    ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
@@ -104,7 +97,7 @@ def load_peer(config: EncoderConfig, peer: Any) -> Encoder:
 
 
 def random_inputs(config: EncoderConfig, batch: int, seconds: int, seed: int) -> tuple[np.ndarray, ...]:
-    """What the encoder's `encode` takes: noise, of full length."""
+    """Random inputs of the encoder's `encode`, of full length."""
     random = np.random.default_rng(seed)
     if hasattr(config, "conv_kernels"):
         samples = seconds * SAMPLE_RATE
@@ -114,37 +107,12 @@ def random_inputs(config: EncoderConfig, batch: int, seconds: int, seed: int) ->
     return (random.integers(0, 256, (batch, *frames, config.image_size, config.image_size, 3), np.uint8),)
 
 
-def flops_per_clip(model: Encoder, seconds: int) -> int:
-    """Floating-point operations of one clip: twice the multiplications of matrix products and convolutions."""
-    cfg = model.config
-    if isinstance(model, Hubert):
-        frames, stem = seconds * SAMPLE_RATE, 0
-        for conv, taps, stride in zip(model.convs, cfg.conv_kernels, cfg.conv_strides, strict=True):
-            frames = (frames - taps) // stride + 1
-            stem += frames * conv.conv.kernel[...].size
-        stem += frames * (model.proj.kernel.get_value().size + model.positions.kernel[...].size)
-        tokens = frames
-    else:
-        patches = model.patches if isinstance(model, VideoMae) else model.embed.patches
-        frames = cfg.num_frames // cfg.tubelet_size if isinstance(model, VideoMae) else 1
-        tokens = frames * cfg.grid**2 + (0 if isinstance(model, VideoMae) else 1)
-        stem = tokens * patches.proj.kernel.get_value().size
-    kernels = cfg.num_layers * (4 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.intermediate_size)
-    attention = cfg.num_layers * 2 * tokens * cfg.hidden_size
-    return 2 * (stem + tokens * (kernels + attention))
-
-
 def _ours(model: Encoder, inputs: tuple[np.ndarray, ...]) -> Measure:
     graphdef, state = nnx.split(model)
     encode = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state).encode(*inputs))
     on_device = [jnp.asarray(x) for x in inputs]
 
-    def measure():
-        start = time.perf_counter()
-        output = jax.block_until_ready(encode(state, *on_device))
-        return _figures(len(inputs[0]), time.perf_counter() - start), np.asarray(output)
-
-    return measure
+    return lambda: ({"clips": len(inputs[0])}, jax.block_until_ready(encode(state, *on_device)))
 
 
 def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> Measure:
@@ -167,16 +135,9 @@ def _peers(peer: Any, config: EncoderConfig, inputs: tuple[np.ndarray, ...]) -> 
 
     @torch.inference_mode()
     def measure():
-        start = time.perf_counter()
         output = peer(x, **further)
         hidden = output.hidden_states[config.layer] if kind == "hubert" else output.last_hidden_state
         output = pool.get(kind, lambda x: x)(hidden.float())
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return _figures(len(x), time.perf_counter() - start), output.cpu().numpy()
+        return {"clips": len(x)}, output.cpu().numpy()
 
     return measure
-
-
-def _figures(clips: int, seconds: float) -> Figures:
-    return clip_figures(clips, seconds, ms_per_batch=1e3 * seconds)

@@ -1,34 +1,26 @@
-"""Extraction: from video files to records with features, end to end, and what takes the time."""
+"""Benchmark of extraction, from video files to records with features, with the share of each kind of work."""
 
 import dataclasses
 import itertools
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
-from emollama_jax.bench.encode import load_peer
+from emollama_jax.bench.encode import load_peer, relative_difference
 from emollama_jax.bench.extract_peer import extractor, torch_encoders
 from emollama_jax.bench.peer import PEER, obstacle
-from emollama_jax.bench.report import (
-    OURS,
-    Figures,
-    Measure,
-    Report,
-    alternate,
-    check_one_device,
-    clip_figures,
-    with_dtype,
-)
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, with_dtype
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Clip
 from emollama_jax.data.parts import read_records
 from emollama_jax.errors import UserError
 from emollama_jax.features.encoders import Encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
+from emollama_jax.io.paths import as_path
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
@@ -81,14 +73,12 @@ def bench_extract(
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = list(itertools.islice(itertools.cycle(videos or _synthetic_videos(Path(folder), clips)), clips))
-        contenders = {OURS: _ours(config, Encoders(**encoders), paths, Path(folder), workers, batch_size)}
-        if peers:
-            contenders[PEER] = _peers(config, peers, paths)
-        results = alternate(contenders, batch=batch_size, repeats=repeats, rate="clips_per_s")
+        ours = _ours(config, Encoders(**encoders), paths, as_path(folder), workers, batch_size)
+        contenders = {OURS: ours, PEER: _peers(config, peers, paths) if peers else None}
+        results = alternate(contenders, batch=batch_size, repeats=repeats)
     if peers:
-        ours, theirs = (np.asarray(result.output, np.float64) for result in results)
-        error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        notes.append(f"the features differ by {error:.1e} of the largest")
+        difference = relative_difference(*(result.output for result in results))
+        notes.append(f"the features differ by {difference:.1e} of the largest")
     settings = {"clips": clips, "videos": len(videos) or "synthetic", "workers": workers, "repeats": repeats}
     return Report("Extraction, random weights", to_dict(config), settings, COLUMNS, results, notes)
 
@@ -99,7 +89,7 @@ def _synthetic_videos(folder: Path, clips: int) -> list[Path]:
 
 
 def _ours(
-    config: Config, encoders: Encoders, paths: Sequence[Path], folder: Path, workers: int, batch_size: int
+    config: Config, encoders: Encoders, paths: Sequence[Path], folder: epath.Path, workers: int, batch_size: int
 ) -> Measure:
     recipe = extraction_recipe(config, encoders, labels=MERR, frame_rule="middle")
     clips = [Clip(name=f"clip_{i}", split="train", video=path) for i, path in enumerate(paths)]
@@ -111,8 +101,8 @@ def _ours(
         elapsed_s = time.perf_counter() - start
         parse = recipe.features().deserialize_example_np
         features = np.stack([parse(record)["features"] for path in parts for record in read_records(path)])
-        shutil.rmtree(folder / "parts")
-        return _figures(len(clips), elapsed_s, make_parts.clock.seconds), features
+        (folder / "parts").rmtree()
+        return {"clips": len(clips), "seconds": elapsed_s, **_shares(make_parts.clock.seconds)}, features
 
     return measure
 
@@ -121,18 +111,16 @@ def _peers(config: Config, peers: dict, paths: Sequence[Path]) -> Measure:
     extract = extractor(config, peers)
 
     def measure() -> tuple[Figures, np.ndarray]:
-        start = time.perf_counter()
         features, seconds = zip(*map(extract, paths), strict=True)
-        elapsed_s = time.perf_counter() - start
         total = {kind: sum(of_clip[kind] for of_clip in seconds) for kind in seconds[0]}
-        return _figures(len(paths), elapsed_s, total), np.stack(features)
+        return {"clips": len(paths), **_shares(total)}, np.stack(features)
 
     return measure
 
 
-def _figures(clips: int, elapsed_s: float, seconds: dict[str, float]) -> Figures:
+def _shares(seconds: dict[str, float]) -> Figures:
+    """The percentage of each kind of work, from the seconds that each took."""
     of_encoders = sum(seconds.get(name, 0) for name in FEATURES)
     seconds = {"encoders": of_encoders} | {kind: value for kind, value in seconds.items() if kind in KINDS}
     total = sum(seconds[kind] for kind in ("decode", "face", "sound", "encoders"))
-    shares = {f"{kind}_percent": 100 * value / total for kind, value in seconds.items()}
-    return clip_figures(clips, elapsed_s, **shares)
+    return {f"{kind}_percent": 100 * value / total for kind, value in seconds.items()}

@@ -1,7 +1,6 @@
 """The peer of extraction: a clip's three features by torch and transformers, one clip at a time, as scripts do it.
 
-Every frame is decoded by OpenCV and kept, the sound by PyAV; faces are looked for by the same code as ours, so that
-what differs is the rest.
+All frames are decoded by OpenCV, the sound by PyAV; faces are detected by our code, so that the rest is compared.
 
 Axes: F faces, D feature size, I x J pixels, S samples.
 """
@@ -126,7 +125,7 @@ def _frames(path: str | Path) -> list[UInt8[np.ndarray, "I J 3"]]:
 
 
 def _samples(path: str | Path) -> Float[np.ndarray, " S"]:
-    """The first stream of sound at 16 kHz in mono; none where there is none."""
+    """The first audio stream at 16 kHz in mono; no samples without one."""
     av = import_av()
     with av.open(str(path)) as container:
         if not container.streams.audio:
@@ -136,4 +135,4 @@ def _samples(path: str | Path) -> Float[np.ndarray, " S"]:
         samples = np.concatenate([part.to_ndarray()[0] for part in [*decoded, *resampler.resample(None)]])
         stream = container.streams.audio[0]
         length = stream.duration and round(stream.duration * stream.time_base * SAMPLE_RATE)
-        return samples[:length]  # PyAV keeps what a codec pads its last packet with
+        return samples[:length]  # without the codec's padding of the last packet

@@ -1,19 +1,18 @@
-"""Answers of very different lengths: continuous batching beside batches that wait for their longest answer.
+"""Benchmark of answers of very different lengths: continuous batching beside batches that run until all answers end.
 
-The texts are random tokens. The lengths of the answers are spread evenly on a logarithmic scale, many short ones and a
-few long ones, in a random order, and known to nobody before they are reached.
+Prompts are random tokens. The lengths of the answers are evenly spaced on a logarithmic scale, in a random order, and
+not known to the batcher in advance.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emollama_jax.bench.peer import PEER
-from emollama_jax.bench.report import OURS, Figures, Result, alternate
+from emollama_jax.bench.peer import PEER, generate_greedily
+from emollama_jax.bench.report import OURS, Figures, Measure, Result, alternate
 from emollama_jax.config import GenerateConfig
 from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
@@ -24,8 +23,6 @@ LOCKSTEP = "lockstep batches"
 REQUESTS, SLOTS, CHUNK, PROMPT_TOKENS = 24, 8, 8, 32
 SHORTEST, LONGEST = 5, 200  # tokens of an answer
 
-Measure = Callable[[], tuple[Figures, list[list[int]]]]
-
 
 def measure_mixed_answers(
     model: Llama, peer: Any | None, *, repeats: int, longest: int = LONGEST
@@ -35,10 +32,12 @@ def measure_mixed_answers(
     lengths = rng.permutation(np.geomspace(min(SHORTEST, longest), longest, REQUESTS).round().astype(int))
     prompts = rng.integers(0, model.config.vocab_size, (REQUESTS, PROMPT_TOKENS)).tolist()
     configs = [GenerateConfig(max_new_tokens=int(length)) for length in lengths]
-    contenders = {OURS: _continuous(model, prompts, configs), LOCKSTEP: _lockstep(model, prompts, configs)}
-    if peer is not None:
-        contenders[PEER] = _one_by_one(peer, prompts, configs)
-    results = alternate(contenders, batch=SLOTS, repeats=repeats, what="answers")
+    contenders = {
+        OURS: _continuous(model, prompts, configs),
+        LOCKSTEP: _lockstep(model, prompts, configs),
+        PEER: _one_by_one(peer, prompts, configs) if peer is not None else None,
+    }
+    results = alternate(contenders, batch=SLOTS, repeats=repeats, what="answers", rate="tokens_per_s")
     ours, *others = results
     notes = [
         f"answers: {REQUESTS} texts of {PROMPT_TOKENS} tokens, {lengths.sum()} tokens in answers of {lengths.min()} to "
@@ -54,16 +53,11 @@ def measure_mixed_answers(
 def _continuous(model: Llama, prompts: Sequence[list[int]], configs: Sequence[GenerateConfig]) -> Measure:
     batcher = SlotBatcher(model, (), slots=SLOTS, chunk=CHUNK)
 
-    def measure():
-        start = time.perf_counter()
-        answers = batcher.run(map(GenerationRequest, prompts, configs))
-        return _figures([list(answer.tokens) for answer in answers], time.perf_counter() - start)
-
-    return measure
+    return lambda: _counted([list(answer.tokens) for answer in batcher.run(map(GenerationRequest, prompts, configs))])
 
 
 def _lockstep(model: Llama, prompts: Sequence[list[int]], configs: Sequence[GenerateConfig]) -> Measure:
-    """Batches of requests in their order, none of which begins before the one before is finished."""
+    """Batches of requests in their order, one batch after another."""
     size, no_eos = generate.bucket(PROMPT_TOKENS + max(c.max_new_tokens for c in configs) - 1), jnp.zeros(0, jnp.int32)
 
     def batch_answers(part: slice) -> list[list[int]]:
@@ -77,35 +71,19 @@ def _lockstep(model: Llama, prompts: Sequence[list[int]], configs: Sequence[Gene
             found.append(np.asarray(new))
         return [row[row >= 0].tolist() for row in np.concatenate(found, axis=1)]
 
-    def measure():
-        start = time.perf_counter()
-        answers = [batch_answers(slice(i, i + SLOTS)) for i in range(0, REQUESTS, SLOTS)]
-        return _figures([answer for batch in answers for answer in batch], time.perf_counter() - start)
-
-    return measure
+    batches = [slice(i, i + SLOTS) for i in range(0, REQUESTS, SLOTS)]
+    return lambda: _counted([answer for part in batches for answer in batch_answers(part)])
 
 
 def _one_by_one(peer: Any, prompts: Sequence[list[int]], configs: Sequence[GenerateConfig]) -> Measure:
     import torch
 
-    @torch.inference_mode()
-    def measure():
-        start, answers = time.perf_counter(), []
-        for prompt, config in zip(prompts, configs, strict=True):
-            inputs = torch.tensor([prompt], device=peer.device)
-            text = peer.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=config.max_new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            answers.append(text[0, len(prompt) :].tolist())
-        return _figures(answers, time.perf_counter() - start)
+    def answer(prompt: list[int], config: GenerateConfig) -> list[int]:
+        inputs = torch.tensor([prompt], device=peer.device)
+        return generate_greedily(peer, config.max_new_tokens, input_ids=inputs)[0]
 
-    return measure
+    return lambda: _counted([answer(*request) for request in zip(prompts, configs, strict=True)])
 
 
-def _figures(answers: list[list[int]], elapsed_s: float) -> tuple[Figures, list[list[int]]]:
-    tokens = sum(map(len, answers))
-    return {"tokens": tokens, "seconds": elapsed_s, "tokens_per_s": tokens / elapsed_s}, answers
+def _counted(answers: list[list[int]]) -> tuple[Figures, list[list[int]]]:
+    return {"tokens": sum(map(len, answers))}, answers

@@ -1,4 +1,4 @@
-"""The peer: the same models in torch, by Hugging Face's transformers with PEFT's LoRA, holding the same numbers."""
+"""The peer: the same models in torch, by transformers and PEFT, with the same parameters."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ PEER = "torch"
 
 
 def obstacle(*packages: str, wanted: bool) -> str | None:
-    """Why there is no peer made of these packages, in one line; None if it is wanted and can run here."""
+    """Why a peer of these packages cannot run, in one line; None if it is wanted and can."""
     if not wanted:
         return "no peer: not asked for"
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
@@ -74,6 +74,21 @@ def add_adapters(peer: Any, model: Llama, lora: LoRAConfig) -> Any:
     adapters = ((name, value) for name, value in peer.named_parameters() if "lora_" in name)
     _fill(adapters, export(model, adapter_table(lora.targets, adapter="default"), dtype="float32"))
     return peer.train()
+
+
+def generate_greedily(peer: Any, new_tokens: int, **options: Any) -> list[list[int]]:
+    """Answers of `new_tokens` tokens by the peer's `generate`.
+
+    Args:
+        options: of `generate`: the prompts, all of one length, as `input_ids` [B, T] or `inputs_embeds` [B, T, D].
+    """
+    import torch
+
+    prompts = options.get("input_ids", options.get("inputs_embeds"))
+    mask = torch.ones(prompts.shape[:2], dtype=torch.long, device=peer.device)
+    settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        return peer.generate(attention_mask=mask, **settings, **options)[:, -new_tokens:].tolist()
 
 
 def torch_projectors(projectors: Projectors) -> Any:

@@ -1,36 +1,31 @@
-"""Prediction: how many clips a second are given a label, or a reason, from their soft tokens on; and how many tokens a
-second come of answers of mixed lengths.
+"""Benchmark of prediction: labels and reasons a second, from the clips' soft tokens on, and mixed-length answers.
 
-The peer works as the original does: one clip at a time, each answer by `generate`; a label is then two tokens and its
-end. Ours are batches: a label by the likelihoods of all labels, which are read in one pass.
+The peer works as the original does: one clip at a time, each answer by `generate`; a label is then two tokens and the
+end of the sequence. Ours works in batches and scores all labels in one forward pass.
 
-There is no vocabulary to random weights: texts are cut into pieces of four letters, about as long as real ones.
+Random weights have no tokenizer: texts are cut into pieces of four letters, about the length of real tokens.
 """
 
 import re
-import time
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from emollama_jax.bench.mixed_answers import LONGEST, measure_mixed_answers
-from emollama_jax.bench.peer import PEER, add_adapters, kernel_note, obstacle, torch_llama
-from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, clip_figures
+from emollama_jax.bench.peer import PEER, add_adapters, generate_greedily, kernel_note, obstacle, torch_llama
+from emollama_jax.bench.report import OURS, Figures, Measure, Report, alternate, check_one_device, random_emotion_llama
 from emollama_jax.config import Config, GenerateConfig, to_dict
 from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.predictor import Predictor, task_questions
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.emotion_llama import EmotionLlama
-from emollama_jax.sharding import init_sharded
 from emollama_jax.text.prompts import Sample, Turn
 from emollama_jax.text.tokenizers import Tokenizer
-from emollama_jax.weights.engine import first_device
 
 COLUMNS = {"clips_per_s": "clips/s", "seconds_per_clip": "s/clip", "tokens_per_s": "tokens/s"}
 LABEL_TOKENS = 3  # that the peer generates for a label
@@ -38,7 +33,7 @@ SUBTITLE = "Well, I never thought that they would come back home so early, and w
 
 
 class Pieces(Tokenizer):
-    """A vocabulary of hashes: every four letters are a piece."""
+    """A tokenizer without a vocabulary: every four letters are a token, whose id is a hash."""
 
     def __init__(self, size: int):
         super().__init__(size, lambda name: None, (1, size - 1, None), None)
@@ -51,7 +46,7 @@ class Pieces(Tokenizer):
         return " ".join(map(str, ids))
 
     def save(self, folder) -> None:
-        raise NotImplementedError("only made for measurements")
+        raise NotImplementedError("made for benchmarks only")
 
 
 def bench_predict(
@@ -67,10 +62,7 @@ def bench_predict(
     of answers of up to `longest` tokens. No batch sizes measure the mix alone."""
     check_one_device(config)
     why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
-    mesh = first_device()
-    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
-    make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
-    model = init_sharded(make, mesh, ())
+    model = random_emotion_llama(config)
     notes = [
         "a clip's work begins with its soft tokens; adapters are beside their kernels, not merged",
         f"{OURS}: a label is the likelihoods of all {len(config.prompt.labels)}, {PEER}: {LABEL_TOKENS} tokens",
@@ -84,10 +76,9 @@ def bench_predict(
             ("labels", work.labels, LABEL_TOKENS),
             ("reasons", work.reasons, new_tokens),
         ):
-            contenders = {OURS: ours}
-            if peer is not None:
-                contenders[PEER] = work.one_clip(peer, what, theirs)
-            measured = alternate(contenders, batch=batch, repeats=repeats, what=what, rate="clips_per_s")
+            contenders = {OURS: ours, PEER: work.one_clip(peer, what, theirs) if peer is not None else None}
+            per_clip = lambda run: {"seconds_per_clip": run["seconds"] / run["clips"]}
+            measured = alternate(contenders, batch=batch, repeats=repeats, what=what, derive=per_clip)
             if peer is not None and what == "reasons":
                 first, their_first = (np.array(result.output[0]) for result in measured)
                 same = np.mean(first == their_first)
@@ -109,7 +100,7 @@ def _peer(model: EmotionLlama, config: Config) -> Any:
 
 
 class _Work:
-    """A batch of clips, all asked the same."""
+    """A batch of clips with the same questions."""
 
     def __init__(self, model: EmotionLlama, config: Config, batch: int, new_tokens: int):
         rng = np.random.default_rng(config.seed)
@@ -129,19 +120,16 @@ class _Work:
         return self.predictor.prompt(self.clips[0], [Turn(*self.asked[what])])
 
     def labels(self) -> tuple[Figures, list[list[int]]]:
-        """The likelihoods of all labels."""
-        start = time.perf_counter()
+        """Score all labels."""
         scores = self.predictor.labels(self.clips, self.soft)
-        return _figures(len(self.clips), time.perf_counter() - start), scores.by_order[:, 0].argsort(axis=1).tolist()
+        return {"clips": len(self.clips)}, scores.by_order[:, 0].argsort(axis=1).tolist()
 
     def reasons(self) -> tuple[Figures, list[list[int]]]:
-        """Answers that never end before their last token."""
-        start = time.perf_counter()
+        """Generate answers of full length."""
         prompts = [self.predictor.prompt(clip, [Turn(*self.asked["reasons"])]) for clip in self.clips]
         requests = zip(prompts, self.soft, strict=True)
         answers = self.batcher.run(GenerationRequest(prompt, self.generate, soft=soft) for prompt, soft in requests)
-        elapsed_s = time.perf_counter() - start
-        return _figures(len(self.clips), elapsed_s), [list(answer.tokens) for answer in answers]
+        return {"clips": len(self.clips)}, [list(answer.tokens) for answer in answers]
 
     def one_clip(self, peer: Any, what: str, new_tokens: int) -> Measure:
         """The peer's answer about the first clip."""
@@ -155,20 +143,8 @@ class _Work:
 
         @torch.inference_mode()
         def measure() -> tuple[Figures, list[list[int]]]:
-            start = time.perf_counter()
             embedded = peer.get_input_embeddings()(tokens)
             embedded = torch.where((index >= 0)[:, None], soft[index.clamp(min=0)], embedded)[None]
-            answer = peer.generate(
-                inputs_embeds=embedded,
-                attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long, device=device),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            ).tolist()
-            return _figures(1, time.perf_counter() - start), answer
+            return {"clips": 1}, generate_greedily(peer, new_tokens, inputs_embeds=embedded)
 
         return measure
-
-
-def _figures(clips: int, elapsed_s: float) -> Figures:
-    return clip_figures(clips, elapsed_s, seconds_per_clip=elapsed_s / clips)

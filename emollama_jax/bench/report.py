@@ -1,4 +1,4 @@
-"""Shared by all measurements: repeats that alternate, the machine's name and peaks, the table and the JSON."""
+"""Shared by all measurements: random models, alternating repeats, the machine and its peaks, the table and the JSON."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +20,20 @@ from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
 from emollama_jax.io.text_table import align
+from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.models.llama import Llama
+from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.sharding import init_sharded
 from emollama_jax.train.speed import device_peak_flops
+from emollama_jax.weights.engine import first_device
 
 OURS = "emollama_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft")
 Figures = dict[str, float | int]
-Measure = Callable[[], tuple[Figures, Any]]  # does a contender's work once: its figures, and what it produced
-SETTLE_S = 0.3  # between two contenders, for the threads of the one before, which go on waiting for work
+# Does a contender's work once: (the amounts of AMOUNTS and other figures, what it produced). `alternate` times it.
+Measure = Callable[[], tuple[Figures, Any]]
+AMOUNTS = ("clips", "tokens", "targets")
+SETTLE_S = 0.3  # pause between two contenders, until the threads of the one before are idle
 
 
 def machine() -> dict[str, Any]:
@@ -50,7 +57,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process has held, in GiB: on the host, and on the first device if JAX reports it."""
+    """Peak memory of this process in GiB: on the host, and on the first device if JAX reports it."""
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
     on_device = jax.devices()[0].memory_stats() or {}
@@ -72,6 +79,21 @@ def check_one_device(config: Config) -> None:
             raise UserError(f"config.mesh.{axis}={size}: bench measures one device; leave config.mesh at 1")
 
 
+def random_llama(config: Config, lora: LoRAConfig = LoRAConfig(rank=0)) -> Llama:
+    """The experiment's language model with random parameters, on the first device."""
+    mesh = first_device()
+    llama = config.llama.for_devices(mesh.devices.flat)
+    return init_sharded(lambda: Llama(llama, lora, rngs=nnx.Rngs(config.seed)), mesh, ())
+
+
+def random_emotion_llama(config: Config) -> EmotionLlama:
+    """The experiment's model, without the encoder of the frame, with random parameters, on the first device."""
+    mesh = first_device()
+    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
+    make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
+    return init_sharded(make, mesh, ())
+
+
 @dataclass
 class Result:
     """One contender at one batch size of one kind of work: the figures of every repeat, the first call (compilation,
@@ -91,39 +113,53 @@ class Result:
 
 
 def alternate(
-    contenders: dict[str, Measure],
+    contenders: Mapping[str, Measure | None],
     *,
     batch: int,
     repeats: int,
     what: str = "",
-    rate: str = "tokens_per_s",
+    rate: str = "clips_per_s",
+    derive: Callable[[Figures], Figures] = lambda run: {},
 ) -> list[Result]:
-    """Calls each contender once to warm up, then all in turn, `repeats` times. `rate` is among their figures."""
+    """Calls each contender once to warm up, then all in turn, `repeats` times.
+
+    A run's figures are the contender's own; `seconds`, where it does not time itself; every amount a second, as
+    `clips_per_s`; and what is derived from these.
+
+    Args:
+        contenders: by name; None is left out.
+        rate: the figure that says which run is the best.
+        derive: further figures of a run, from its others.
+    """
+
+    def timed(measure: Measure) -> tuple[Figures, Any]:
+        start = time.perf_counter()
+        figures, output = measure()
+        figures = {"seconds": time.perf_counter() - start, **figures}
+        figures |= {f"{amount}_per_s": figures[amount] / figures["seconds"] for amount in AMOUNTS if amount in figures}
+        return figures | derive(figures), output
+
     results = []
     for who, measure in contenders.items():
-        start = time.perf_counter()
-        _, output = measure()
-        results.append(Result(who, what, batch, rate, time.perf_counter() - start, [], output))
+        if measure is not None:
+            start = time.perf_counter()
+            _, output = timed(measure)
+            results.append(Result(who, what, batch, rate, time.perf_counter() - start, [], output))
     for _ in range(repeats):
         for result in results:
             time.sleep(SETTLE_S)
-            figures, result.output = contenders[result.who]()
+            figures, result.output = timed(contenders[result.who])
             result.runs.append(figures)
     return results
 
 
-def clip_figures(clips: int, seconds: float, **more: float) -> Figures:
-    return {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, **more}
-
-
 def add_speed(
-    results: Sequence[Result], flops: Callable[[Result], float], seconds: Callable[[Figures], float], meaning: str
+    results: Sequence[Result], flops: Callable[[Result], float], meaning: str
 ) -> tuple[dict[str, str], list[str]]:
     """Adds TFLOP/s and the share of the device's peak to every run; (columns, notes), empty for an unknown device.
 
     Args:
         flops: floating-point operations of a run of this result.
-        seconds: that a run took, from its figures.
         meaning: which operations are counted.
     """
     peak = device_peak_flops(jax.devices()[0].device_kind)
@@ -131,7 +167,7 @@ def add_speed(
         return {}, []
     for result in results:
         for run in result.runs:
-            run["tflops"] = flops(result) / seconds(run) / 1e12
+            run["tflops"] = flops(result) / run["seconds"] / 1e12
             run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
     note = f"TFLOP/s: {meaning}; the peak is {peak.flops / 1e12:,.0f}"
     return {"tflops": "TFLOP/s", "peak_percent": "% peak"}, [note]

@@ -1,4 +1,4 @@
-"""Training as the original does it, in torch: one clip a row, padded to the longest of the batch.
+"""The peer of training, in torch as the original: one clip a row, padded to the longest of the batch.
 
 Axes: N clips, L positions of the longest, S soft tokens a clip, P patches, W their width, F feature size, D width.
 """
@@ -11,7 +11,8 @@ import numpy as np
 from emollama_jax.bench.peer import add_adapters, torch_llama, torch_projectors
 from emollama_jax.config import Config
 from emollama_jax.data.batch import Batch
-from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.models.llama import Llama
+from emollama_jax.models.projectors import Projectors
 from emollama_jax.train.optimizer import learning_rate
 
 
@@ -45,12 +46,15 @@ class TorchTraining:
         device: where its batches lie.
     """
 
-    def __init__(self, model: EmotionLlama, config: Config):
+    def __init__(self, model: Llama, config: Config, projectors: Projectors | None = None):
+        """Without `projectors` it trains on text alone."""
         import torch
 
-        llama, self._projectors = torch_llama(model.llama).train(), torch_projectors(model.projectors)
+        llama, self._projectors = torch_llama(model).train(), torch.nn.ModuleDict()
+        if projectors is not None:
+            self._projectors = torch_projectors(projectors)
         if config.lora.rank and config.lora.targets:
-            llama = add_adapters(llama, model.llama, config.lora)
+            llama = add_adapters(llama, model, config.lora)
         for name, parameter in llama.named_parameters():
             parameter.requires_grad_("lora_" in name and "lora" in config.trainable)
         for name, projector in self._projectors.items():
@@ -68,7 +72,11 @@ class TorchTraining:
         self._optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.train.epsilon)
 
     def step(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """(loss, norm of the gradient) of `one_clip_a_row` as tensors, and new parameters."""
+        """Take a step; returns (loss, norm of the gradient) as tensors.
+
+        Args:
+            batch: as `one_clip_a_row` gives it, as tensors; of text only `tokens`, `attention_mask` and `loss_weights`.
+        """
         import torch
 
         for group in self._optimizer.param_groups:
@@ -86,11 +94,12 @@ class TorchTraining:
     def _loss(self, batch: Mapping[str, Any]) -> Any:
         import torch
 
-        soft = self._soft_tokens(batch["image_tokens"].to(self._dtype), batch["features"].to(self._dtype))
-        text = self._llama.get_input_embeddings()(batch["tokens"])
-        index = batch["soft_index"][..., None]
-        picked = soft.gather(1, index.clamp(min=0).expand(-1, -1, soft.shape[-1]))
-        embedded = torch.where(index >= 0, picked.to(text.dtype), text)
+        embedded = self._llama.get_input_embeddings()(batch["tokens"])
+        if self._projectors:
+            soft = self._soft_tokens(batch["image_tokens"].to(self._dtype), batch["features"].to(self._dtype))
+            index = batch["soft_index"][..., None]
+            picked = soft.gather(1, index.clamp(min=0).expand(-1, -1, soft.shape[-1]))
+            embedded = torch.where(index >= 0, picked.to(embedded.dtype), embedded)
         logits = self._llama(inputs_embeds=embedded, attention_mask=batch["attention_mask"], use_cache=False).logits
         weights = batch["loss_weights"][:, :-1].flatten()
         kept = weights > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
 from emollama_jax.io.paths import local_path
 from emollama_jax.plan.compiler import Compiler
-from emollama_jax.plan.overlay import write_overlay
+from emollama_jax.plan.overlay import overlay
 from emollama_jax.plan.plan import assumptions, make_plan
 from emollama_jax.plan.programs import PROGRAMS
 from emollama_jax.plan.search import ranking_table, save_ranking, search
@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     if arguments.json:
         save_ranking(arguments.json, name, found)
     if arguments.overlay:
-        write_overlay(arguments.overlay, base, found[0])
+        arguments.overlay.write_text(overlay(arguments.overlay, base, found[0]), encoding="utf-8")
     return 0 if found[0].fits else 1
 
 

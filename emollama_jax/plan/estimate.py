@@ -8,12 +8,10 @@ the others are added.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from flax import nnx
 
 from emollama_jax.config import Config
@@ -25,7 +23,7 @@ from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS
 from emollama_jax.plan.topology import Chip, Topology
 from emollama_jax.sharding import abstract
-from emollama_jax.train.speed import Cost, cost_of
+from emollama_jax.train.speed import Cost, cost_of, encoder_flops
 from emollama_jax.weights.encoders import ENCODERS
 
 RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in the backward pass
@@ -117,19 +115,10 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
 
 @functools.lru_cache
 def _cost(llama: LlamaConfig, lora: LoRAConfig) -> Cost:
-    graphdef, state = abstract(lambda: Llama(llama, lora, rngs=nnx.Rngs(0)))
-    return cost_of(nnx.merge(graphdef, state))
+    return cost_of(nnx.merge(*abstract(lambda: Llama(llama, lora, rngs=nnx.Rngs(0)))))
 
 
 @functools.lru_cache
 def _encoder(name: str, settings: EncoderConfig) -> float:
     """Operations of an encoder's forward pass on one image, clip or sound."""
-    if name == "hubert":
-        tokens = SECONDS * 50
-    else:
-        frames = settings.num_frames // 2 if name == "videomae" else 1
-        tokens = frames * settings.grid**2 + 1
-    graphdef, state = abstract(lambda: ENCODERS[name](settings, rngs=nnx.Rngs(0)))
-    layers = nnx.state(nnx.merge(graphdef, state).layers)
-    kernels = sum(math.prod(x.shape) for x in jax.tree.leaves(layers) if x.ndim == 3)
-    return tokens * (2.0 * kernels + 4.0 * settings.num_layers * tokens * settings.hidden_size)
+    return float(encoder_flops(nnx.merge(*abstract(lambda: ENCODERS[name](settings, rngs=nnx.Rngs(0)))), SECONDS))

@@ -6,7 +6,6 @@ does not say (decoding ends when all answers have ended) it counts once.
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,14 +47,6 @@ class Work:
 
     collectives: tuple[Collective, ...]
     cycles: float
-
-    def moved(self, *, crosses: bool | None = None) -> dict[str, float]:
-        """Bytes that one device sends, by kind: in all, or only between slices or only within them."""
-        sums: dict[str, float] = defaultdict(float)
-        for one in self.collectives:
-            if crosses is None or one.crosses == crosses:
-                sums[one.kind] += one.bytes * one.times
-        return dict(sums)
 
 
 def read_work(text: str, slice_of: Sequence[int]) -> Work:

@@ -12,17 +12,12 @@ from emollama_jax.plan.plan import ProgramPlan
 from emollama_jax.plan.topology import GIB
 
 
-def write_overlay(file: Path, base: str, one: ProgramPlan) -> None:
-    """Writes a config file: the experiment `base` with a candidate's changes, and its figures in the docstring.
+def overlay(file: Path, base: str, one: ProgramPlan) -> str:
+    """The text of a config file: the experiment `base` with a candidate's changes, and its figures in the docstring.
 
     Raises:
         UserError: the candidate does not fit.
     """
-    file.write_text(overlay(file, base, one), encoding="utf-8")
-
-
-def overlay(file: Path, base: str, one: ProgramPlan) -> str:
-    """The text of that file."""
     seconds, topology = one.estimate, one.topology
     if not one.fits:
         raise UserError(f"no candidate fits {topology.name}; the one that lacks least needs {one.peak / GIB:.2f} GiB")

@@ -5,6 +5,7 @@ All figures are compiler estimates.
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from emollama_jax.io.atomic import write_json
 from emollama_jax.io.text_table import align
 from emollama_jax.plan.compiler import Compiler, Job, figures
 from emollama_jax.plan.estimate import Estimate, estimate
-from emollama_jax.plan.hlo import Collective, Work
 from emollama_jax.plan.topology import GIB, Topology
 from emollama_jax.sharding import mesh_sizes
 
@@ -60,11 +60,12 @@ class ProgramPlan:
         return {kind: float(size) for kind, size in kinds.items()}
 
     def moved(self, *, crosses: bool | None = None) -> dict[str, float]:
-        """As `Work.moved`."""
-        collectives = tuple(
-            Collective(**one | {"bytes": float(one["bytes"])}) for one in self.figures.get("collectives", ())
-        )
-        return Work(collectives, cycles=0.0).moved(crosses=crosses)
+        """Bytes that one device sends, by kind of collective: in all, or only between slices or only within them."""
+        sums: dict[str, float] = defaultdict(float)
+        for one in self.figures.get("collectives", ()):
+            if crosses is None or one["crosses"] == crosses:
+                sums[one["kind"]] += one["bytes"] * one["times"]
+        return dict(sums)
 
 
 @dataclass(frozen=True)

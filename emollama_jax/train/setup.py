@@ -148,7 +148,7 @@ def _load_model(
 
 
 def placed_state(
-    model: EmotionLlama, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+    model: nnx.Module, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> tuple[nnx.GraphDef, nnx.State, TrainState]:
     """`init_state`, with the counts, which have no place of their own, on every device."""
     graphdef, frozen, state = init_state(model, optimizer, config.trainable)

@@ -1,11 +1,16 @@
-"""What a training step costs in operations, and what devices can do: model FLOPs utilisation from these."""
+"""What a training step and an encoder cost in operations, and what devices can do: the utilisation follows."""
 
 import math
 from typing import NamedTuple
 
 from flax import nnx
 
+from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.models.eva_vit import EvaVit
+from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.llama import Llama
+from emollama_jax.models.mae import Mae
+from emollama_jax.models.videomae import VideoMae
 from emollama_jax.weights.engine import param_values
 
 
@@ -71,3 +76,28 @@ def cost_of(model: Llama) -> Cost:
         elif path.endswith(".kernel") or (config.tie_embeddings and path == "embed.embedding"):
             frozen += math.prod(value.shape)
     return Cost(frozen, adapters, 6 * config.num_layers * config.num_heads * config.head_dim)
+
+
+def encoder_flops(model: EvaVit | Mae | VideoMae | Hubert, seconds: int) -> int:
+    """Floating-point operations of an encoder on one clip: twice the multiplications of matrix products and
+    convolutions. The model may be abstract.
+
+    Args:
+        seconds: of sound, for HuBERT.
+    """
+    cfg, size = model.config, lambda parameter: math.prod(parameter.get_value().shape)
+    if isinstance(model, Hubert):
+        tokens, stem = seconds * SAMPLE_RATE, 0
+        for layer, taps, stride in zip(model.convs, cfg.conv_kernels, cfg.conv_strides, strict=True):
+            tokens = (tokens - taps) // stride + 1
+            stem += tokens * size(layer.conv.kernel)
+        stem += tokens * (size(model.proj.kernel) + size(model.positions.kernel))
+    elif isinstance(model, VideoMae):
+        tokens = cfg.num_frames // cfg.tubelet_size * cfg.grid**2
+        stem = tokens * size(model.patches.proj.kernel)
+    else:
+        tokens = cfg.grid**2 + 1
+        stem = tokens * size(model.embed.patches.proj.kernel)
+    kernels = cfg.num_layers * (4 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.intermediate_size)
+    attention = cfg.num_layers * 2 * tokens * cfg.hidden_size
+    return 2 * (stem + tokens * (kernels + attention))

@@ -14,14 +14,14 @@ from emollama_jax.bench import peer as bench_peer
 from emollama_jax.bench import report as bench_report
 from emollama_jax.bench.data import DATALOADER
 from emollama_jax.bench.decode import bench_decode, bytes_per_token
-from emollama_jax.bench.encode import bench_encode, flops_per_clip
+from emollama_jax.bench.encode import bench_encode
 from emollama_jax.bench.report import OURS, Report, Result
-from emollama_jax.bench.step import bench_step, flops_per_step
+from emollama_jax.bench.step import bench_step
 from emollama_jax.config import Config, load_config
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import abstract
-from emollama_jax.train.speed import PEAKS, Peak, device_peak_flops
+from emollama_jax.train.speed import PEAKS, Peak, cost_of, device_peak_flops, encoder_flops
 from emollama_jax.weights.encoders import ENCODERS, random_encoder
 
 PEER = bench_peer.PEER
@@ -90,12 +90,13 @@ def test_both_train_the_same_model(remat):
     pytest.importorskip("peft")
     experiment = config(dropout=0.0, rank=4, targets=("q_proj", "o_proj", "down_proj"))
     llama = dataclasses.replace(experiment.llama, remat=remat)
-    report = bench_step(dataclasses.replace(experiment, llama=llama), batch=2, length=24, repeats=4)
-    ours, theirs = (result.output for result in report.results)
-    assert len(ours) == len(theirs) == 5
+    train = dataclasses.replace(experiment.train, learning_rate=1e-4, warmup_steps=0, weight_decay=0.0)
+    report = bench_step(dataclasses.replace(experiment, llama=llama, train=train), batch=2, length=24, repeats=4)
+    ours, theirs = (np.array(result.output) for result in report.results)
+    assert ours.shape == theirs.shape == (5, 2)  # loss and gradient's norm
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert ours[-1] < ours[0] - 1e-5
-    assert any(note.startswith("loss of the first step") for note in report.notes)
+    assert ours[-1, 0] < ours[0, 0] - 1e-5
+    assert any(note.startswith("loss and gradient's norm of the first step") for note in report.notes)
 
 
 def test_step_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
@@ -164,7 +165,7 @@ def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
 
     step = bench_step(TINY, length=8, repeats=1, with_peer=False)
     (figures,) = step.results[0].runs
-    flops = flops_per_step(Llama(TINY.llama, TINY.lora, rngs=nnx.Rngs(0)), batch=1, length=8)
+    flops = cost_of(Llama(TINY.llama, TINY.lora, rngs=nnx.Rngs(0))).flops(8, 8)
     assert figures["peak_percent"] == pytest.approx(100 * flops / (figures["ms_per_step"] / 1e3) / 1e9)
     assert "% peak" in str(step)
 
@@ -189,7 +190,7 @@ def test_bytes_and_operations_are_counted_by_hand():
         shapes = lambda lora: nnx.merge(*abstract(lambda: Llama(config, lora, rngs=nnx.Rngs(0))))  # noqa: B023
         read = bytes_per_token(shapes(LoRAConfig(rank=0)), batch=5, slots=48)
         assert read == kernel_bytes + 4 * (norms + head + cache)
-        flops = flops_per_step(shapes(LoRAConfig(rank=8)), batch=2, length=16)
+        flops = cost_of(shapes(LoRAConfig(rank=8))).flops(2 * 16, 16)
         assert flops == 2 * 16 * (4 * (kernels + head) + 6 * adapters + attention)
 
 
@@ -247,14 +248,14 @@ def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
     monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
     (figures,) = report.results[0].runs
-    flops = 2 * flops_per_clip(random_encoder("mae", TINY.mae, 0), seconds=3)
+    flops = 2 * encoder_flops(random_encoder("mae", TINY.mae, 0), seconds=3)
     assert figures["peak_percent"] == pytest.approx(100 * flops / figures["seconds"] / 1e9)
     assert "% peak" in str(report)
 
 
 @pytest.mark.smoke
 def test_operations_of_the_encoders_are_counted_by_hand():
-    count = lambda name: flops_per_clip(random_encoder(name, getattr(TINY, name), 0), seconds=1)
+    count = lambda name: encoder_flops(random_encoder(name, getattr(TINY, name), 0), seconds=1)
     block = lambda tokens, width, mlp: tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
     assert count("eva_vit") == 2 * (17 * 3 * 14**2 * 48 + 3 * block(17, 48, 209))
     assert count("mae") == 2 * (17 * 3 * 8**2 * 32 + 2 * block(17, 32, 64))

@@ -11,8 +11,7 @@ from flax import nnx
 
 from emollama_jax import cli
 from emollama_jax.bench import report as bench_report
-from emollama_jax.bench import train as bench
-from emollama_jax.bench import train_peer
+from emollama_jax.bench import train_peer, training
 from emollama_jax.bench.peer import PEER
 from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS
@@ -82,7 +81,7 @@ def test_both_begin_alike_in_half_precision():
     dtypes = dict.fromkeys(("llama__kernel_dtype", "llama__param_dtype", "llama__compute_dtype"), "bfloat16")
     report = bench_train(experiment(**dtypes), clips=16, repeats=1)
     ours, theirs = (result.output[0] for result in report.results)
-    np.testing.assert_allclose(ours, theirs, rtol=bench.ROUGH_TOLERANCE / 10)
+    np.testing.assert_allclose(ours, theirs, rtol=training.ROUGH_TOLERANCE / 10)
 
 
 def test_other_weights_are_an_error(monkeypatch):
@@ -127,7 +126,7 @@ def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else find_spec(name, *a))
     monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
-    monkeypatch.setattr(bench, "peak_memory", lambda: {"host_gib": 1.0, "device_gib": 2.5})
+    monkeypatch.setattr(training, "peak_memory", lambda: {"host_gib": 1.0, "device_gib": 2.5})
     report = bench_train(experiment(lora__dropout=0.1), steps=2, clips=16, repeats=1)
     assert [result.who for result in report.results] == [OURS]
     assert any(note.startswith("no peer: torch") for note in report.notes)

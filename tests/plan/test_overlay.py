@@ -5,7 +5,7 @@ import pytest
 
 from emollama_jax.config import load_config
 from emollama_jax.errors import UserError
-from emollama_jax.plan.overlay import overlay, write_overlay
+from emollama_jax.plan.overlay import overlay
 from emollama_jax.plan.search import with_rows
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import experiment, figures, planned, too_big
@@ -20,9 +20,9 @@ def test_the_best_is_written_as_an_experiment(tmp_path):
     base = experiment()
     config = with_rows(experiment(**changes, data={"train": ("data/mine:train",)}), 4, base, V5E)
     one = planned(dataclasses.replace(config, seed=7), figures())
-    write_overlay(tmp_path / "best.py", "stage1_merr", one)
+    text = overlay(tmp_path / "best.py", "stage1_merr", one)
+    (tmp_path / "best.py").write_text(text)
     assert load_config(str(tmp_path / "best.py")) == one.config
-    text = (tmp_path / "best.py").read_text()
     assert f"    emollama train --config {tmp_path / 'best.py'}\n" in text
     assert "    emollama train --config best\n" in overlay(Path("configs/best.py"), "stage1_merr", one)
     assert "4.00 of 15.75 GiB a chip" in text and "nothing has been measured" in text
@@ -32,8 +32,7 @@ def test_the_best_is_written_as_an_experiment(tmp_path):
 
 def test_nothing_is_written_where_nothing_fits(tmp_path):
     with pytest.raises(UserError, match="no candidate fits v5e-16; the one that lacks least needs 20.00 GiB"):
-        write_overlay(tmp_path / "best.py", "stage1_merr", planned(experiment(), too_big(20)))
-    assert not (tmp_path / "best.py").exists()
+        overlay(tmp_path / "best.py", "stage1_merr", planned(experiment(), too_big(20)))
 
 
 def test_of_gpus_the_speed_is_called_a_ceiling(tmp_path):
