@@ -36,7 +36,7 @@ class Pieces(Tokenizer):
     """A tokenizer without a vocabulary: every four letters are a token, whose id is a hash."""
 
     def __init__(self, size: int):
-        super().__init__(size, lambda name: None, (1, size - 1, None), None)
+        super().__init__(size, lambda name: None, (1, size - 1, None))
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         pieces = re.findall(r" ?\w{1,4}|\S", text)
