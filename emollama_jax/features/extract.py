@@ -8,8 +8,8 @@ before.
 Axes: F feature size.
 """
 
-import errno
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,8 @@ from emollama_jax.io.atomic import write_bytes
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.clip_reader import ClipRead
+
+LONGEST_NAME = 255  # bytes that file systems take
 
 
 def extraction_recipe(
@@ -117,9 +119,7 @@ def _write_npy(folder: epath.Path, name: str, features: Float[np.ndarray, "3 F"]
         if present:
             array = io.BytesIO()
             np.save(array, vector)
-            try:
-                write_bytes(folder / names[0] / f"{name}.npy", array.getvalue())
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
+            if len(os.fsencode(file := f"{name}.npy")) > LONGEST_NAME:
                 logging.warning("no .npy of %s: the name is too long for a file", name)
+                continue
+            write_bytes(folder / names[0] / file, array.getvalue())

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 PATTERN = f".*.{'[0-9a-f]' * 8}.partial"
 
+LONGEST = 200  # bytes of an output's name in that of its place: file systems take 255 in all
+
 _swept: set[pathlib.Path] = set()
 
 
@@ -24,6 +26,7 @@ def partial_output(folder: pathlib.Path, name: str, *, is_folder: bool) -> Itera
     Raises OSError where it cannot be made.
     """
     _sweep(folder, always=is_folder)
+    name = os.fsdecode(os.fsencode(name)[:LONGEST])
     path = folder / f".{name}.{uuid.uuid4().hex[:8]}.partial"
     lock = _make_locked(path, is_folder)
     try:

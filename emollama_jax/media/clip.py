@@ -153,6 +153,9 @@ def _read_pictures(
     """Read the clip but for its sound. Raises UserError."""
     looks_for_peak = spec.frame is not None and frame_rule == "peak" and peak_index is None
     clip_info: dict[str, Any] = {"frames": video.num_frames, "seconds": round(video.duration, 3)}
+    if peak_index is not None and peak_index >= video.num_frames:
+        last = video.num_frames - 1
+        raise UserError(f"{request.video}: the peak frame {peak_index} is beyond the last, {last}; mend or remove it")
     if config is not None and video.duration > config.max_seconds:
         raise _too_long(request.video, f"{video.duration:.0f} s", config)
     crops = None

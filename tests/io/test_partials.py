@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emollama_jax.io.atomic import atomic_file, atomic_folder, write_text
+from emollama_jax.io.atomic import atomic_file, atomic_folder, write_bytes, write_text
 from emollama_jax.io.partials import partial_output
 
 pytestmark = pytest.mark.smoke
@@ -52,3 +52,9 @@ def test_a_text_is_written_where_a_killed_writer_was(tmp_path):
     (tmp_path / ".[a].txt.01234567.partial").write_text("half")
     write_text(tmp_path / "[a].txt", "whole")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("[a].txt", "whole")]
+
+
+def test_names_as_long_as_file_systems_take(tmp_path):
+    path = tmp_path / ("中" * 83 + "ab.npy")  # 255 bytes
+    write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]

@@ -59,3 +59,12 @@ def test_a_short_picture_with_a_long_sound_is_too_long(tmp_path):
 
 def test_a_still_has_no_span(tmp_path):
     assert read(write(tmp_path / "a.mkv", pictures(1))).span is None
+
+
+def test_a_peak_beyond_the_last_frame_is_named(tmp_path):
+    path = write(tmp_path / "a.mkv", pictures(10))
+    asked = lambda index: read_clip(ClipRequest("a", path, peak_index=index), CONFIG, SPEC, frame_rule="peak")
+    assert asked(9).clip_info["frame"] == 9
+    with pytest.raises(UserError, match="a.mkv: the peak frame 10 is beyond the last, 9; mend or remove it"):
+        asked(10)
+    assert read_clip(ClipRequest("a", path, peak_index=10), CONFIG, SPEC).clip_info["frame"] == 0  # not asked for
