@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 
 from emollama_jax.config import Config, DataConfig
 from emollama_jax.data.batch import Batch, batch_sharding, soft_tokens_per_clip
+from emollama_jax.data.batch_shards import JoinedParts, ProcessRows, StreamReader, rows_per_shard
 from emollama_jax.data.datasets import AnswerableRecords, IndexedRecords, find_images, open_datasets
 from emollama_jax.data.packing import pack_rows, place_samples
-from emollama_jax.data.parts_of_batches import JoinedParts, ProcessRows, StreamReader, rows_per_shard
 from emollama_jax.data.transforms import SampleTransform
 from emollama_jax.errors import UserError
 from emollama_jax.models.emotion_llama import num_image_tokens

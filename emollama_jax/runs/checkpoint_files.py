@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from emollama_jax.data.parts_of_batches import PARTS
+from emollama_jax.data.batch_shards import PARTS
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.file_list import FILES, find_damage

@@ -20,7 +20,7 @@ def describe_run(config: Config, datasets: Sequence[IndexedRecords], num_shards:
 
     Args:
         datasets: the opened `config.data.train`.
-        num_shards: parts that every batch is made of (`data/parts_of_batches.py`).
+        num_shards: parts that every batch is made of (`data/batch_shards.py`).
 
     Raises:
         UserError: the data is of frames and no encoder is given.

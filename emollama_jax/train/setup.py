@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emollama_jax.config import Config
+from emollama_jax.data.batch_shards import process_rows
 from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_images, open_datasets
-from emollama_jax.data.parts_of_batches import process_rows
 from emollama_jax.data.pipeline import onto_devices, train_batches
 from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from emollama_jax.config import Config
 from emollama_jax.data.batch import Images
+from emollama_jax.data.batch_shards import process_shard
 from emollama_jax.data.datasets import find_images, open_datasets
-from emollama_jax.data.parts_of_batches import process_shard
 from emollama_jax.data.pipeline import eval_dataset, onto_devices
 from emollama_jax.distributed import barrier
 from emollama_jax.errors import UserError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from emollama_jax.config import EvaVitConfig
-from emollama_jax.data import parts_of_batches, pipeline
+from emollama_jax.data import batch_shards, pipeline
 from emollama_jax.data.batch import Batch, batch_spec
+from emollama_jax.data.batch_shards import ProcessRows, StreamReader, process_rows, process_shard
 from emollama_jax.data.datasets import (
     find_clip_name,
     find_encoders,
@@ -19,7 +20,6 @@ from emollama_jax.data.datasets import (
     open_datasets,
 )
 from emollama_jax.data.modalities import PARTS
-from emollama_jax.data.parts_of_batches import ProcessRows, StreamReader, process_rows, process_shard
 from emollama_jax.data.pipeline import eval_dataset, onto_devices, train_batches, train_dataset
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
@@ -225,7 +225,7 @@ def test_any_number_of_processes_goes_on_with_the_batches_of_a_run(folder, began
 
     def rows_of(layout: str, mine: int, parts: int | None) -> ProcessRows:
         shards = ROWS_OF_PROCESSES[layout]
-        monkeypatch.setattr(parts_of_batches, "_row_ranges", lambda *arguments: (shards, shards[mine]))
+        monkeypatch.setattr(batch_shards, "_row_ranges", lambda *arguments: (shards, shards[mine]))
         return process_rows(config, mesh, parts)
 
     def all_rows(layout: str, parts: int | None, state: dict | None) -> tuple[list[Batch], dict]:

@@ -21,7 +21,7 @@ group = process_group(Group(address, 2, process))
 group.__enter__()
 
 from emollama_jax.config import MeshConfig
-from emollama_jax.data.parts_of_batches import process_shard
+from emollama_jax.data.batch_shards import process_shard
 from emollama_jax.data.pipeline import onto_devices, train_dataset
 from emollama_jax.sharding import make_mesh
 from tests.data.prepared import TOKENIZER, tiny_config
