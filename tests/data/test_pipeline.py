@@ -532,7 +532,7 @@ def test_what_data_sets_say_of_their_images(tmp_path):
         ({"train": ("{folder}:test",)}, "no split 'test': .*; it has train, val"),
         ({"batch_rows": 3}, "data.batch_rows=3: must be a multiple of the 2 processes"),
         ({"train": ("{folder}:train", "{tokens}:train")}, "different images or encoders cannot be mixed"),
-        ({"prompt": {"labels": ("calm", "Happy"), "tasks": ("emotion",)}}, "no clip of .*:train has an answer for"),
+        ({"prompt": {"labels": ("calm", "tense"), "tasks": ("emotion",)}}, "no clip of .*:train has an answer for"),
         ({"prompt": {"layout": "reference"}}, "prompt.layout=reference: answers are learnt in the layout trained"),
         ({"eva_vit": {"image_size": 28}}, "prepared with size=56, the model has 28: .*; prepare it for it"),
         ({"projectors": {"feature_size": 768}}, "prepared with feature_size=1024, the model has 768"),
