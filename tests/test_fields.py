@@ -67,7 +67,7 @@ def test_a_field_in_a_group_affects_what_both_affect():
 
 # What the experiment's fields affect, written out.
 MAY_CHANGE_ON_RESUME = (
-    *("data.train", "data.eval", "data.read_ahead", "data.prefetch"),
+    *("data.train", "data.eval", "data.workers", "data.read_ahead", "data.prefetch"),
     *("clip", "generate", "mesh", "sharding", "mae", "videomae", "hubert", "weights"),
     *(f"llama.{name}" for name in ("scan_layers", "remat", "attention", "loss_chunk")),
     *(f"train.{name}" for name in ("workdir", "steps", "non_finite", "validation", "validation_interval")),

@@ -79,7 +79,7 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
 
 
 def run_apart(work: Callable[[Any], Any], job: Any) -> Any:
-    """`work(job)`, by a child process. What the work raises is raised here.
+    """`work(job)`, by a child process, in the folder that is the current one now. What the work raises is raised here.
 
     Raises:
         WorkerDied: the job ended the child. A child that has worked before may have been damaged then: the job is tried
@@ -127,7 +127,7 @@ class _Child:
     def run(self, work: Callable[[Any], Any], job: Any) -> tuple[bool, Any]:
         """Whether the work was done, and its result or what it raised. Raises WorkerDied."""
         self.jobs += 1
-        message = pickle.dumps((work, job))
+        message = pickle.dumps((_current_folder(), work, job))
         try:
             self._connection.send_bytes(message)
             return pickle.loads(self._connection.recv_bytes())
@@ -149,6 +149,12 @@ def _close_idle() -> None:
         _idle.pop().close()
 
 
+def _current_folder() -> str | None:
+    """None where it has been removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+
+
 def serve(connection: Connection) -> None:
     """Do the work that comes in, up to the end of the parent: what a child runs."""
     while True:
@@ -157,7 +163,9 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            work, job = pickle.loads(message)
+            folder, work, job = pickle.loads(message)
+            if folder not in (None, _current_folder()):
+                os.chdir(folder)  # relative paths mean what they mean to the parent
             answer = pickle.dumps((True, work(job)))
         except Exception as error:
             answer = pickle.dumps((False, error))

@@ -123,3 +123,11 @@ def test_in_other_threads_interrupts_are_left_alone():
     thread.join(60)
     assert results == [0, 2, 4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_paths_mean_what_they_mean_to_the_caller(tmp_path, monkeypatch):
+    """A child that has worked before works in the folder that is the current one now."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert run_apart(os.path.abspath, "clip.mp4") == str(tmp_path / name / "clip.mp4")
