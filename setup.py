@@ -67,7 +67,6 @@ setup(
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
         "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
-        "serve": ["gradio>=6,<7"],
         "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
             *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
