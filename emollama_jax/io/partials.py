@@ -27,8 +27,7 @@ def partial_output(folder: pathlib.Path, name: str, *, is_folder: bool) -> Itera
     """
     _sweep(folder, always=is_folder)
     name = os.fsdecode(os.fsencode(name)[:LONGEST])
-    path = folder / f".{name}.{uuid.uuid4().hex[:8]}.partial"
-    lock = _make_locked(path, is_folder)
+    path, lock = _make_locked(folder, name, is_folder)
     try:
         yield path
     finally:
@@ -44,19 +43,33 @@ def _sweep(folder: pathlib.Path, *, always: bool) -> None:
             _remove_if_dead(path)
 
 
-def _make_locked(path: pathlib.Path, is_folder: bool) -> int:
-    """Makes the file or folder and returns its locked descriptor."""
+def _make_locked(folder: pathlib.Path, name: str, is_folder: bool) -> tuple[pathlib.Path, int]:
+    """Makes the file or folder and returns its path and locked descriptor.
+
+    A writer that sweeps may find it before it is locked, and remove it: then another one is made.
+    """
     while True:
+        path = folder / f".{name}.{uuid.uuid4().hex[:8]}.partial"
         if is_folder:
             path.mkdir()
         else:
             path.touch(exist_ok=False)
-        lock = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # file systems without locks; there nobody takes a writer for dead, either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():
-            return lock
-        os.close(lock)  # another writer had looked at it before it was locked
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(path, os.O_RDONLY)
+            if _lock(lock) and path.exists():
+                return path, lock
+            os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a file; False where another one holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks; there nobody takes a writer for dead, either
+        pass
+    return True
 
 
 def _remove_if_dead(path: pathlib.Path) -> None:

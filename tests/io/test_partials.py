@@ -1,5 +1,6 @@
 """Outputs that are being made: nobody touches those of the living, and the dead leave nothing for long."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ WRITERS = {
     "folder": lambda path: atomic_folder(path),
     "file": lambda path: atomic_file(path),
 }
+MODULES = {"open": os, "flock": fcntl}
 KILLED = """
 import os, sys
 from emollama_jax.io.atomic import atomic_file, atomic_folder
@@ -58,3 +60,36 @@ def test_names_as_long_as_file_systems_take(tmp_path):
     path = tmp_path / ("中" * 83 + "ab.npy")  # 255 bytes
     write_bytes(path, b"whole")
     assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+@pytest.mark.parametrize("moment", ["open", "flock"])
+def test_one_that_is_swept_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch, is_folder, moment):
+    real, swept = getattr(MODULES[moment], moment), []
+
+    def sweep_first(*args, **kwargs):
+        for path in [] if swept else list(tmp_path.iterdir()):
+            swept.append(path)
+            path.rmdir() if is_folder else path.unlink()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(MODULES[moment], moment, sweep_first)
+    with partial_output(tmp_path, "out", is_folder=is_folder) as partial:
+        assert partial.exists() and partial not in swept
+    assert swept and not os.listdir(tmp_path)
+
+
+def test_one_that_another_writer_has_locked_to_remove_it_is_left_to_it(tmp_path, monkeypatch):
+    real, held = fcntl.flock, []
+
+    def hold_first(descriptor, how):
+        if not held:
+            (path,) = tmp_path.iterdir()
+            held.append((path, os.open(path, os.O_RDONLY)))
+            real(held[0][1], fcntl.LOCK_EX)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", hold_first)
+    with partial_output(tmp_path, "out", is_folder=False) as partial:
+        assert partial != held[0][0]
+    os.close(held[0][1])
