@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from emollama_jax import __version__
+from emollama_jax.cli._background import background_reports_held
 from emollama_jax.errors import UserError, as_user_error
 
 VERBS = {
@@ -50,12 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files are bytes, and terminals do not write every letter
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    ends_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     command = " ".join(["emollama", *(verb for verb in argv[:1] if verb in VERBS)])
     try:
-        with _ended_by_sigterm():
+        reports = contextlib.nullcontext() if debug else background_reports_held(ends_process=ends_process)
+        with _ended_by_sigterm(), reports:
             code = _dispatch(argv)
         sys.stdout.flush()
         return code or 0
