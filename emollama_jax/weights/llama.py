@@ -9,7 +9,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.weights.architecture import check_variant, read_architecture
 from emollama_jax.weights.engine import SAME, TRANSPOSE, Rule, Table, Transform
-from emollama_jax.weights.tensors import WeightSource
+from emollama_jax.weights.tensors import StoredTensor, WeightSource
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -111,13 +111,15 @@ def architecture(source: WeightSource) -> dict[str, Any]:
 
 
 def arrange(source: WeightSource, config: LlamaConfig) -> WeightSource:
-    """The tensors as the tables name them: the embedding of a tied model may be stored as its head.
+    """The tensors as the tables name them: the embedding of a tied model may be stored as its head, and `LlamaModel`,
+    which is the model without a head, has shorter names.
 
     Raises:
-        UserError: a tied model whose head is not its embedding, or a GGUF file with scaled rotary frequencies.
+        UserError: a tied model whose head is not its embedding, a model without a head that is not tied, or a GGUF file
+            with scaled rotary frequencies.
     """
-    names = set(source.names())
-    tensors = {name: source.stored(name) for name in names}
+    tensors = _of_causal_lm(source, config)
+    names = set(tensors)
     if source.format == "gguf" and ROPE_FACTORS in names:
         if not np.all(tensors.pop(ROPE_FACTORS).read() == 1):
             raise UserError(f"scaled rotary positions, {ROPE_FACTORS}: {source.path}; only LLaMA models without")
@@ -130,6 +132,21 @@ def arrange(source: WeightSource, config: LlamaConfig) -> WeightSource:
                 'put "tie_word_embeddings": false into it where the head is to be used'
             )
     return source.with_tensors(tensors)
+
+
+def _of_causal_lm(source: WeightSource, config: LlamaConfig) -> dict[str, StoredTensor]:
+    """The tensors under `LlamaForCausalLM`'s names, where they are `LlamaModel`'s too."""
+    stored = {name: source.stored(name) for name in source.names()}
+    separator = "/" if source.format == "flax" else "."
+    if not any(name.startswith(f"embed_tokens{separator}") for name in stored):
+        return stored
+    head = f"lm_head{separator}"
+    if not (config.tie_embeddings or any(name.startswith(head) for name in stored)):
+        raise UserError(
+            f"no lm_head: {source.path} is a LlamaModel, the language model without its head, and config.json does not "
+            "tie that to the embedding; save the LlamaForCausalLM that it belongs to"
+        )
+    return {name if name.startswith(head) else f"model{separator}{name}": x for name, x in stored.items()}
 
 
 def _hugging_face_architecture(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """State dicts as training scripts save them: inside containers, and with names that wrappers have lengthened."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.paths import PathLike
@@ -9,7 +9,9 @@ from emollama_jax.weights.tensors import StoredTensor
 
 # Keys of a checkpoint that hold the model's tensors; "module" is DeepSpeed's.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
-DATA_PARALLEL = "module."  # before every name, of torch's DistributedDataParallel
+# Before every name: torch's DistributedDataParallel; Lightning, whose modules hold the model as an attribute.
+OUTER = ("module.", "model.")
+LLAMA = re.compile(r"model\.(embed_tokens|layers|norm)\.")  # and LlamaForCausalLM's own, which may be before all names
 # Anywhere in a name: torch.compile, FSDP, activation checkpointing.
 WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -45,8 +47,15 @@ def inside_container(
 def without_wrappers(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors under the names that the model itself gives them."""
     short = {name: WRAPPER.sub("", name) for name in tensors}
-    while short and all(name.startswith(DATA_PARALLEL) for name in short.values()):
-        short = {name: WRAPPER.sub("", shorter.removeprefix(DATA_PARALLEL)) for name, shorter in short.items()}
+    while prefix := _outer_prefix(short.values()):
+        short = {name: WRAPPER.sub("", shorter.removeprefix(prefix)) for name, shorter in short.items()}
     if len(set(short.values())) != len(short):
         return dict(tensors)  # they are the caller's to refuse
     return {short[name]: tensor for name, tensor in tensors.items()}
+
+
+def _outer_prefix(names: Collection[str]) -> str:
+    """What a wrapper has put before every name; "" for nothing."""
+    if any(map(LLAMA.match, names)):
+        return ""
+    return next((prefix for prefix in OUTER if names and all(name.startswith(prefix) for name in names)), "")

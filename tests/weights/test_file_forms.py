@@ -161,7 +161,15 @@ def test_the_head_of_a_tied_model(tmp_path, head):
 
 # --- containers and wrappers ---
 
-PREFIXES = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module.")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "_fsdp_wrapped_module.",
+    "model.",
+    "model._orig_mod.",
+)
 
 
 @pytest.mark.smoke
@@ -184,6 +192,9 @@ def test_names_that_only_look_lengthened(tmp_path):
     some = {"module.a": np.ones(1), "b": np.ones(1)}
     save_file(some, tmp_path / "some.safetensors")
     assert_opened(tmp_path / "some.safetensors", "safetensors", some)
+    own = {"model.embed_tokens.weight": np.ones(1), "model.norm.weight": np.ones(1)}
+    save_file(own, tmp_path / "own.safetensors")
+    assert_opened(tmp_path / "own.safetensors", "safetensors", own)
     both = {"_orig_mod.a": np.ones(1), "a": np.ones(1)}
     save_file(both, tmp_path / "both.safetensors")
     assert_opened(tmp_path / "both.safetensors", "safetensors", both)
@@ -282,6 +293,29 @@ def test_a_wrapped_checkpoint_becomes_a_model(tmp_path):
     model, report = load_llama(tmp_path, **FLOAT32)
     assert_holds(model, weights)
     assert report.dropped == ("optimizer/m",)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("prefix", ["model.", "model.model.", "", "module."])
+def test_a_model_inside_lightnings_module_or_without_a_head(tmp_path, prefix):
+    """Tied, so that nothing but the names tells one from the other."""
+    config = tiny_config(num_layers=2, tie_embeddings=True)
+    weights = random_weights(config)
+    write_config(tmp_path, config)
+    named = {prefix + name.removeprefix("model."): value for name, value in weights.items()}
+    save_file(named, tmp_path / "model.safetensors")
+    model, report = load_llama(tmp_path, **FLOAT32)
+    assert_holds(model, weights)
+    assert report.dropped == ()
+
+
+@pytest.mark.smoke
+def test_a_model_without_a_head_needs_one(tmp_path):
+    write_config(tmp_path, CONFIG)
+    bare = {n.removeprefix("model."): x for n, x in random_weights(CONFIG).items() if n != "lm_head.weight"}
+    save_file(bare, tmp_path / "model.safetensors")
+    with user_error("no lm_head", "LlamaModel", "save the LlamaForCausalLM", str(tmp_path)):
+        load_llama(tmp_path, **FLOAT32)
 
 
 @pytest.mark.smoke
