@@ -6,6 +6,7 @@ whatever JAX finds (Cloud TPU virtual machines, MPI, Kubernetes).
 """
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,7 @@ def process_group(
     """Within the block this process is one of the group. To be entered before JAX touches a device.
 
     Args:
-        patience_s: how long the others may take to come, where the group has an address.
+        patience_s: how long the others may take to come.
         log: is told what is waited for.
 
     Raises:
@@ -88,22 +89,21 @@ def process_group(
         _check_devices()
         yield
         return
-    found = (
-        {
-            "coordinator_address": group.coordinator,
-            "num_processes": group.processes,
-            "process_id": group.process,
-            "initialization_timeout": CONNECT_S,
-        }
+    named = (
+        {"coordinator_address": group.coordinator, "num_processes": group.processes, "process_id": group.process}
         if group.coordinator
-        else {}
+        else {}  # what JAX finds itself also says which devices are this process's
     )
     try:
-        if group.coordinator:  # JAX ends the process where one is missing
-            meet(group.coordinator, group.processes, group.process, patience_s, log)
+        found = group if group.coordinator else _find_by_jax(patience_s)
+        if found.processes > 1:  # JAX ends the process where one is missing
+            meet(found.coordinator, found.processes, found.process, patience_s, log)
         with _without_proxies():
             jax.distributed.initialize(
-                **found, heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=LEAVING_S
+                **named,
+                initialization_timeout=CONNECT_S if found.processes else math.ceil(patience_s),
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+                shutdown_timeout_seconds=LEAVING_S,
             )
     except (MissingError, RuntimeError, ValueError) as error:
         raise NotStarted(
@@ -113,6 +113,26 @@ def process_group(
     _check_devices()
     yield
     jax.distributed.shutdown()
+
+
+def _find_by_jax(patience_s: int | float) -> Group:
+    """The group that JAX finds in the environment of Slurm, MPI, Kubernetes or Cloud TPU; an empty one where it finds
+    none, or does not say. JAX tells it to nobody before it waits for the others.
+
+    Args:
+        patience_s: for the first process's address to be known.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError):  # it is private to JAX, which then waits itself
+        return Group()
+    unset = dict.fromkeys(
+        ("coordinator_address", "num_processes", "process_id", "local_device_ids", "cluster_detection_method")
+    )
+    address, processes, process, _ = detect(**unset, initialization_timeout=math.ceil(patience_s))
+    return Group() if None in (address, processes, process) else Group(address, processes, process)
 
 
 @contextlib.contextmanager

@@ -85,6 +85,54 @@ def test_a_process_that_stays_alone_is_exit_code_3(monkeypatch, capsys):
         assert "the processes of the run did not meet" in error and said in error and "--wait" in error
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_of_a_slurm_job_that_stays_alone_is_exit_code_3(monkeypatch, capsys, process):
+    """Its address is what JAX makes of Slurm's environment."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost,node[02-03]", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(process), "SLURM_LOCALID": "0"}
+    for name, value in (job | {"JAX_COORDINATOR_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "PATIENCE_S", 0.2)
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: pytest.fail("JAX waits"))
+    said = ("of 2 processes 1 did not come to", "process 0 was not reached at")[process]
+    assert cli.main(["train", "--config=tiny"]) == 3
+    told, error = capsys.readouterr().err.splitlines()
+    assert f"process {process} of 2: waiting at most 0 s for the others at localhost:{port}" in told
+    assert f"{said} localhost:{port}" in error and "--wait" in error
+
+
+def test_what_jax_finds_it_gets_itself(monkeypatch):
+    """When all have come, and within a time that agrees with ours; one process alone waits for nobody."""
+    seen, met = [], []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: seen.append(kwargs))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
+    monkeypatch.setattr(distributed, "meet", lambda *arguments: met.append(arguments[:4]))
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[02-03]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    for name, value in (job | {"JAX_COORDINATOR_PORT": "99"}).items():
+        monkeypatch.setenv(name, value)
+    for processes in ("1", "2"):
+        monkeypatch.setenv("SLURM_NTASKS", processes)
+        with process_group(Group(), patience_s=7):
+            pass
+    assert met == [("node02:99", 2, 1, 7)]
+    assert [kwargs["initialization_timeout"] for kwargs in seen] == [60, 60]
+    assert not any("coordinator_address" in kwargs for kwargs in seen)
+
+
+def test_jax_waits_where_it_does_not_say_what_it_finds(monkeypatch):
+    """Its detection is private to it."""
+    seen = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: seen.append(kwargs["initialization_timeout"]))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
+    monkeypatch.setattr("jax._src.clusters.ClusterEnv", object)
+    with process_group(Group(), patience_s=6.5):
+        pass
+    assert seen == [7]
+
+
 def test_processes_are_not_looked_for_behind_a_proxy(monkeypatch):
     proxies = {"http_proxy": "http://10.255.255.1:3128", "https_proxy": "http://10.255.255.1:3128"}
     seen = {}
