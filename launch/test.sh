@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs the whole test suite in .venv, which it makes and keeps up to date. Extra arguments go to pytest:
-#   bash launch/test.sh tests/test_config.py -k flags
-# Without arguments, and where a Python 3.12 is found, the smoke tests then run once more in .venv-3.12 with the newest
-# JAX and transformers. PYTHON names the interpreter of .venv (default: python3).
+# Runs the tests in .venv, which it makes and keeps up to date:
+#   bash launch/test.sh                                # all but the slow ones, about ten minutes on two cores
+#   bash launch/test.sh --all                          # all of them, then the smoke tests with Python 3.12
+#   bash launch/test.sh tests/test_config.py -k flags  # arguments go to pytest
+# The smoke tests run in .venv-3.12 with the newest JAX and transformers, where a Python 3.12 is found. The last line of
+# a run says what was left out, and why. PYTHON names the interpreter of .venv (default: python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
@@ -15,19 +17,23 @@ find_python312() {
   done
 }
 
-status=0
+parallel=(-n logical --maxprocesses 4 --dist worksteal)
 install "$python" .venv -e '.[test]'
-.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@" || status=$?
+if [ $# -eq 0 ]; then
+  exec .venv/bin/python -m pytest "${parallel[@]}" -m "not slow"
+elif [ "$*" != --all ]; then
+  exec .venv/bin/python -m pytest "${parallel[@]}" "$@"
+fi
 
+status=0
+.venv/bin/python -m pytest "${parallel[@]}" || status=$?
 python312=$(find_python312)
-if [ $# -gt 0 ]; then
-  echo "launch/test.sh: no smoke run on Python 3.12: it is made only when the whole suite is run"
-elif [[ "$(version .venv/bin/python)" == 3.12.* ]]; then
+if [[ "$(version .venv/bin/python)" == 3.12.* ]]; then
   echo "launch/test.sh: no smoke run on Python 3.12: the whole suite has just run there"
 elif [ -z "$python312" ]; then
   echo "launch/test.sh: no smoke run on Python 3.12: no python3.12 on the PATH or under ~/.pyenv/versions"
 else
-  install "$python312" .venv-3.12 -e '.[judge]' pytest "transformers<6"
-  .venv-3.12/bin/python -m pytest -m smoke || status=$?
+  install "$python312" .venv-3.12 -e '.[judge]' pytest pytest-xdist "transformers<6"
+  .venv-3.12/bin/python -m pytest "${parallel[@]}" -m smoke || status=$?
 fi
 exit "$status"

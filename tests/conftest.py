@@ -35,6 +35,24 @@ if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 
 from emollama_jax.io.wheel_files import NotAvailable, take_out
+from tests.left_out import left_out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts slow tests first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends what a run prints with what it left out. Under xdist the processes of the tests print nothing."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        skipped = [
+            report.longrepr[2] for report in reporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)
+        ]
+        slow = config.option.markexpr == "not slow"
+        if line := left_out(skipped, slow=slow):
+            reporter.write_line(line)
 
 
 class RealMedia(NamedTuple):

@@ -21,6 +21,7 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(bench_report, "SETTLE_S", 0)
 
 
+@pytest.mark.slow
 def test_both_give_the_same_reasons(tmp_path, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("peft")

@@ -46,6 +46,7 @@ def experiment(**changes) -> Config:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -76,6 +77,7 @@ def test_both_train_the_same_model(changes):
         ]
 
 
+@pytest.mark.slow
 def test_both_begin_alike_in_half_precision():
     pytest.importorskip("peft")
     dtypes = dict.fromkeys(("llama__kernel_dtype", "llama__param_dtype", "llama__compute_dtype"), "bfloat16")

@@ -167,6 +167,7 @@ def test_the_encoder_of_frames_is_that_of_the_run(run, inputs, tmp_path, capsys)
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_encoder_of_frames_is_that_of_the_image_tokens_learnt(run, tmp_path, capsys):
     """By its parameters, as extraction keeps them; `evaluate` asks the same."""
     pytest.importorskip("torch")
@@ -254,6 +255,7 @@ def test_a_second_process_and_damage_are_refused(inputs, answered, tmp_path, cap
 KILLS, BATCH_SIZE = (20, 2) if os.environ.get("EMOLLAMA_SLOW") else (2, 10)
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_answers_of_an_unbroken_run(inputs, tmp_path):
     argv = [f"{inputs}/clips:train", "--base", inputs / "base", *TINY, "--batch-size", BATCH_SIZE, "--out"]
     argv = ["--question", "[reason] Why?", "--question", "Sure?", *argv]
@@ -290,6 +292,7 @@ def videos(tmp_path_factory):
     return folder / "clips"
 
 
+@pytest.mark.slow
 def test_ten_bad_clips_among_thirty(inputs, videos, tmp_path, capsys, monkeypatch):
     out = tmp_path / "answers.jsonl"
     argv = [videos, "--out", out, "--base", inputs / "base", *MEDIA, "--batch-size", 10]

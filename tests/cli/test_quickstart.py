@@ -69,6 +69,7 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
     assert cli.main(["quickstart", "--out", str(folder), "--seed", "3"]) == 0
     shown = capsys.readouterr().out

@@ -93,9 +93,10 @@ def samples_of(batch) -> dict[tuple[int, int], tuple]:
 
 # -- every clip, once
 
+PROCESSES_AND_WORKERS = [(1, 0), (2, 0), (4, 0), *(pytest.param(n, 2, marks=pytest.mark.slow) for n in (1, 2, 4))]
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("workers", [0, 2])
+
+@pytest.mark.parametrize(("processes", "workers"), PROCESSES_AND_WORKERS)
 def test_every_clip_comes_once_an_epoch(folder, processes, workers):
     config = config_of(folder, workers=workers)
     dataset = lambda i, epochs: train_dataset(config, TOKENIZER, shard_index=i, num_shards=processes, epochs=epochs)
@@ -105,8 +106,7 @@ def test_every_clip_comes_once_an_epoch(folder, processes, workers):
     assert max(np.sum(batch.clip_mask, 1).max() for found in by_process for batch in found) > 1
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("processes", "workers"), PROCESSES_AND_WORKERS)
 def test_evaluation_has_every_clip_once_in_order(folder, processes, workers):
     config = config_of(folder, workers=workers)
     by_process = [
@@ -134,6 +134,7 @@ def test_shuffled_anew_in_every_epoch_and_with_every_seed(folder):
     assert clips_of(batches(train_dataset(config, TOKENIZER, epochs=2))) == orders[0]
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(folder):
     found = [batches(train_dataset(config_of(folder, workers=n), TOKENIZER, epochs=1)) for n in (0, 1, 3)]
     assert_same(found[0], found[1])
@@ -156,7 +157,7 @@ def test_processes_share_one_stream(folder):
 # -- from any point on
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["train", "eval"])
 def test_restoring_at_every_state(folder, kind, workers):
     config = config_of(folder, workers=workers, read_ahead=4)

@@ -38,6 +38,7 @@ def base(smollm2_gguf, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_learning_clips(base, real_media, tmp_path):
     tokenizer = load_base_tokenizer(base, CONFIG.llama.vocab_size)
     encoder = EvaVit(CONFIG.eva_vit, rngs=nnx.Rngs(0))  # its weights cannot be had here

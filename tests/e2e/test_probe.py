@@ -74,6 +74,7 @@ def accuracy(features, levels) -> float:
     return right / len(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("column", "sees", "least"), [(0, "face", 0.6), (1, "face", 0.45), (2, "voice", 0.8)])
 def test_a_path_carries_its_signal_and_no_other(probed, column, sees, least):
     features, factors = probed

@@ -101,6 +101,7 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.01), ("nf4", 0.1)])
 def test_quantisation_costs_little(folder, float_nll, tokens, dtype, bound):

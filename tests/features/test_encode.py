@@ -169,6 +169,7 @@ def small():
     return random_model(Hubert, dataclasses.replace(TINY.hubert, **sizes))
 
 
+@pytest.mark.slow
 def test_clips_of_any_length_share_their_programs(small):
     lengths = np.random.default_rng(2).integers(400, 2 * SAMPLE_RATE, 40)
     audio = waveforms(*lengths)

@@ -106,6 +106,7 @@ def test_a_record_holds_the_encoders_features_and_the_peak(reference, dataset, e
     assert all(info["faces_looked_for"] == 5 and info["frames"] > 20 for info in clip_info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "batch_size", "mesh"),
     [(0, 32, False), (2, 7, False), (0, 5, True)],
@@ -244,6 +245,7 @@ def test_a_long_clip_is_put_aside(tmp_path, encoders):
         read_clip(ClipRequest("long", long), CONFIG.clip, encoders.read_spec(56))
 
 
+@pytest.mark.slow
 def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
     """And memory stays bounded, whatever the files say of themselves."""
     files = write_hostile_files(tmp_path / "files")
@@ -265,6 +267,7 @@ def test_every_hostile_file_is_a_record_or_one_problem(tmp_path, encoders):
     assert grown < 600
 
 
+@pytest.mark.slow
 def test_real_clips(real_clips, encoders, tmp_path):
     """Talking faces with and without sound."""
     clips = [Clip(name=name, split="test", video=path) for name, path in real_clips.items()]

@@ -480,6 +480,7 @@ def test_quantised_kernels(generator, kind):
     assert_varied(answers)  # of logits that are not finite the first token is taken
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs eight devices")
 def test_a_mesh_says_what_one_device_says(model, generator):

@@ -58,6 +58,7 @@ def mix(model):
     return requests, answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 4, 8])
 def test_answers_are_the_same_in_any_order_of_arrival(model, mix, slots):
     requests, answers = mix

@@ -230,6 +230,7 @@ def test_eyes_of_acted_faces_are_level_and_in_their_place(real_stills):
         assert abs(np.degrees(np.arctan2(eyes[1], eyes[0]))) < 8
 
 
+@pytest.mark.slow
 @needs_detector
 def test_speakers_are_found_in_every_frame_and_cropped_upright(real_clips):
     for path in real_clips.values():

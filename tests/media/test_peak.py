@@ -54,6 +54,7 @@ def errors(made):
     return result
 
 
+@pytest.mark.slow
 @needs_detector
 def test_the_peak_of_made_up_clips_is_found_from_their_faces(made):
     found = errors(made)

@@ -207,6 +207,7 @@ def test_processors_do_not_compute_in_float16():
             config.for_devices(jax.devices()[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])
 def test_single_tokens_go_through_xla(kernel, monkeypatch):
     """So do the rows that splash attention does not take; no kernel here is one that runs on CPUs only by luck."""

@@ -85,6 +85,7 @@ def expanded(pattern: str) -> set[str]:
     return set().union(*(expanded(pattern.replace(match[0], choice, 1)) for choice in match[1].split(",")))
 
 
+@pytest.mark.slow
 def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
     model = make_model()
     names = set().union(*map(set, TRAINED.values()))

@@ -12,6 +12,7 @@ from emollama_jax.weights.encoders import ENCODERS
 from tests.models.tiny import close, initialised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_on_a_mesh_as_on_one_device(name):
     config = getattr(load_config("tiny"), name)

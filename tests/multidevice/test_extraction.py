@@ -13,6 +13,7 @@ from tests.train.runs import environment, finish, spawn
 pytest.importorskip("av")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     made = make_dataset(tmp_path / "clips", clips={"train": CLIPS_PER_PART + 2}, workers=1)
     small = {"mae.image_size": 16, "videomae.image_size": 16, "projectors.feature_size": 32, "clip.max_faces": 2}

@@ -136,12 +136,20 @@ def check(sizes: tuple[int, int, int], kernel_dtype: str, kv_heads: int) -> None
         close(found_gradients[path] / scale, expected / scale, 1e-5, f"gradient of {path}, relative")
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+QUICK = {(2, 2, 2), (1, 8, 1)}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param(sizes, marks=[] if sizes in QUICK else pytest.mark.slow) for sizes in MESHES],
+    ids=lambda sizes: "x".join(map(str, sizes)),
+)
 def test_every_mesh_in_float32(sizes):
     """Two key/value heads: fewer than the devices of some tensor axes."""
     check(sizes, "float32", kv_heads=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "kernel_dtype", "kv_heads"),
     [

@@ -7,6 +7,7 @@ import time
 import grain
 import jax
 import numpy as np
+import pytest
 from etils import epath
 from flax import nnx
 
@@ -68,6 +69,7 @@ def steps_on(sizes: tuple[int, int, int], folder, *, steps: int, restored: bool)
     return arrays, losses, everywhere
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_same_on_any_number_of_devices(tmp_path):
     """Two steps on eight devices; then its arrays to the bit, and the next step's loss, on 1, 2, 4 and 8."""
     saved, before, everywhere = steps_on((2, 2, 2), tmp_path, steps=2, restored=False)
@@ -83,6 +85,7 @@ def test_a_checkpoint_is_the_same_on_any_number_of_devices(tmp_path):
     np.testing.assert_allclose(losses[1:], losses[0], rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed_and_both_resume(tmp_path):
     inputs = make_inputs(tmp_path)
     fields = {"mesh__data": 2, "mesh__fsdp": 2, "train__steps": 40, "train__checkpoint_interval": 2}

@@ -141,6 +141,7 @@ BESIDE = {"eva_vit": 39 * 1408, "mae": 0, "videomae": 0, "hubert": 1024 + 128}
 FULL_SIZE = {"eva_vit": 986_978_688, "mae": 303_301_632, "videomae": 303_860_736, "hubert": 315_437_568}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_full_size_parameter_counts(name):
     config = getattr(Config(), name)

@@ -166,6 +166,7 @@ def test_the_logits(model, batch, expected):
         close(jax.nn.logsumexp(logits[here], axis=-1), expected["logsumexp"][here], 1e-3, "logsumexp")
 
 
+@pytest.mark.slow
 def test_every_gradient(model, batch, expected):
     graphdef, trainable, frozen = nnx.split(model, is_trainable, ...)
     grads = jax.grad(lambda t: multimodal_loss(nnx.merge(graphdef, t, frozen), batch, None)[0])(trainable)
@@ -218,6 +219,7 @@ def test_packing_and_devices_change_nothing(placed, samples, expected, average_l
         close(loss, theirs, 1e-5, f"loss by {average}")
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_change_nothing(placed, samples, expected, average_losses):
     """Two parts, of one row each on one device and of four on eight."""
     devices, mesh, model = placed

@@ -51,6 +51,7 @@ def shared() -> ProgramPlan:
     return compiled(small(mesh={"fsdp": 4}), "v5e-4")
 
 
+@pytest.mark.slow
 def test_the_7b_step_on_16_chips():
     config = changed(load_config("stage1_merr"), data=IMAGE_TOKENS)
     step = compiled(config, "v5e-16")
@@ -72,6 +73,7 @@ def test_the_7b_step_on_16_chips():
     assert 0.1 < step.estimate.mfu < 0.7
 
 
+@pytest.mark.slow
 def test_memory_falls_with_the_devices_that_share_the_parameters(shared):
     whole = compiled(small(mesh={"data": 4}), "v5e-4")
     arguments = [one.figures["arguments"] for one in (whole, shared)]
@@ -81,6 +83,7 @@ def test_memory_falls_with_the_devices_that_share_the_parameters(shared):
     assert gathered[1] > gathered[0]
 
 
+@pytest.mark.slow
 def test_between_slices_go_gradients_alone(shared):
     """Each slice has a copy of the model and half of the rows. What crosses is the sum of the gradients, a quarter from
     each of the slice's four chips and in the bfloat16 that they are computed in, and a few numbers."""
@@ -91,6 +94,7 @@ def test_between_slices_go_gradients_alone(shared):
     assert not shared.moved(crosses=True)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_it_needs():
     config = small(data={"batch_rows": 65536}, llama={"remat": "none"})
     step = compiled(config, "v5e-1")
@@ -99,6 +103,7 @@ def test_what_does_not_fit_says_what_it_needs():
     assert step.peak > step.topology.chip.memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["prefill", "decode", "mae"])
 def test_programs_of_prediction_and_extraction(program):
     config = dataclasses.replace(small(), generate=dataclasses.replace(small().generate, max_new_tokens=16))

@@ -84,6 +84,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_damage_to_any_file_is_seen_and_the_one_before_is_taken(tmp_path):
     whole = tmp_path / "whole"
     write(whole, 3, 5)

@@ -167,6 +167,7 @@ def read_voice(samples):
     return "lively" if median_pitch(samples) > 160 else "firm"
 
 
+@pytest.mark.slow
 def test_the_lips_tell_the_level_of_the_face(rendered):
     clear = [(spec, frames) for spec, frames, _ in rendered if spec.factors.face != UNCLEAR]
     assert [read_face(frames, spec) for spec, frames in clear] == [spec.factors.face for spec, _ in clear]
@@ -285,6 +286,7 @@ def test_people_are_the_same_in_all_splits():
         assert np.array_equal(clip_voice(alone), clip_voice(spec)) and peak_aus(alone) == peak_aus(spec)
 
 
+@pytest.mark.slow
 def test_more_processes_and_other_clips_change_nothing(made, tmp_path):
     some = make_dataset(tmp_path / "some", clips={"test": 9, "train": 12}, workers=2)
     assert set(some.clips) < set(made.clips)
@@ -295,6 +297,7 @@ def test_more_processes_and_other_clips_change_nothing(made, tmp_path):
 # The files
 
 
+@pytest.mark.slow
 def test_every_video_is_what_was_rendered(av, made):
     assert len(list((made.root / "video").iterdir())) == len(made.clips) == sum(CLIPS.values())
     for clip in made.clips:
@@ -419,6 +422,7 @@ def test_a_broken_run_leaves_nothing(av, tmp_path, monkeypatch, problem):
     assert len(specs) == 3 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a group of processes, as a terminal does")
 def test_an_interrupted_run_of_several_processes_leaves_nothing(av, tmp_path):
     arguments = f"{str(tmp_path / 'up')!r}, clips={{'train': 2000}}, workers=2"  # more than are made before the end

@@ -243,6 +243,7 @@ def test_compiled_programs_are_kept_in_the_folder_named(inputs, done):
         jax.config.update("jax_compilation_cache_dir", told)
 
 
+@pytest.mark.slow
 def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__patience": 2}
     config = config_of(inputs, tmp_path / "run", **MESH, **fields, train__best_metric="macro_f1")
@@ -254,6 +255,7 @@ def test_it_ends_when_the_validation_gets_no_better(inputs, tmp_path):
     assert next(scores) == 0.9
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_best_labels(inputs, tmp_path, capsys):
     workdir = tmp_path / "run"
     fields = {"train__validation": f"{inputs}/clips:held", "train__validation_interval": 1, "train__steps": 3}
@@ -292,6 +294,7 @@ def test_a_metric_of_labels_needs_what_measures_it(inputs, tmp_path):
         train(config_of(inputs, tmp_path / "run", **MESH, **fields))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
     rng, recipe = (
         np.random.default_rng(0),
@@ -320,6 +323,7 @@ def test_a_step_that_is_not_finite_ends_the_run_or_is_skipped(inputs, tmp_path):
         assert np.isfinite(value).all(), name
 
 
+@pytest.mark.slow
 def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     """What the model does not use is carried through the run; what is not trained is kept."""
     pytest.importorskip("torch")
@@ -346,6 +350,7 @@ def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     assert (tmp_path / "hf/config.json").is_file()
 
 
+@pytest.mark.slow
 def test_frames_go_through_the_frozen_encoder(inputs, tmp_path):
     pytest.importorskip("torch")
     data = write_data(tmp_path / "data", {"train": 40})

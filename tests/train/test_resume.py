@@ -14,6 +14,7 @@ def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_and_in_a_save_and_asked_to_end(inputs, tmp_path):
     """With a checkpoint every second step."""
     fields = {"train__checkpoint_interval": 2, "train__steps": 6}

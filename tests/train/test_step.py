@@ -104,6 +104,7 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_weights_alone(batch, ker
     assert all((old != new).any() for old, new in zip(start, on_host(state.trainable), strict=True))
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_step_as_one(batch):
     optimizer = optax.adamw(1e-2)
 

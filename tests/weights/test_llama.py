@@ -138,6 +138,7 @@ def test_a_torch_file_of_a_tied_model_repeats_the_embedding(tmp_path):
     assert_holds(model, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("max_shard_size", ["1GB", "200KB"])
 def test_what_the_flax_class_saves(tmp_path, max_shard_size):

@@ -111,6 +111,7 @@ def test_writer_takes_any_memory_layout(tmp_path):
     assert_same(open_source(tmp_path), {"t": square.T, "step": square[:, ::2], "big": square})
 
 
+@pytest.mark.slow
 def test_writer_keeps_no_earlier_shard(tmp_path):
     alive = []
 
@@ -494,6 +495,7 @@ def test_flax_shards_as_transformers_writes_them(tmp_path):
     assert_same(open_source(tmp_path), shards[0] | shards[1])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("max_shard_size", ["10GB", "20KB"])
 def test_flax_llama_folder(tmp_path, max_shard_size):
@@ -528,6 +530,7 @@ def test_msgpack_with_more_behind_it(tmp_path):
     fails(path, "again")
 
 
+@pytest.mark.slow
 def test_a_flipped_msgpack_byte_never_escapes_as_another_error(tmp_path):
     path = tmp_path / "flax_model.msgpack"
     data = serialization.msgpack_serialize(as_tree(mixed_tensors()))
