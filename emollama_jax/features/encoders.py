@@ -27,6 +27,7 @@ from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
+from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.sharding import make_mesh
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.weights.base_checkpoint import fingerprint_of
@@ -174,6 +175,25 @@ def load_encoders(
 
 
 def random_encoders(config: Config, *, eva_vit: bool = False, mesh: Mesh | None = None) -> Encoders:
-    """Encoders of the experiment's sizes that have learnt nothing, of its seed: for trials without any weights."""
+    """Encoders that have learnt nothing, of the experiment's seed: for trials without any weights.
+
+    They have the sizes in the experiment, but for the width of MAE, VideoMAE and HuBERT, which is that of the features
+    that the model takes: so they fit any trained weights.
+
+    Raises:
+        UserError: an encoder cannot be as wide.
+    """
     names = [name for name in ENCODERS if eva_vit or name != "eva_vit"]
-    return Encoders(**{name: random_encoder(name, getattr(config, name), config.seed, mesh=mesh) for name in names})
+    return Encoders(**{name: random_encoder(name, _settings(config, name), config.seed, mesh=mesh) for name in names})
+
+
+def _settings(config: Config, name: str) -> EncoderConfig:
+    """The settings of a random encoder."""
+    settings, width = getattr(config, name), config.projectors.feature_size
+    try:
+        return dataclasses.replace(settings, hidden_size=width) if name in FEATURES else settings
+    except ValueError as error:
+        raise UserError(
+            f"config.{name}: {error}, where its features are as wide as the model's (config.projectors.feature_size="
+            f"{width}); choose sizes that fit"
+        ) from error

@@ -37,7 +37,7 @@ TINY = ["--config=tiny", "--config.data.sequence_length=256", "--config.generate
 EVA_VIT = ROOT / "tests/data/reference_tiny/eva_vit_tiny.pth"
 MEDIA = [
     *TINY,
-    "--config.projectors.feature_size=32",
+    "--config.projectors.feature_size=48",
     "--config.clip.max_faces=1",
     "--config.mae.num_layers=1",
     "--config.videomae.num_layers=1",
@@ -411,9 +411,9 @@ def test_a_subtitle_that_is_too_long_is_an_error_of_its_clip(inputs, tmp_path):
             "weights.eva_vit: no such file: weights/eva_vit_g.pth; clips come as frames",
         ),
         (
-            ["{video}", "--base", "{base}", "--random-encoders"],
+            ["{video}", "--base", "{base}", "--random-encoders", "--config.projectors.feature_size=30"],
             2,
-            "weights.mae: its features have 32 numbers",
+            "config.mae: hidden_size=30 must be a multiple of num_heads=4",
         ),
     ],
 )

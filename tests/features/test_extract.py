@@ -16,11 +16,12 @@ from emollama_jax.data.prepare import prepare
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records, decode_frame, read_clip_info
 from emollama_jax.errors import UserError
-from emollama_jax.features.encoders import local_mesh, random_encoders
+from emollama_jax.features.encoders import Encoders, local_mesh, random_encoders
 from emollama_jax.features.extract import extraction_part_maker, extraction_recipe
 from emollama_jax.media.clip import ClipRequest, read_clip
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.text.labels import MERR
+from emollama_jax.weights.encoders import random_encoder
 from tests.media.hostile import Sound, pictures, spoil, tone, write, write_hostile_files
 
 pytest.importorskip("av")
@@ -193,6 +194,13 @@ def test_features_that_no_encoder_computes_come_from_files(clips, encoders, tmp_
     assert [path.name for path in (tmp_path / "npy").iterdir()] == ["HL-UTT"]
 
 
+def test_encoders_of_another_width_than_the_models_are_refused():
+    encoders = Encoders(mae=random_encoder("mae", CONFIG.mae, 0))
+    encoders.check_sizes(CONFIG)
+    with pytest.raises(UserError, match=r"weights.mae: its features have 32 numbers, the model takes 1024 \(config\."):
+        encoders.check_sizes(TINY)
+
+
 def test_image_tokens_and_subtitles(clips, tmp_path):
     encoders = random_encoders(CONFIG, eva_vit=True)
     video = clips[0].video
@@ -308,7 +316,7 @@ def test_the_command(dataset, tmp_path, capsys):
     for name in names:
         shutil.copy(dataset.root / f"video/{name}.mp4", videos)
     small = [f"--config.{group}.{name}={value}" for group in ("mae", "videomae") for name, value in SMALL.items()]
-    common = ["extract", "--config=tiny", *small, "--config.projectors.feature_size=32", "clips", "--random-encoders"]
+    common = ["extract", "--config=tiny", *small, "--config.projectors.feature_size=48", "clips", "--random-encoders"]
     common += ["--config.clip.max_faces=3", f"--videos={videos}", "--workers=1"]
     assert main([*common, f"--out={tmp_path}/a"]) == 0
     rows = "".join(f"{name},happy\n" for name in (*names, "missing"))
@@ -318,6 +326,8 @@ def test_the_command(dataset, tmp_path, capsys):
     assert "no face in 0 of 3 clips, no sound in 0, no subtitle in 3; see" in output and "1 clips put aside" in output
     assert main(["compare", f"{tmp_path}/a/clips/frame/1.0.0", f"{tmp_path}/b/clips/frame/1.0.0"]) == 0
     assert "The sets are the same." in capsys.readouterr().out
+    features = Records(f"{tmp_path}/a/clips/frame/1.0.0", "clips")[0]["features"]
+    assert features.shape == (3, 48) and np.isfinite(features).all() and features.any(axis=1).all()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +346,10 @@ def test_the_command(dataset, tmp_path, capsys):
         (["--eva-vit=x", "--videos=x"], "--eva-vit: the encoder's file goes with --image image_tokens, and only there"),
         (["--mae=x", "--image=image_tokens", "--videos=x"], "no such file or folder: x"),
         (["--check", "a", "b"], "extract --check is a verb of its own: emollama compare A B"),
-        (["--random-encoders", "--videos=."], "weights.mae: its features have 32 numbers, the model takes 1024"),
+        (
+            ["--random-encoders", "--config.projectors.feature_size=30", "--videos=."],
+            "config.mae: hidden_size=30 must be a multiple of num_heads=4, where its features are as wide",
+        ),
     ],
 )
 def test_arguments_refused(arguments, said, capsys):
