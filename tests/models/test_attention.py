@@ -127,12 +127,12 @@ def pulled(attend, kernel: str, q, k, v, cotangent, rows):
     return y, *pull(cotangent)
 
 
-def check_half_precision(attend, kernel: str, dtype: str, q, k, v, cotangent, rows) -> None:
+def check_half_precision(attend, kernel: str, dtype: str, q, k, v, cotangent, rows, common: float = 3) -> None:
     """Output and gradients are those of XLA in float32 on the same numbers, up to rounding.
 
     Keys and values have much in common, as behind biases: what tells them apart is a small difference of large numbers.
     """
-    halves = [x.astype(dtype) for x in (q, k + 3, v + 3, cotangent)]
+    halves = [x.astype(dtype) for x in (q, k + common, v + common, cotangent)]
     found = pulled(attend, kernel, *halves, rows)
     expected = pulled(attend, "xla", *(x.astype(jnp.float32) for x in halves), rows)
     for what, a, b in zip(("output", "gradient of q", "gradient of k", "gradient of v"), found, expected, strict=True):
@@ -146,6 +146,17 @@ def check_half_precision(attend, kernel: str, dtype: str, q, k, v, cotangent, ro
 def test_gradients_of_packed_rows_in_half_precision(kernel, dtype):
     """Rows of several segments and padding, two chunks of queries long."""
     check_half_precision(attention, kernel, dtype, *inputs(2, 384, 2, 1))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("length", "kv_heads"), [(128, 2), (640, 1)])
+def test_gradients_of_splash_attention_in_half_precision(length, kv_heads, dtype):
+    """Rows of one block and of several, with grouped heads.
+
+    Values have nothing in common: flash attention takes what is common out of the gradients by the output, which is
+    rounded before.
+    """
+    check_half_precision(attention, "splash_interpret", dtype, *inputs(2, length, 2, kv_heads), common=0)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
