@@ -3,8 +3,8 @@
     predictor = Predictor(model, tokenizer, config, modalities="AV")
     results = predictor.answer([Query(clip, ("[reason] Why?",)) for clip in clips])
 
-Clips become prompts and soft tokens by the transforms of training. A clip's results depend on the clip alone, up to
-rounding: not on those beside it.
+Clips become prompts and soft tokens by the transforms of training. This is what computes an `Engine`'s answers, which
+says what they depend on.
 
 A modality that is left out is as in a clip without it: no subtitle (T), no HuBERT feature (A), and for the video (V)
 neither the MAE nor the VideoMAE feature and zeros for EVA-ViT's tokens. A zero is projected, as in training; the token
@@ -55,8 +55,7 @@ class Predictor:
     Args:
         model: with EVA-ViT where clips have frames; its parameters stay where they are placed.
         config: the experiment: `prompt`, `generate`, `data.sequence_length` (the longest prompt) and `seed`.
-        modalities: the ones used, any of A (audio), V (video) and T (text).
-        orders: see `LabelScorer`.
+        modalities, orders: as those of `Engine`.
         batcher: of this model's answers, where several predictors share one; default: one of its own.
 
     Raises:

@@ -114,29 +114,6 @@ def check_subtitle_sources(sources: Sequence[str], transcribe: Transcribe | None
     return tuple(sources)
 
 
-def read_subtitle_file(path: str | Path) -> str:
-    """What a .srt, .vtt, .ass or .ssa file says; "" where there are no words in it.
-
-    Raises:
-        UserError: not such a file, or it cannot be read.
-    """
-    return plain_text(_file_captions(Path(path)))
-
-
-def read_subtitle_track(path: str | Path, language: str = "") -> str | None:
-    """What the text subtitles inside a video say; None where it has none.
-
-    Of several tracks it is the first with a word of those in the language; of equals the one marked as default, then
-    the first. Tracks of forced captions, which leave out most of what is said, come last. Subtitles that are images are
-    passed over.
-
-    Raises:
-        UserError: PyAV is not installed, there is no such file, or it cannot be read.
-    """
-    texts = [plain_text(read()) for _, read in _track_readers(path, language)]
-    return next(filter(None, texts), "" if texts else None)
-
-
 Reader = tuple[str, Callable[[], list[Caption]]]  # what it reads, for messages
 
 
@@ -163,6 +140,9 @@ def _file_readers(video: str | Path, language: str) -> list[Reader]:
 
 
 def _track_readers(video: str | Path, language: str) -> list[Reader]:
+    """Of the tracks of text inside a video, those in the language first; of equals the one marked as default, then in
+    their order. Tracks of forced captions, which leave out most of what is said, come last; subtitles that are images
+    are left out."""
     forced, default = (getattr(import_av().stream.Disposition, name) for name in ("forced", "default"))
     found = []
     with open_media(video) as container:
@@ -177,10 +157,6 @@ def _track_readers(video: str | Path, language: str) -> list[Reader]:
 
 
 def _file_captions(path: Path) -> list[Caption]:
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"not a subtitle file: {path}; give one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; check the path")
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

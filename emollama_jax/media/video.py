@@ -9,7 +9,7 @@ Axes: n frames, H x W pixels.
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -269,16 +269,3 @@ def _turns(frame) -> tuple[bool, bool, bool]:
     if abs(a) >= abs(b):
         return False, a < 0, d < 0
     return True, c < 0, b < 0
-
-
-def read_frame(path: str | Path, index: int | Callable[[int], int] = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """One RGB frame of a video, upright.
-
-    Args:
-        index: from 0, or a function that gives it from the number of frames; one beyond the end gives the last frame.
-
-    Raises:
-        UserError: as `Video`.
-    """
-    with Video(path) as video:
-        return next(video.frames([index(video.num_frames) if callable(index) else index]))

@@ -20,8 +20,8 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records, decode_frame, read_clip_info
 from emollama_jax.errors import UserError
 from emollama_jax.media.images import eva_vit_frame
-from emollama_jax.media.video import read_frame
 from emollama_jax.text.labels import MERR
+from tests.media.hostile import one_frame
 
 av = pytest.importorskip("av")
 pytestmark = pytest.mark.smoke
@@ -89,7 +89,7 @@ def test_records_hold_what_is_known(clips, tmp_path):
     voice = np.load(clips[1].features[2]).mean(0)
     np.testing.assert_array_equal(one["features"], [np.full(1024, 3), np.zeros(1024), voice])
     assert one["features"].dtype == np.float32
-    np.testing.assert_array_equal(decode_frame(one["frame"]), eva_vit_frame(read_frame(clips[1].video), 32))
+    np.testing.assert_array_equal(decode_frame(one["frame"]), eva_vit_frame(one_frame(clips[1].video), 32))
     assert records.metadata["labels"] == list(MERR)
     assert records.metadata["recipe"]["frame_rule"] == "first"
     assert {path.name for path in tmp_path.iterdir()} == {"clips", ".clips-frame.lock"}
@@ -251,13 +251,13 @@ def test_image_tokens(clips, tmp_path, monkeypatch):
 
 def test_the_order_of_frames_does_not_depend_on_the_container(tmp_path):
     path = write_video(tmp_path / "a.mp4", 0)
-    found = [round(float(np.median(read_frame(path, i)))) for i in range(FRAMES + 2)]
+    found = [round(float(np.median(one_frame(path, i)))) for i in range(FRAMES + 2)]
     assert found == pytest.approx([0, 20, 40, 60, 80, 100, 100, 100], abs=4)
     with pytest.raises(UserError, match="^no such file: "):
-        read_frame(tmp_path / "none.mp4")
+        one_frame(tmp_path / "none.mp4")
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(UserError, match="^not a video, or damaged or cut short: .*text.mp4"):
-        read_frame(tmp_path / "text.mp4")
+        one_frame(tmp_path / "text.mp4")
 
 
 # -- damaged data sets

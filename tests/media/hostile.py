@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emollama_jax.media.container import import_av
+from emollama_jax.media.video import Video
 
 TONE = 440.0
 RATE = 16000
@@ -378,3 +379,9 @@ MAKERS: dict[str, Callable[[Path], HostileFile]] = {
     ),
     "spaces and 中文": _video("a clip, 100% 开心: 我的 视频.mp4", 5),
 }
+
+
+def one_frame(path, index: int = 0) -> np.ndarray:
+    """A frame of a video, as `Video` gives it."""
+    with Video(path) as video:
+        return next(video.frames([index]))

@@ -16,8 +16,6 @@ from emollama_jax.media.subtitles import (
     Recogniser,
     Subtitle,
     plain_text,
-    read_subtitle_file,
-    read_subtitle_track,
     subtitle_of,
 )
 
@@ -118,11 +116,20 @@ def write_video(path, codec, *tracks, languages=()):
     return path
 
 
+def words_beside(path):
+    """What a subtitle file says: of the video that it is named as."""
+    return subtitle_of(path.with_suffix(".mp4"), ["file"]).text
+
+
+def words_in_track(path, language=""):
+    return subtitle_of(path, ["track"], language=language).text
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_every_format_becomes_a_line(name, tmp_path):
     text, expected = FILES[name]
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    assert read_subtitle_file(tmp_path / name) == expected
+    assert words_beside(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,7 +145,7 @@ def test_a_file_of_every_format_becomes_a_line(name, tmp_path):
 def test_encodings_are_told_apart(words, encodings, tmp_path):
     for encoding in encodings:
         (tmp_path / "a.srt").write_bytes(srt((0, 900, words), (1500, 2000, "ok")).encode(encoding))
-        assert read_subtitle_file(tmp_path / "a.srt") == f"{words} ok", encoding
+        assert words_beside(tmp_path / "a.srt") == f"{words} ok", encoding
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,7 @@ def test_captions_that_roll_are_said_once(tmp_path):
         "00:04.000 --> 00:04.010\nagain and again\n \n\n"
         "00:04.010 --> 00:05.000\nagain and again\nthe end\n\n"
     )
-    assert read_subtitle_file(tmp_path / "a.vtt") == "so here we are again and again the end"
+    assert words_beside(tmp_path / "a.vtt") == "so here we are again and again the end"
 
 
 def test_captions_that_grow_are_said_once_and_repeats_after_a_pause_are_kept():
@@ -182,38 +189,34 @@ def test_captions_that_grow_are_said_once_and_repeats_after_a_pause_are_kept():
 
 def test_captions_at_the_same_time_keep_their_order(tmp_path):
     (tmp_path / "a.srt").write_text(srt((500, 900, "second"), (500, 900, "third"), (100, 200, "first")))
-    assert read_subtitle_file(tmp_path / "a.srt") == "first second third"
+    assert words_beside(tmp_path / "a.srt") == "first second third"
 
 
 def test_files_without_words_say_nothing(tmp_path):
     for number, text in enumerate(["", " \n\n", "\ufeff", srt((0, 900, "[music]"))]):
         (tmp_path / f"{number}.srt").write_text(text, encoding="utf-8")
-        assert read_subtitle_file(tmp_path / f"{number}.srt") == ""
+        assert words_beside(tmp_path / f"{number}.srt") == ""
 
 
 @pytest.mark.parametrize(
     "name, content, problem",
     [
-        ("a.txt", b"words", "not a subtitle file: .*; give one of .srt"),
-        ("a.srt", None, "no such file"),
         ("a.srt", b"just words\nand more", "mend it or remove it"),
         ("a.vtt", b"no header at all\n\n", "mend it or remove it"),
         ("a.ass", os.urandom(4096), "mend it or remove it"),
         ("a.srt", b"x" * (subtitles.LARGEST + 1), "more than 16 MiB"),
     ],
 )
-def test_what_is_no_subtitle_file_is_refused(name, content, problem, tmp_path):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=problem) as caught:
-        read_subtitle_file(tmp_path / name)
-    assert "\n" not in str(caught.value) and name in str(caught.value)
+def test_what_is_no_subtitle_file_is_passed_over_and_told(name, content, problem, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    (note,) = subtitle_of(tmp_path / "a.mp4", ["file"]).notes
+    assert problem in note and name in note and "\n" not in note
 
 
 @pytest.mark.parametrize("name, codec", [("a.mp4", "mov_text"), ("a.mkv", "subrip"), ("b.mkv", "ass")])
 def test_tracks_are_read_as_files_are(name, codec, tmp_path):
     captions = [(100, 900, "{\\i1}Hello{\\i0},\\Nyou & I"), (1500, 1900, "[music]"), (2000, 2500, "at 3 < 4.")]
-    assert read_subtitle_track(write_video(tmp_path / name, codec, (0, captions))) == "Hello, you & I at 3 < 4."
+    assert words_in_track(write_video(tmp_path / name, codec, (0, captions))) == "Hello, you & I at 3 < 4."
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
@@ -224,8 +227,8 @@ def test_the_default_track_is_read_and_forced_ones_last(order, tmp_path):
     tracks = [(Disposition.forced | Disposition.default, one("forced")), (0, one("other"))]
     with_default = [*tracks, (Disposition.default, one("default"))]
     path = write_video(tmp_path / "a.mkv", "subrip", *(with_default[i] for i in order))
-    assert read_subtitle_track(path) == "default"
-    assert read_subtitle_track(write_video(tmp_path / "b.mkv", "subrip", *tracks)) == "other"
+    assert words_in_track(path) == "default"
+    assert words_in_track(write_video(tmp_path / "b.mkv", "subrip", *tracks)) == "other"
 
 
 def test_subtitles_that_are_images_are_passed_over(tmp_path):
@@ -238,16 +241,16 @@ def test_subtitles_that_are_images_are_passed_over(tmp_path):
         file.mux(packet)
     with av.open(str(tmp_path / "a.mkv")) as file:
         assert [stream.codec_context.name for stream in file.streams.subtitles] == ["dvdsub"]
-    assert read_subtitle_track(tmp_path / "a.mkv") is None
+    assert words_in_track(tmp_path / "a.mkv") == ""
 
 
 def test_videos_without_tracks_and_what_is_no_video(tmp_path):
-    assert read_subtitle_track(write_video(tmp_path / "a.mp4", "mov_text")) is None
+    assert words_in_track(write_video(tmp_path / "a.mp4", "mov_text")) == ""
     (tmp_path / "text.mp4").write_text("no video")
     os.mkfifo(tmp_path / "pipe.mp4")
     for name, problem in (("text.mp4", "not a video"), ("none.mp4", "no such file"), ("pipe.mp4", "not a file")):
         with pytest.raises(UserError, match=f"{problem}.*: .*{name}; "):
-            read_subtitle_track(tmp_path / name)
+            words_in_track(tmp_path / name)
 
 
 def test_sources_are_tried_in_the_order_that_is_asked_for(tmp_path, monkeypatch):
@@ -280,8 +283,8 @@ def test_a_file_without_words_or_damaged_hides_none_that_has_some(tmp_path):
 def test_the_language_that_is_asked_for(tmp_path):
     one = lambda text: [(100, 900, text)]
     path = write_video(tmp_path / "a.mkv", "subrip", (0, one("untold")), (0, one("hers")), languages=("und", "fre"))
-    assert read_subtitle_track(path) == "untold" and read_subtitle_track(path, "fr-CA") == "hers"
-    assert read_subtitle_track(path, "en") == "untold"
+    assert words_in_track(path) == "untold" and words_in_track(path, "fr-CA") == "hers"
+    assert words_in_track(path, "en") == "untold"
     (tmp_path / "a.fr.srt").write_text(srt((0, 900, "dans le fichier")))
     assert subtitle_of(path, ("file", "track"), language="de").text == "untold"
     assert subtitle_of(path, ("file", "track"), language="French").text == "dans le fichier"

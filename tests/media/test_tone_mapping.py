@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from emollama_jax.media.video import read_frame
+from tests.media.hostile import one_frame
 
 av = pytest.importorskip("av")
 
@@ -16,7 +16,7 @@ def test_high_dynamic_range_is_shown_as_on_a_usual_screen(tmp_path, transfer, wh
     signal = np.zeros((32, 48, 3))
     signal[:, :16], signal[:, 16:32], signal[:, 32:] = white, grey, (0, grey, 0)
     path = write_hdr(tmp_path / "a.mkv", signal, transfer)
-    found = read_frame(path)[16, [8, 24, 40]].astype(int)
+    found = one_frame(path)[16, [8, 24, 40]].astype(int)
     assert found[0] == pytest.approx([230] * 3, abs=3)  # lowered a little, for what is brighter
     expected = [255 * (light / 203) ** (1 / 2.4) for light in {16: (32.4,), 18: (50.7,)}[transfer]]
     assert found[1] == pytest.approx(expected * 3, abs=3)

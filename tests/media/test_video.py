@@ -12,8 +12,19 @@ from emollama_jax.errors import UserError
 from emollama_jax.media import container as media
 from emollama_jax.media import video as video_module
 from emollama_jax.media.images import to_rgb
-from emollama_jax.media.video import Video, read_frame
-from tests.media.hostile import MAKERS, NOISY, UNEVEN, grey, moving, picture, pictures, write, write_hostile_files
+from emollama_jax.media.video import Video
+from tests.media.hostile import (
+    MAKERS,
+    NOISY,
+    UNEVEN,
+    grey,
+    moving,
+    one_frame,
+    picture,
+    pictures,
+    write,
+    write_hostile_files,
+)
 
 av = pytest.importorskip("av")
 
@@ -40,10 +51,9 @@ def shades(frames):
 def test_every_file_gives_frames_or_one_line_that_says_why_not(files, name):
     file = files[name]
     if file.expected == "error":
-        for read in (Video, read_frame):
-            with pytest.raises(UserError, match=f"{file.path}.*; (check|copy|give|make) ") as caught:
-                read(file.path)
-            assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=f"{file.path}.*; (check|copy|give|make) ") as caught:
+            Video(file.path)
+        assert "\n" not in str(caught.value)
         return
     with Video(file.path) as video:
         width, height = video.size
@@ -59,7 +69,7 @@ def test_every_file_gives_frames_or_one_line_that_says_why_not(files, name):
         frames = list(video.frames([0, last // 2, last, last, last + 1000]))
     assert all(frame.shape == (height, width, 3) and frame.dtype == np.uint8 for frame in frames)
     assert np.array_equal(frames[2], frames[3]) and np.array_equal(frames[2], frames[4])
-    assert np.array_equal(read_frame(file.path), frames[0])
+    assert np.array_equal(one_frame(file.path), frames[0])
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -192,13 +202,6 @@ def test_a_pass_may_be_left_and_taken_again(files):
                 video.frames(wrong)
 
 
-def test_read_frame_takes_a_rule(files):
-    with Video(files["mkv"].path) as video:
-        middle = next(video.frames([12]))
-    assert np.array_equal(read_frame(files["mkv"].path, lambda count: count // 2), middle)
-    assert np.array_equal(read_frame(str(files["mkv"].path), 12), middle)
-
-
 # -- damage
 
 
@@ -296,7 +299,7 @@ def test_photos_are_turned_upright_as_images_are(tmp_path, name, orientation):
     exif[0x0112] = orientation
     Image.fromarray(picture(0, 60, 44)).save(tmp_path / name, exif=exif)
     expected = np.asarray(to_rgb(tmp_path / name)).astype(int)
-    found = read_frame(tmp_path / name)
+    found = one_frame(tmp_path / name)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 2
 
@@ -308,7 +311,7 @@ def test_videos_are_turned_and_mirrored_as_a_player_does(tmp_path, degrees, mirr
     upright = picture(0)
     stored = np.rot90(upright[:, ::-1] if mirrored else upright, -degrees // 90)
     path = write(tmp_path / "a.mp4", [stored], turn=degrees, mirrored=mirrored)
-    assert np.abs(read_frame(path).astype(int) - upright).mean() < 2
+    assert np.abs(one_frame(path).astype(int) - upright).mean() < 2
 
 
 @pytest.mark.parametrize("aspect, size", [((3, 2), (96, 48)), ((2, 3), (64, 72)), ((1, 1), (64, 48))])
@@ -347,7 +350,7 @@ def test_colours_are_read_by_what_the_file_says_of_them(tmp_path, matrix, tag, s
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    found = read_frame(tmp_path / "a.mp4").astype(int)
+    found = one_frame(tmp_path / "a.mp4").astype(int)
     assert found[24, 10] == pytest.approx([200, 40, 60], abs=6)
     assert found[24, 50] == pytest.approx([20, 180, 90], abs=6)
 
