@@ -26,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--any-encoders", action="store_true", help="take features of other encoders than the run was trained with"
     )
     group.add_argument(
-        "--any-base", action="store_true", help="take another language model than the run was trained on"
+        "--any-base", action="store_true", help="take another language model than the weights were trained on"
     )
     group.add_argument("--any-labels", action="store_true", help="ask for other labels than the run was trained on")
     add_config_argument(group, default="the run's own, on one device")

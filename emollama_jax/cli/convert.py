@@ -1,6 +1,7 @@
 """Convert a language model between weight formats."""
 
 import argparse
+import os
 from pathlib import Path
 
 import jax
@@ -9,13 +10,14 @@ from etils import epath
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.paths import as_path
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import merge
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
 from emollama_jax.weights.llama import architecture
-from emollama_jax.weights.model_identity import origin_of
-from emollama_jax.weights.peft import adapter_config, load_adapter
+from emollama_jax.weights.model_identity import check_base, identify_model, origin_of
+from emollama_jax.weights.peft import adapter_base, adapter_config, load_adapter
 from emollama_jax.weights.pretrained import (
     NO_LORA,
     load_base_tokenizer,
@@ -34,6 +36,8 @@ def run(argv: list[str]) -> None:
             f"--kernel-dtype {arguments.kernel_dtype}: neither with --to hf nor with --adapter; "
             "write the merged model with --to hf, then convert that"
         )
+    if arguments.any_base and not arguments.adapter:
+        raise UserError("--any-base: goes with --adapter")
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
     with atomic_folder(arguments.output) as folder:
         _convert(arguments, folder)
@@ -50,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", type=epath.Path, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("base", "hf"), default="base", help="what to write (default: %(default)s)")
     parser.add_argument("--adapter", type=epath.Path, help="PEFT folder whose LoRA is added to the weights")
+    parser.add_argument(
+        "--any-base", action="store_true", help="add it to another language model than it was trained on"
+    )
     parser.add_argument(
         "--kernel-dtype",
         choices=FLOAT_DTYPES + QUANTISED,
@@ -75,6 +82,10 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     # What is small comes first: nobody waits for the weights to learn that the tokenizer is missing.
     tokenizer, carried = load_base_tokenizer(source, found.vocab_size), read_carried(source)
     lora = adapter_config(arguments.adapter, found.num_layers) if arguments.adapter else NO_LORA
+    if arguments.adapter and not arguments.any_base:
+        name, known = adapter_base(arguments.adapter)
+        if known:
+            check_base(arguments.adapter, known, name, arguments.input, identify_model(arguments.input))
     model, report = load_llama(source, lora=lora, **execution)
     print(f"read    {len(report.read)} {'parameters' if is_base else f'{source.format} tensors'} of {arguments.input}")
     print(f"dropped {', '.join(report.dropped) or 'nothing'}")
@@ -89,6 +100,7 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
         origin = manifest.get("origin", "") if is_base else origin_of(source)
         origin = "" if arguments.adapter else origin
         save_settings(folder, model.config, tokenizer, carried, dtype=arguments.dtype)
-        fingerprint = save_base(folder, model, source=str(arguments.input.name), origin=origin)
+        made_of = manifest["source"] if is_base else os.fspath(as_path(arguments.input))
+        fingerprint = save_base(folder, model, source=made_of, origin=origin)
         what = f"a base checkpoint with {execution['kernel_dtype']} kernels, fingerprint {fingerprint}"
     print(f"wrote   {arguments.output}: {what}")

@@ -1,6 +1,7 @@
 """Export trained adapters and projectors for PyTorch."""
 
 import argparse
+import dataclasses
 import os
 
 import jax
@@ -10,12 +11,12 @@ from etils import epath
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
-from emollama_jax.io.paths import as_path
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
-from emollama_jax.weights.model_identity import identify_model
+from emollama_jax.weights.model_identity import UNKNOWN, identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, read_carried, save_hugging_face
 from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
 from emollama_jax.weights.trained_export import write_folder, write_projectors, write_pth
@@ -26,9 +27,7 @@ def run(argv: list[str]) -> None:
     if arguments.to == "hf" and not arguments.base:
         raise UserError("--base: --to hf needs the language model that the adapters are added to")
     if arguments.to == "pth" and arguments.base:
-        raise UserError("--base: not with --to pth, which does not record the language model")
-    if arguments.any_base and not arguments.base:
-        raise UserError("--any-base: goes with --base")
+        raise UserError("--base: not with --to pth, whose record of the language model is the input's")
     if arguments.adapter_name is not None and arguments.to != "pth":
         raise UserError("--adapter-name: only for --to pth; PEFT folders have no name there")
     if arguments.adapter_name and "." in arguments.adapter_name:
@@ -37,9 +36,8 @@ def run(argv: list[str]) -> None:
         raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
     run = Run.find(arguments.input)
-    if run and arguments.base and arguments.base.exists() and not arguments.any_base:
-        run.check_base(arguments.base, identify_model(arguments.base))
     trained = run.trained_weights() if run else open_trained(arguments.input, alpha=arguments.alpha)
+    trained = _with_base(trained, arguments)
     tensors, lora = trained.reference_tensors(), trained.lora
     print(
         f"read    {len(tensors)} tensors of {arguments.input}: rank {lora.rank}, alpha {lora.alpha:g}, "
@@ -47,8 +45,7 @@ def run(argv: list[str]) -> None:
     )
     print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
     print(f"carried {', '.join(trained.carried()) or 'nothing'}")
-    base = _base_name(arguments.base, run, trained) if arguments.to == "peft" else ""
-    for line in _write(arguments, trained, tensors, base):
+    for line in _write(arguments, trained, tensors):
         print(f"wrote   {line}")
 
 
@@ -71,7 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
         "folder that is recorded for PEFT's AutoPeftModelForCausalLM (default: as the input records it)",
     )
     parser.add_argument(
-        "--any-base", action="store_true", help="take another language model than the run was trained on"
+        "--any-base",
+        action="store_true",
+        help="take another language model than the input was trained on; without --base, record none",
     )
     parser.add_argument(
         "--alpha",
@@ -89,30 +88,48 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _base_name(given: epath.Path | None, run: Run | None, trained: TrainedWeights) -> str:
-    """The name or folder of the language model, for PEFT to load it by; "" where nobody knows it."""
-    if given is None:
-        base = run.config.weights.base if run else ""
-        return read_manifest(base)["source"] if base and is_base_checkpoint(base) else trained.base
-    if is_base_checkpoint(given):
-        raise UserError(f"--base: PEFT cannot load a base checkpoint: {given}; give the model that it was made of")
-    return os.fspath(as_path(given) if given.exists() else given)
+def _with_base(trained: TrainedWeights, arguments: argparse.Namespace) -> TrainedWeights:
+    """The trained weights with the name and the identity of their language model as they are to be recorded.
+
+    Raises:
+        UserError: the language model that is given is another than they were trained on, or PEFT cannot load it.
+    """
+    base, known = arguments.base, UNKNOWN if arguments.any_base else trained.base_identity
+    if base is None:
+        name = "" if arguments.any_base else _name_for_peft(trained.base)
+        return dataclasses.replace(trained, base=name, base_identity=known)
+    if base.exists() and (known or arguments.to == "peft"):
+        found = identify_model(base)
+        if known:
+            trained.check_base(base, found)
+        known = known or found
+    name = _name_for_peft(base)
+    if arguments.to == "peft" and not name:
+        raise UserError(f"--base: PEFT cannot load a base checkpoint: {base}; give the model that it was made of")
+    return dataclasses.replace(trained, base=name, base_identity=known)
 
 
-def _write(
-    arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray], base: str
-) -> list[str]:
-    output = arguments.output
+def _name_for_peft(base: PathLike) -> str:
+    """The name or folder by which PEFT loads a language model, for a base checkpoint that of the model it was made of;
+    "" where nobody knows it."""
+    if base and is_base_checkpoint(base):
+        manifest = read_manifest(base)
+        return manifest["source"] if manifest.get("origin") else ""
+    return os.fspath(as_path(base) if base and as_path(base).exists() else base)
+
+
+def _write(arguments: argparse.Namespace, trained: TrainedWeights, tensors: dict[str, np.ndarray]) -> list[str]:
+    output, recorded = arguments.output, {"base": trained.base, "base_identity": trained.base_identity}
     if arguments.to == "pth":
         name = trained.adapter_name if arguments.adapter_name is None else arguments.adapter_name
-        written = write_pth(output, tensors, adapter_name=name)
+        written = write_pth(output, tensors, adapter_name=name, **recorded)
         alpha = trained.lora.alpha
         unusual = f", to be read with alpha {alpha:g}, which it does not record" if alpha != LoRAConfig().alpha else ""
         return [f"{output}: {len(written)} tensors{unusual}"]
     with atomic_folder(output) as folder:
         if arguments.to == "peft":
-            written = write_folder(folder, tensors, trained.lora, base=base, adapter_name=trained.adapter_name)
-            of = f" of {base}" if base else ""
+            written = write_folder(folder, tensors, trained.lora, adapter_name=trained.adapter_name, **recorded)
+            of = f" of {trained.base}" if trained.base else ""
             return [f"{output}: a PEFT adapter{of} and the projectors, {len(written)} tensors"]
         is_base = is_base_checkpoint(arguments.base)
         kernel_dtype = read_manifest(arguments.base)["llama"].kernel_dtype if is_base else arguments.dtype

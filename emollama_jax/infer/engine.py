@@ -33,7 +33,6 @@ from emollama_jax.infer.identity import identity_of
 from emollama_jax.infer.inputs import Item, ItemRead, VideoClips
 from emollama_jax.infer.loading import (
     INPUTS,
-    check_base_model,
     check_image_file,
     choose_frame_rule,
     load_clip_encoders,
@@ -137,9 +136,9 @@ class Engine:
                 `config.weights`. "" leaves MAE, VideoMAE or HuBERT out: clips then have none of its features.
             inputs: what clips are, which decides the encoders that are loaded: `videos` needs all, `frames` (records
                 that hold frames) EVA-ViT alone, `image_tokens` none.
-            random_encoders: untrained encoders of the sizes in the experiment in place of files, for trials.
-            any_encoders, any_base, any_labels: take a run's weights with encoders, with a language model or for labels
-                that it was not trained with.
+            random_encoders: untrained encoders in place of files, for trials: see `features.encoders.random_encoders`.
+            any_encoders, any_base, any_labels: take trained weights with encoders, with a language model or for labels
+                that they were not trained with.
             modalities, orders: see `Engine`.
             frame_rule: first, middle, peak or a frame's number from 0; default: the rule of the run's training data.
             subtitle_sources: where the words of a video without a subtitle are looked for, in this order: any of
@@ -199,8 +198,6 @@ class Engine:
                     workers=workers,
                 )
                 make_videos()  # checks the rule and the sources
-            if run and not any_base:
-                check_base_model(base, run)
             model, tokenizer = load_model(
                 config,
                 trained=run or trained or None,
@@ -208,6 +205,7 @@ class Engine:
                 image_encoder=image_encoder,
                 eva_vit=clip_encoders and clip_encoders.eva_vit,
                 checked=checked,
+                any_base=any_base,
                 mesh=mesh,
             )
         if run and not any_labels:

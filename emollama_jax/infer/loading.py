@@ -21,6 +21,7 @@ from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.model_identity import identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer
+from emollama_jax.weights.trained import open_trained
 
 INPUTS = ("videos", "frames", "image_tokens")
 
@@ -49,18 +50,6 @@ def make_config_mesh(config: Config) -> Mesh | None:
     return make_mesh(sizes, jax.devices()[:count] if count > 0 else None)
 
 
-def check_base_model(base: PathLike, run: Run) -> None:
-    """Check that the language model is the one that the run was trained on.
-
-    Raises:
-        StartError: there is none, or it is damaged.
-        UserError: it is another.
-    """
-    with starting():
-        found = identify_model(base)
-    run.check_base(base, found)
-
-
 def check_image_file(image_encoder: Mapping[str, PathLike | None], checked: Run | None) -> None:
     """Check the file of EVA-ViT before anything large is read.
 
@@ -86,7 +75,7 @@ def load_clip_encoders(
 
     Args:
         files: by encoder; "" or a missing name leaves the encoder out, and clips have none of its features.
-        use_random: untrained encoders of the sizes in the experiment, in place of files.
+        use_random: untrained encoders in place of files: see `random_encoders`.
         eva_vit: with `use_random`, whether EVA-ViT is among them.
 
     Raises:
@@ -110,6 +99,7 @@ def load_model(
     image_encoder: Mapping[str, PathLike],
     eva_vit: EvaVit | None,
     checked: Run | None,
+    any_base: bool,
     mesh: Mesh | None,
 ) -> tuple[EmotionLlama, Tokenizer]:
     """Load the model and its tokenizer.
@@ -118,13 +108,22 @@ def load_model(
         image_encoder: the files `eva_vit` and `ln_vision`, where EVA-ViT comes from files.
         eva_vit: EVA-ViT, where it does not.
         checked: a run whose image tokens have to come from this EVA-ViT.
+        any_base: whether the language model may be another than the one that `trained` was trained on.
 
     Raises:
         StartError: the model cannot be loaded.
-        UserError: it is another EVA-ViT.
+        UserError: it is another EVA-ViT, or another language model.
     """
+    weights = None
     with starting():
-        weights = trained.trained_weights() if isinstance(trained, Run) else trained
+        if isinstance(trained, Run):
+            weights = trained.trained_weights()
+        elif trained:
+            weights = open_trained(trained, alpha=config.lora.alpha, num_layers=config.llama.num_layers)
+        found = identify_model(base) if weights and weights.base_identity and not any_base else None
+    if found:
+        weights.check_base(base, found)
+    with starting():
         model, _ = load_emotion_llama(base, config, trained=weights, mesh=mesh, **image_encoder)
         tokenizer = load_base_tokenizer(base, config.llama.vocab_size)
     if eva_vit is not None:

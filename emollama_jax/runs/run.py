@@ -159,7 +159,13 @@ class Run:
         """Reads all that `load_emotion_llama` and an export need."""
         lora = dataclasses.replace(self.config.lora, targets=tuple(sorted(self.config.lora.targets)))
         return TrainedWeights.from_values(
-            self.path, self.values(), self.carried(), lora=lora, adapter_name=self.adapter_name
+            self.path,
+            self.values(),
+            self.carried(),
+            lora=lora,
+            adapter_name=self.adapter_name,
+            base=self.config.weights.base,
+            base_identity=self.provenance.base,
         )
 
     def check_resume(self, now: Mapping[str, Any]) -> None:
@@ -189,29 +195,6 @@ class Run:
             before = known.get(name, now)
             if before != now and is_file_fingerprint(before) == is_file_fingerprint(now):
                 self._refuse_encoder(name, before, now, otherwise)
-
-    def check_base(
-        self,
-        base: epath.PathLike,
-        found: ModelIdentity,
-        *,
-        otherwise: str = "put the adapters on this one all the same with --any-base",
-    ) -> None:
-        """Checks that a language model is the one that the run was trained on, as far as that is known.
-
-        Args:
-            base: its file or folder, for the message.
-            found: the `identify_model` of `base`.
-            otherwise: what else the user can do.
-
-        Raises:
-            UserError: it is another.
-        """
-        if not self.provenance.base.may_be(found):
-            raise UserError(
-                f"{self.path} was trained on the language model {self.config.weights.base}, and {base} is another, by "
-                f"its fingerprint; give that one (--base), or {otherwise}"
-            )
 
     def check_labels(self, labels: Collection[str]) -> None:
         """Checks that these are the labels that the run was trained on, in any order. Raises UserError."""

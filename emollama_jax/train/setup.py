@@ -120,15 +120,19 @@ def check_paths(config: Config) -> None:
 def _open_trained(
     config: Config, encoders: Mapping[str, str], base: ModelIdentity, log: Callable[[str], None]
 ) -> TrainedWeights | None:
-    """Opens `weights.trained`, once. Raises UserError when it is a run with another base or features of other
+    """Opens `weights.trained`, once. Raises UserError when it is of another base, or a run with features of other
     encoders."""
     path = config.weights.trained
+    if not path:
+        return None
     if run := Run.find(path, log):
         run.check_encoders(encoders, otherwise="begin without weights.trained")
-        otherwise = f"begin with its exported weights (emollama export {path} FOLDER --to peft)"
-        run.check_base(config.weights.base, base, otherwise=otherwise)
-        return run.trained_weights()
-    return open_trained(path, alpha=config.lora.alpha, num_layers=config.llama.num_layers) if path else None
+        trained = run.trained_weights()
+    else:
+        trained = open_trained(path, alpha=config.lora.alpha, num_layers=config.llama.num_layers)
+    otherwise = f"begin with weights that name no base (emollama export {path} FOLDER --to peft --any-base)"
+    trained.check_base(config.weights.base, base, otherwise=otherwise)
+    return trained
 
 
 def _load_model(

@@ -12,6 +12,7 @@ from flax import nnx
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
+from emollama_jax.io.json_files import read_json_object
 from emollama_jax.io.paths import PathLike, as_path, is_file
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
@@ -25,6 +26,7 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
+from emollama_jax.weights.model_identity import UNKNOWN, ModelIdentity
 from emollama_jax.weights.peft_settings import CONFIG, MERGE, AdapterSettings, read_settings
 from emollama_jax.weights.safetensors_files import save_safetensors
 from emollama_jax.weights.sources import ADAPTER_FILES, open_source
@@ -195,6 +197,15 @@ def adapter_config(folder: PathLike, num_layers: int | None = None) -> LoRAConfi
     return lora
 
 
+def adapter_base(folder: PathLike) -> tuple[str, ModelIdentity]:
+    """The language model that the adapters of a PEFT folder were trained on, as far as that is recorded: its name or
+    path, "" where there is none, and which it is."""
+    folder = find_adapter(folder)
+    with open_source(folder, ADAPTER_FILES) as source:
+        identity = ModelIdentity.from_metadata(source.extra)
+    return str(read_json_object(folder / CONFIG).get("base_model_name_or_path") or ""), identity
+
+
 def load_adapter(model: nnx.Module, folder: PathLike) -> LoadReport:
     """Reads the adapters in `folder` into the model's own, in place.
 
@@ -243,9 +254,20 @@ def save_adapter(folder: Path, model: nnx.Module, *, base: str = "") -> None:
     write_adapter(folder, dict(export(model, adapter_table(targets))), lora, base=base)
 
 
-def write_adapter(folder: Path, tensors: dict[str, np.ndarray], lora: LoRAConfig, *, base: str = "") -> None:
-    """Writes adapters under PEFT's names into an existing folder, with their settings."""
-    save_safetensors(folder / "adapter_model.safetensors", tensors)
+def write_adapter(
+    folder: Path,
+    tensors: dict[str, np.ndarray],
+    lora: LoRAConfig,
+    *,
+    base: str = "",
+    base_identity: ModelIdentity = UNKNOWN,
+) -> None:
+    """Writes adapters under PEFT's names into an existing folder, with their settings.
+
+    Which language model they belong to is in the metadata of the tensors' file: older versions of PEFT refuse settings
+    that they do not know.
+    """
+    save_safetensors(folder / "adapter_model.safetensors", tensors, **base_identity.as_metadata())
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

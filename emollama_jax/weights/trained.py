@@ -14,20 +14,27 @@ tensors, but carry them along, so that what is written again has every name the 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from etils import epath
 from flax import nnx
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.json_files import read_json_object
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_adapter
 from emollama_jax.weights.engine import LoadReport, Rule, Table, param_values
-from emollama_jax.weights.peft import adapter_table, check_adapters, find_adapter, load_into, open_adapter
-from emollama_jax.weights.peft_settings import CONFIG
+from emollama_jax.weights.model_identity import ANY_BASE, UNKNOWN, ModelIdentity, check_base
+from emollama_jax.weights.peft import (
+    adapter_base,
+    adapter_table,
+    check_adapters,
+    find_adapter,
+    load_into,
+    open_adapter,
+)
 from emollama_jax.weights.sources import open_source
 from emollama_jax.weights.tensors import StoredTensor, WeightSource
 from emollama_jax.weights.vit import linear_rules
@@ -57,6 +64,7 @@ class TrainedWeights:
         dropped: names in the file that are no weights of the model: the optimiser's.
         by_path: whether the tensors are named by parameter path.
         base: the name or folder of the language model that they were trained on; "" where that is not recorded.
+        base_identity: which it is, as far as that is recorded.
     """
 
     source: WeightSource
@@ -65,6 +73,7 @@ class TrainedWeights:
     dropped: tuple[str, ...] = ()
     by_path: bool = False
     base: str = ""
+    base_identity: ModelIdentity = UNKNOWN
 
     @classmethod
     def from_values(
@@ -74,19 +83,28 @@ class TrainedWeights:
         carried: Mapping[str, np.ndarray],
         *,
         lora: LoRAConfig,
-        adapter_name: str = "",
+        **recorded: Any,
     ) -> "TrainedWeights":
         """Makes them of arrays by parameter path, and tensors that are carried along under their own names.
 
         Args:
             path: where they are from, for messages.
+            recorded: `adapter_name`, `base`, `base_identity`.
         """
-        return cls(_array_source(path, {**values, **carried}), lora, adapter_name, by_path=True)
+        return cls(_array_source(path, {**values, **carried}), lora, by_path=True, **recorded)
 
     @property
     def path(self) -> epath.Path:
         """The file or folder that was opened."""
         return self.source.path
+
+    def check_base(self, base: PathLike, found: ModelIdentity, *, otherwise: str = ANY_BASE) -> None:
+        """Checks that the language model `base`, which is `found`, is the one that they were trained on.
+
+        Raises:
+            UserError: it is another.
+        """
+        check_base(self.path, self.base_identity, self.base, base, found, otherwise=otherwise)
 
     def carried(self) -> dict[str, np.ndarray]:
         """Reads the tensors that we do not use but keep."""
@@ -164,7 +182,8 @@ def open_trained(path: PathLike, *, alpha: float | None = None, num_layers: int 
     lora = LoRAConfig(
         rank=ranks.pop(), alpha=alpha or LoRAConfig().alpha, targets=tuple(sorted({match[2] for match in found}))
     )
-    return TrainedWeights(source, lora, adapter_name, source.outside)
+    base, identity = str(source.extra.get("base", "")), ModelIdentity.from_metadata(source.extra)
+    return TrainedWeights(source, lora, adapter_name, source.outside, base=base, base_identity=identity)
 
 
 def _open_folder(folder: epath.Path, num_layers: int | None) -> TrainedWeights:
@@ -178,8 +197,9 @@ def _open_folder(folder: epath.Path, num_layers: int | None) -> TrainedWeights:
     tensors |= {name: projectors.stored(name) for name in projectors.names()}
     source = source.with_tensors(tensors)
     _check_names(source)
-    base = read_json_object(find_adapter(folder) / CONFIG).get("base_model_name_or_path") or ""
-    return TrainedWeights(source, lora, projectors.extra.get("adapter_name", ""), base=str(base))
+    base, identity = adapter_base(folder)
+    adapter_name = projectors.extra.get("adapter_name", "")
+    return TrainedWeights(source, lora, adapter_name, base=base, base_identity=identity)
 
 
 def _check_names(source: WeightSource) -> None:

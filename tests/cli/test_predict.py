@@ -142,6 +142,12 @@ def test_another_base_or_other_labels_than_the_run_was_trained_on_are_refused(ru
     out = str(tmp_path / "hf")
     assert cli.main(["export", str(trained), out, "--to=hf", f"--base={inputs / 'base'}"]) == 2
     assert "--any-base" in capsys.readouterr().err
+    peft = tmp_path / "peft"
+    assert cli.main(["export", str(trained), str(peft), "--to=peft"]) == 0
+    capsys.readouterr()
+    exported = [f"{inputs}/clips:held", "--trained", peft, *TINY, "--config.lora.rank=8", "--base", inputs / "base"]
+    assert predict(*exported) == 2
+    assert f"{peft} was trained on the language model" in capsys.readouterr().err
     argv.append("--any-base")
     assert predict(*argv, "--config.prompt.labels=happy,calm") == 2
     error = capsys.readouterr().err

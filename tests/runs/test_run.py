@@ -26,7 +26,7 @@ from emollama_jax.runs.run import Run
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.step import init_state
 from emollama_jax.weights.engine import param_values
-from emollama_jax.weights.model_identity import ModelIdentity
+from emollama_jax.weights.model_identity import ModelIdentity, check_base
 from emollama_jax.weights.trained import load_trained
 from tests.train.runs import write_meta
 
@@ -257,13 +257,14 @@ def test_the_encoder_of_frames_is_that_of_the_image_tokens_or_of_the_frames(tmp_
 
 
 def test_the_language_model_is_the_one_that_was_learnt_on(tmp_path):
+    check = lambda run, *found: check_base(run.path, run.provenance.base, "llama", "base", ModelIdentity(*found))
     run = Run.open(write_meta(tmp_path, base="sha256:a", base_origin="sha256:files"))
     for found in (("sha256:a", ""), ("sha256:int8", "sha256:files"), ("", "sha256:files"), ("", "")):
-        run.check_base("base", ModelIdentity(*found))
+        check(run, *found)
     for found in (("sha256:b", ""), ("sha256:b", "sha256:others"), ("", "sha256:others")):
-        with pytest.raises(UserError, match="was trained on the language model .*, and base is another, .*--any-base"):
-            run.check_base("base", ModelIdentity(*found))
-    Run.open(write_meta(tmp_path / "old")).check_base("base", ModelIdentity("sha256:b", "sha256:others"))
+        with pytest.raises(UserError, match="trained on the language model llama, and base is another, .*--any-base"):
+            check(run, *found)
+    check(Run.open(write_meta(tmp_path / "old")), "sha256:b", "sha256:others")
 
 
 def test_the_labels_are_those_that_were_learnt(tmp_path):

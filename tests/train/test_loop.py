@@ -22,8 +22,10 @@ from emollama_jax.train import loop, setup
 from emollama_jax.train.loop import End, train
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.model_identity import ModelIdentity, identify_model
 from emollama_jax.weights.pretrained import load_llama
 from emollama_jax.weights.trained import open_trained
+from emollama_jax.weights.trained_export import write_folder
 from tests.data.prepared import random_record, write_data
 from tests.train.runs import ROOT, arguments, config_of, final_state, lines, make_inputs, seal, trace
 
@@ -200,6 +202,20 @@ def test_features_of_other_encoders_are_refused(inputs, done, tmp_path):
         train(config_of(inputs, tmp_path / "mixed", **MESH, train__validation=f"{data}:held"))
 
 
+def test_adapters_of_another_language_model_are_refused(inputs, tmp_path):
+    pytest.importorskip("torch")
+    trained, adapter = open_trained(PTH), tmp_path / "adapter"
+    adapter.mkdir()
+    known = ModelIdentity("sha256:another", "sha256:files")
+    write_folder(adapter, trained.reference_tensors(), trained.lora, base="a/name", base_identity=known)
+    said = r"trained on the language model a/name, and .*base is another, .*emollama export .*--to peft --any-base"
+    with pytest.raises(UserError, match=said):
+        train(config_of(inputs, tmp_path / "run", **MESH, weights__trained=adapter))
+    assert cli.main(["export", str(adapter), str(tmp_path / "free"), "--to", "peft", "--any-base"]) == 0
+    with pytest.raises(UserError, match="with scale 2, the model's"):  # the next thing that is looked at
+        train(config_of(inputs, tmp_path / "run", **MESH, weights__trained=tmp_path / "free", lora__alpha=32))
+
+
 def test_what_changes_no_step_may_change(inputs, done):
     """The run is done: nothing is trained."""
     before = trace(done[0])
@@ -348,6 +364,7 @@ def test_from_a_reference_checkpoint_and_back(inputs, tmp_path, monkeypatch):
     base = str(inputs / "base")
     assert cli.main(["export", str(workdir), str(tmp_path / "hf"), "--to", "hf", "--base", base]) == 0
     assert (tmp_path / "hf/config.json").is_file()
+    assert (peft.base, peft.base_identity) == (str(ROOT / "tests/data/reference_tiny/llama"), identify_model(base))
 
 
 @pytest.mark.slow

@@ -17,12 +17,15 @@ from emollama_jax.config import load_config
 from emollama_jax.models.emotion_llama import PROJECTORS, EmotionLlama, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh
+from emollama_jax.weights.base_checkpoint import read_manifest
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
+from emollama_jax.weights.model_identity import ModelIdentity, identify_model
 from emollama_jax.weights.trained import PROJECTOR_NAMES, load_trained, open_trained
-from emollama_jax.weights.trained_export import write_folder, write_pth
+from emollama_jax.weights.trained_export import write_folder as write_trained
+from emollama_jax.weights.trained_export import write_pth
 from tests.weights.exported import trained_tensors
-from tests.weights.tiny import assert_bit_equal, assert_close, user_error
+from tests.weights.tiny import assert_bit_equal, assert_close, random_weights, user_error, write_folder
 
 torch = pytest.importorskip("torch")
 
@@ -94,7 +97,7 @@ def test_through_the_model_too(tmp_path, model, theirs):
     write_pth(tmp_path / "out.pth", trained_tensors(model) | carried)
     assert_bit_equal(contents(tmp_path / "out.pth"), theirs)
     (tmp_path / "folder").mkdir()
-    write_folder(tmp_path / "folder", trained_tensors(model) | carried, CONFIG.lora)
+    write_trained(tmp_path / "folder", trained_tensors(model) | carried, CONFIG.lora)
     again, _ = load_emotion_llama(DATA / "llama", CONFIG, trained=tmp_path / "folder")
     assert_bit_equal(param_values(nnx.state(again)), param_values(nnx.state(model)))
 
@@ -329,7 +332,7 @@ def test_existing_outputs_are_left_alone(capsys, tmp_path):
 def test_a_folder_of_peft_records_the_settings(tmp_path, theirs):
     trained = open_trained(CHECKPOINT, alpha=32.0)
     (tmp_path / "a").mkdir()
-    write_folder(tmp_path / "a", trained.reference_tensors(), trained.lora, base="weights/llama2")
+    write_trained(tmp_path / "a", trained.reference_tensors(), trained.lora, base="weights/llama2")
     settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (8, 32.0, "weights/llama2")
     assert open_trained(tmp_path / "a").lora == trained.lora
@@ -344,6 +347,47 @@ def test_peft_finds_the_base_of_an_export(capsys, tmp_path, theirs):
     np.testing.assert_array_equal(loaded[f"{name}.default.weight"].float(), theirs[f"llama_model.{name}.weight"])
     assert f"of {DATA / 'llama'}" in export(capsys, tmp_path / "a", tmp_path / "b", "--to", "peft")
     assert "of a/name and" in export(capsys, tmp_path / "a", tmp_path / "c", "--to", "peft", "--base", "a/name")
+
+
+def test_an_export_goes_on_the_language_model_that_it_is_of(capsys, tmp_path):
+    """In every form that is read again: to be exported or added to a model; until it is told to name none."""
+    other = write_folder(tmp_path / "other", CONFIG.llama, random_weights(CONFIG.llama, seed=1))
+    peft, pth = tmp_path / "peft", tmp_path / "x.pth"
+    export(capsys, CHECKPOINT, peft, "--to", "peft", "--base", DATA / "llama")
+    export(capsys, peft, pth, "--to", "pth")
+    export(capsys, pth, tmp_path / "again", "--to", "peft")
+    known = identify_model(DATA / "llama")
+    for form in (peft, pth, tmp_path / "again"):
+        trained = open_trained(form)
+        assert (trained.base, trained.base_identity) == (str(DATA / "llama"), known) and known
+        said = refused(capsys, form, tmp_path / "out", "--to", "hf", "--base", other)
+        assert f"{form} was trained on the language model {DATA / 'llama'}, and {other} is another" in said
+        assert "--any-base" in said
+    assert "is another" in refused(capsys, peft, tmp_path / "out", "--to", "peft", "--base", other)
+    export(capsys, peft, tmp_path / "moved", "--to", "peft", "--base", other, "--any-base")
+    assert open_trained(tmp_path / "moved").base_identity == identify_model(other)
+    convert = ["convert", str(other), str(tmp_path / "merged"), "--adapter", str(peft)]
+    assert cli.main(convert) == 2
+    assert "is another" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert cli.main([*convert, "--any-base"]) == 0
+    assert read_manifest(tmp_path / "merged")["origin"] == ""
+    export(capsys, peft, tmp_path / "free", "--to", "peft", "--any-base")
+    free = open_trained(tmp_path / "free")
+    assert (free.base, free.base_identity) == ("", ModelIdentity())
+
+
+def test_the_export_of_a_run_names_the_model_that_its_base_was_made_of(capsys, tmp_path):
+    """By the path that PEFT loads it from; not where an adapter was added to it."""
+    base, merged, peft = tmp_path / "base", tmp_path / "merged", tmp_path / "peft"
+    assert cli.main(["convert", str(DATA / "llama"), str(base)]) == 0
+    capsys.readouterr()
+    export(capsys, CHECKPOINT, peft, "--to", "peft", "--base", base)
+    trained = open_trained(peft)
+    assert (trained.base, trained.base_identity) == (str(DATA / "llama"), identify_model(base))
+    assert cli.main(["convert", str(DATA / "llama"), str(merged), "--adapter", str(peft)]) == 0
+    capsys.readouterr()
+    said = refused(capsys, CHECKPOINT, tmp_path / "out", "--to", "peft", "--base", merged)
+    assert "PEFT cannot load a base checkpoint" in said
 
 
 def test_trained_weights_go_into_any_model_that_has_their_adapters(theirs):
