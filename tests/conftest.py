@@ -35,12 +35,42 @@ if importlib.util.find_spec("beartype"):
     install_import_hook("emollama_jax", "beartype.beartype")
 
 from emollama_jax.io.wheel_files import NotAvailable, take_out
-from tests.left_out import left_out
+from tests.left_out import left_out, slow_first
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts slow tests first, so that no process is left with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Has slow tests begin early in every process."""
+    slow: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = slow_first(list(slow.values()), quick, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+NOT_SELECTED = pytest.StashKey[tuple[int, int]]()
+"""Tests that were not selected: slow ones that only -m left out, and all others."""
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    config = items[0].config
+    by_mark = config.option.markexpr == "not slow"
+    found = sum(by_mark and item.get_closest_marker("slow") is not None for item in items)
+    slow, others = config.stash.get(NOT_SELECTED, (0, 0))
+    config.stash[NOT_SELECTED] = (slow + found, others + len(items) - found)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_selected"] = session.config.stash.get(NOT_SELECTED, (0, 0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """Every process of xdist selects the same tests."""
+    if counts := getattr(node, "workeroutput", {}).get("not_selected"):
+        node.config.stash[NOT_SELECTED] = counts
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -50,8 +80,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         skipped = [
             report.longrepr[2] for report in reporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)
         ]
-        slow = config.option.markexpr == "not slow"
-        if line := left_out(skipped, slow=slow):
+        slow, others = config.stash.get(NOT_SELECTED, (0, 0))
+        if line := left_out(skipped, slow=slow, others=others):
             reporter.write_line(line)
 
 
