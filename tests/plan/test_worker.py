@@ -94,7 +94,6 @@ def test_between_slices_go_gradients_alone(shared):
     assert not shared.moved(crosses=True)
 
 
-@pytest.mark.slow
 def test_what_does_not_fit_says_what_it_needs():
     config = small(data={"batch_rows": 65536}, llama={"remat": "none"})
     step = compiled(config, "v5e-1")

@@ -1,5 +1,7 @@
 """Whole runs in this process, on the eight virtual devices."""
 
+import json
+import sys
 from pathlib import Path
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from emollama_jax import cli
 from emollama_jax.config import Config, TrainConfig, load_config
@@ -27,7 +30,19 @@ from emollama_jax.weights.pretrained import load_llama
 from emollama_jax.weights.trained import open_trained
 from emollama_jax.weights.trained_export import write_folder
 from tests.data.prepared import random_record, write_data
-from tests.train.runs import ROOT, arguments, config_of, final_state, lines, make_inputs, seal, trace
+from tests.train.runs import (
+    ROOT,
+    arguments,
+    config_of,
+    environment,
+    final_state,
+    finish,
+    lines,
+    make_inputs,
+    seal,
+    spawn,
+    trace,
+)
 
 MESH = {"mesh__data": 4, "mesh__fsdp": 2}
 PTH = ROOT / "tests/data/reference_tiny/checkpoint_0.pth"
@@ -103,6 +118,36 @@ def test_only_what_is_trained_is_kept_and_changes(inputs, done):
     sizes = lambda prefix: {n.removeprefix(prefix): v.shape for n, v in state.items() if n.startswith(prefix)}
     assert sizes("opt_state.0.mu.") == sizes("opt_state.0.nu.") == sizes("trainable.")
     assert len(state) == 3 * len(trained) + 3 and state["step"] == state["opt_state.0.count"] == 4
+
+
+@pytest.mark.slow
+def test_where_float64_is_the_default_of_jax_a_run_and_its_exports_are_the_same(inputs, done, tmp_path):
+    """JAX_ENABLE_X64: the same batches and losses, and float32 throughout. XLA rounds differently then, and AdamW's first
+    updates are of the size of the learning rate, 1e-2, however small a gradient: values differ by less than 1e-2 of it.
+    """
+    exports = lambda run, out: [
+        ["export", str(run), str(out / "peft"), "--to", "peft"],
+        ["export", str(run), str(out / "hf"), "--to", "hf", "--base", str(inputs / "base"), "--dtype", "float32"],
+    ]
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    verbs = [["train", *arguments(inputs, theirs / "run", **MESH)], *exports(theirs / "run", theirs)]
+    code = "import json, sys; from emollama_jax import cli; sys.exit(any(map(cli.main, json.loads(sys.argv[1]))))"
+    child = spawn([sys.executable, "-c", code, json.dumps(verbs)], environment(8) | {"JAX_ENABLE_X64": "1"})
+    assert not any(map(cli.main, exports(done[0], ours)))
+    finish(child, 0)
+    others = {line["step"]: line for line in lines(theirs / "run")}
+    for line in lines(done[0]):
+        if "batch" in line:
+            assert line["batch"] == others[line["step"]]["batch"]
+            assert line["loss"] == pytest.approx(others[line["step"]]["loss"], rel=1e-5)
+    files = [file.relative_to(ours) for file in ours.rglob("*.safetensors")]
+    assert len(files) == 4
+    pairs = [(load_file(ours / file), load_file(theirs / file)) for file in files]
+    for one, other in ((final_state(done[0]), final_state(theirs / "run")), *pairs):
+        assert {n: x.dtype for n, x in one.items()} == {n: x.dtype for n, x in other.items()}
+        assert {x.dtype for x in one.values()} <= {np.dtype("float32"), np.dtype("int32")}
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 def first_state(monkeypatch, config):
