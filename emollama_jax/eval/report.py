@@ -10,6 +10,7 @@ from absl import logging
 from emollama_jax.eval.benchmarks import Evaluation, Published
 from emollama_jax.io.atomic import write_bytes, write_json, write_text
 from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.text.fonts import DEFAULT_FONT, find_fonts
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -23,7 +24,6 @@ HEADINGS = {
     "war": "WAR",
 }
 OURS = "emollama_jax"
-DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -137,19 +137,6 @@ def plot_confusion(evaluation: Evaluation, file: PathLike) -> None:
         figure.colorbar(image, label="share of the true label", shrink=0.8)
         figure.savefig(picture, format="png")
     write_bytes(file, picture.getvalue())
-
-
-def find_fonts(text: str) -> list[str] | None:
-    """Find installed fonts that draw a text together, the default one first; None where none does."""
-    from matplotlib import font_manager
-
-    missing = lambda path, wanted: {c for c in wanted if not font_manager.get_font(path).get_char_index(ord(c))}
-    left = missing(font_manager.findfont(DEFAULT_FONT), set(text))
-    if not left:
-        return [DEFAULT_FONT]
-    others = sorted((font.name, font.fname) for font in font_manager.fontManager.ttflist)
-    fits = (name for name, path in others if not name.startswith("Last Resort") and not missing(path, left))
-    return [DEFAULT_FONT, found] if (found := next(fits, None)) else None
 
 
 def save(evaluation: Evaluation, folder: PathLike) -> None:

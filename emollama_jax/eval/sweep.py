@@ -108,7 +108,8 @@ def evaluate_records(
         by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
         predictions = [_scored(*pair, benchmark.labels) for pair in zip(found, emotions, strict=True)]
     else:
-        questions = [request("emotion", emotion_question(order)) for order in label_orders(benchmark.labels, orders)]
+        asked = (emotion_question(order, prompt.emotion_question) for order in label_orders(benchmark.labels, orders))
+        questions = [request("emotion", question) for question in asked]
         texts = [answers(question) for question in questions]
         by_order = [[parse_label(one.answer, benchmark.labels) for one in of_order] for of_order in texts]
         predictions = [

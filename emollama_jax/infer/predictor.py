@@ -230,7 +230,7 @@ def task_questions(config: PromptConfig, task: str = "emotion", questions: Seque
     if questions:
         return tuple(questions)
     if task == "emotion":
-        return (request(task, emotion_question(config.labels)),)
+        return (request(task, emotion_question(config.labels, config.emotion_question)),)
     return (request(task, (config.questions or QUESTION_SETS[config.question_set])[0]),)
 
 

@@ -143,7 +143,9 @@ class LabelScorer:
 
     def _ask(self, subtitle: str, has_feature: Sequence[bool], image_tokens: int) -> list[Sample]:
         """A clip's prompt under every order."""
-        turns = [Turn(request("emotion", emotion_question(order))) for order in self._orders]
+        turns = [
+            Turn(request("emotion", emotion_question(order, self._prompt.emotion_question))) for order in self._orders
+        ]
         settings = {"subtitle": subtitle, "has_feature": has_feature, "image_tokens": image_tokens}
         return [encode_turns(self._tokenizer, [turn], self._prompt, **settings) for turn in turns]
 

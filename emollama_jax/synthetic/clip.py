@@ -32,11 +32,11 @@ from emollama_jax.synthetic.voice import TONES, Tone, voice
 from emollama_jax.synthetic.words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
-VERSION = 2  # counted up when the same seed would give other clips
+VERSION = 3  # counted up when the same seed would give other clips or captions
 FPS = Fraction(25, 2)
 NUM_FRAMES = (22, 30)  # minimum and maximum of a clip
 UNCLEAR_SHARE = 0.1
-ASPECTS = ("look", "peak", "talk", "voice", "words", "caption")
+ASPECTS = ("look", "peak", "talk", "voice", "words")
 
 
 class Factors(NamedTuple):

@@ -21,10 +21,8 @@ from emollama_jax.synthetic.clip import (
     VERSION,
     ClipSpec,
     clip_look,
-    clip_rng,
     clip_sentence,
     clip_spec,
-    fitting_labels,
     peak_aus,
     render_clip,
 )
@@ -154,9 +152,7 @@ def describe(spec: ClipSpec, grain: str) -> dict[str, object]:
     if grain == "coarse":
         caption = {"caption": coarse_caption(seen, spec.factors.voice, said)}
     else:
-        fitting = [fitting_labels(factor, level) for factor, level in spec.factors._asdict().items()]
-        text = fine_caption(spec.factors, fitting, said, spec.label, clip_rng(spec, "caption"))
-        caption = {"smp_reason_caption": text}
+        caption = {"smp_reason_caption": fine_caption(*spec.factors, spec.label)}
     return {
         "AU_list": seen,
         "visual_prior_list": [AU_WORDS[au] for au in seen],

@@ -58,31 +58,33 @@ AU_WORDS = {
     "AU26": "the jaw dropped",
 }
 
-# How captions describe each level.
-FACES = {
-    "smile": "a smile that reaches the cheeks",
-    "drawn": "brows pulled up in the middle and a mouth that turns down",
-    "wide": "wide eyes under raised brows and an open mouth",
-    UNCLEAR: "a face that shows a little of everything",
-}
+# How coarse captions describe the levels of the voice.
 VOICES = {
     "lively": "a high, quick voice with many ups and downs",
     "hushed": "a low, slow and breathy voice, hardly above a whisper",
     "firm": "a loud, clear voice that falls towards the end",
     UNCLEAR: "a voice that is neither high nor low, loud nor soft",
 }
-WORDS = {
-    "outcome": "words about something that is settled and cannot be changed",
-    "news": "words that pass on what the speaker has only heard of",
-    "plan": "words about what somebody else is about to do",
-    UNCLEAR: "words that could go with any mood",
-}
 
-CONCLUSIONS = (
-    "Only one emotion goes with all of this: {label}",
-    "Taken together, the person must be feeling {label}",
-    "So what the person feels, or shows, comes down to {label}",
-)
+# How fine captions describe the levels of face, voice and words.
+FACE_CLUES = {
+    "smile": "The face smiles",
+    "drawn": "The brows are drawn up and the mouth turns down",
+    "wide": "The eyes are wide and the mouth is open",
+    UNCLEAR: "The face tells little",
+}
+VOICE_CLUES = {
+    "lively": "the voice is high and lively",
+    "hushed": "the voice is low and hushed",
+    "firm": "the voice is loud and firm",
+    UNCLEAR: "the voice tells little",
+}
+WORD_CLUES = {
+    "outcome": "the words tell how something ended",
+    "news": "the words pass on some news",
+    "plan": "the words are about a plan",
+    UNCLEAR: "the words tell little",
+}
 
 
 def sentence(level: str, rng: np.random.Generator) -> str:
@@ -97,25 +99,6 @@ def coarse_caption(aus: Sequence[str], voice: str, said: str) -> str:
     return f"The face shows {seen}. The person speaks in {VOICES[voice]}. The person says: {said}"
 
 
-def fine_caption(
-    factors: tuple[str, str, str], fitting: Sequence[Sequence[str]], said: str, label: str, rng: np.random.Generator
-) -> str:
-    """Describe face, voice and words with the labels that each fits, and conclude; the last word is the emotion.
-
-    Args:
-        factors: the levels of face, voice and words.
-        fitting: the labels that have each of these.
-        said: the spoken sentence.
-        label: the emotion.
-        rng: draws the wording of the conclusion.
-    """
-    clues = [FACES[factors[0]], VOICES[factors[1]], f'{WORDS[factors[2]]} ("{said}")']
-    parts = []
-    for subject, clue, level, labels in zip(("We see", "We hear", "There are"), clues, factors, fitting, strict=True):
-        leaves = "which says little" if level == UNCLEAR else f"which goes with {_either(labels)}"
-        parts.append(f"{subject} {clue}, {leaves}.")
-    return " ".join([*parts, CONCLUSIONS[rng.integers(len(CONCLUSIONS))].format(label=label) + "."])
-
-
-def _either(labels: Sequence[str]) -> str:
-    return f"{', '.join(labels[:-1])} or {labels[-1]}"
+def fine_caption(face: str, voice: str, words: str, label: str) -> str:
+    """Describe the levels of face, voice and words, and conclude, in one sentence; its last word is the emotion."""
+    return f"{FACE_CLUES[face]}, {VOICE_CLUES[voice]}, and {WORD_CLUES[words]}, so the emotion is {label}."

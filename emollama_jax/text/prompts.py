@@ -34,6 +34,8 @@ MISSING = ("zeros", "omit")
 TASKS = ("emotion", "reason", "reason_v2")  # a label, the coarse caption, the fine caption
 FEATURES = ("mae", "videomae", "hubert")
 
+EMOTION_QUESTION = "Please determine which emotion label in the video represents: {labels}."
+
 # What the reason tasks ask, one drawn for each sample.
 QUESTION_SETS = {
     "released": (
@@ -70,6 +72,8 @@ class PromptConfig:
     (the fine one)."""
     task_weights: tuple[float, ...] = field((), gt=0)
     """How often each task is drawn, relative to the others; none given is equally often."""
+    emotion_question: str = EMOTION_QUESTION
+    """The question of the emotion task; {labels} in it stands for the labels."""
     question_set: str = field("released", choices=tuple(QUESTION_SETS))
     """The questions of the reason tasks, one drawn for each sample: released or varied."""
     questions: tuple[str, ...] = ()
@@ -110,9 +114,9 @@ class Sample:
     """Which tokens are to be predicted: the answers and their ends."""
 
 
-def emotion_question(labels: Sequence[str]) -> str:
-    """The question of the emotion task."""
-    return f"Please determine which emotion label in the video represents: {', '.join(labels)}."
+def emotion_question(labels: Sequence[str], question: str = EMOTION_QUESTION) -> str:
+    """The question of the emotion task (`PromptConfig.emotion_question`), with these labels."""
+    return question.replace("{labels}", ", ".join(labels))
 
 
 def request(task: str, question: str) -> str:
@@ -130,7 +134,7 @@ def draw_request(config: PromptConfig, rng: np.random.Generator, tasks: Sequence
     total = sum(weights[task] for task in tasks)
     task = tasks[rng.choice(len(tasks), p=[weights[task] / total for task in tasks])]
     if task == "emotion":
-        return task, request(task, emotion_question(config.labels))
+        return task, request(task, emotion_question(config.labels, config.emotion_question))
     pool = config.questions or QUESTION_SETS[config.question_set]
     return task, request(task, pool[rng.integers(len(pool))])
 

@@ -87,11 +87,14 @@ def test_every_step_leaves_what_the_next_one_needs(folder, capsys):
     transcription = (folder / "synthetic/transcription.csv").read_text()
     assert f"{asked['name']},{asked['subtitle']}" in transcription.replace('"', "")
     assert answer["subtitle"] == asked["subtitle"]
-    for place in ("loss.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
+    for place in ("loss.png", "answer.png", "results/peak-AVT/confusion.png", "adapter/adapter_config.json"):
         assert (folder / place).is_file() and str(folder / place).removesuffix("/adapter_config.json") in shown
     assert json.loads((folder / "synthetic/synthetic.json").read_text())["people"] == quickstart.PEOPLE
     assert commands_of(shown) == ["extract", "train", "train", "evaluate", "predict", "export"]
     assert f"[{quickstart.STEPS}/{quickstart.STEPS}]" in shown
+    steps = shown[shown.index("| step | seconds | CPU seconds |") :].splitlines()[2 : 3 + quickstart.STEPS]
+    times = [[int(cell) for cell in line.split("|")[2:4]] for line in steps]
+    assert len(times) == quickstart.STEPS + 1 and all(seconds <= times[-1][0] for seconds, _ in times)
 
     (folder / "results/sweep.md").unlink()  # as if it had been stopped in the writing of results
     assert cli.main(["quickstart", "--out", str(folder), "--seed", "3"]) == 0

@@ -6,6 +6,7 @@ import pytest
 from emollama_jax.errors import UserError
 from emollama_jax.eval import report
 from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark, benchmark_of, evaluate
+from emollama_jax.text.fonts import find_fonts
 from emollama_jax.text.labels import DFEW
 
 TRUTH = [*["happy"] * 4, *["sad"] * 3, "fear"]
@@ -117,7 +118,7 @@ def test_labels_in_other_scripts_are_drawn_or_numbered(monkeypatch, tmp_path, ca
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self.axes[0]))
     own = Benchmark(name="own", labels=("开心", "tense"))
     evaluation = evaluate(own, ["开心", "tense"], ["开心", None])
-    assert report.find_fonts("ärgerlich, тревога") == ["DejaVu Sans"]
+    assert find_fonts("ärgerlich, тревога") == ["DejaVu Sans"]
     for fonts, written in ((None, ["label 1", "label 2"]), (["DejaVu Sans", "Noto Sans CJK SC"], ["开心", "tense"])):
         monkeypatch.setattr(report, "find_fonts", lambda text, fonts=fonts: fonts)
         report.plot_confusion(evaluation, tmp_path / "confusion.png")

@@ -62,7 +62,7 @@ def one_at_a_time(model, tokenizer, prompt, orders, labels, subtitles, soft, has
     for n, subtitle in enumerate(subtitles):
         has = (True, True, True) if has_feature is None else has_feature[n]
         for o, order in enumerate(orders):
-            turn = Turn(request("emotion", emotion_question(order)))
+            turn = Turn(request("emotion", emotion_question(order, prompt.emotion_question)))
             asked = encode_turns(
                 tokenizer, [turn], prompt, subtitle=subtitle, has_feature=has, image_tokens=IMAGE_TOKENS
             )
@@ -104,7 +104,7 @@ def test_as_one_label_at_a_time(model, tokenizer):
     ("prompt", "orders", "changes"),
     [
         (PromptConfig(labels=DFEW), 7, {}),
-        (PromptConfig(labels=MERR), 2, {"num_kv_heads": 6}),
+        (PromptConfig(labels=MERR, emotion_question="Which one, {labels}?"), 2, {"num_kv_heads": 6}),
         (PromptConfig(labels=MER2023, layout="reference"), 3, {"tie_embeddings": True, "scan_layers": False}),
         (PromptConfig(labels=("Not sure", "sad", "very sad")), 3, {"remat": "full", "kernel_dtype": "int8"}),
     ],

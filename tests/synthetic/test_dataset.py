@@ -32,7 +32,7 @@ from emollama_jax.synthetic.clip import (
 from emollama_jax.synthetic.dataset import make_dataset
 from emollama_jax.synthetic.face import EXPRESSIONS, SIZE, draw_face, motion
 from emollama_jax.synthetic.voice import LOUDEST
-from emollama_jax.synthetic.words import SENTENCES, UNCLEAR
+from emollama_jax.synthetic.words import FACE_CLUES, SENTENCES, UNCLEAR, VOICE_CLUES, WORD_CLUES
 from emollama_jax.text.answers import normalize_answer
 from emollama_jax.text.labels import MERR
 
@@ -357,17 +357,19 @@ def test_the_annotations_are_those_of_the_reference(made, grain, caption):
         assert 1 <= len(entry["peak_AU_list"]) <= 3 and entry["peak_AU_list"] == strongest[:3]
         assert len(entry["visual_prior_list"]) == len(entry["AU_list"])
         words = normalize_answer(entry[caption]).replace(",", "").split()
-        assert len(words) < 120 and set(normalize_answer(entry["text"]).replace(",", "").split()) <= set(words)
         if grain == "fine":
-            assert words[-1] == clip.label
+            assert len(words) < 30 and words[-1] == clip.label
+            clues = (FACE_CLUES[clip.factors.face], VOICE_CLUES[clip.factors.voice], WORD_CLUES[clip.factors.words])
+            assert all(clue in entry[caption] for clue in clues)
         else:
+            assert len(words) < 120 and set(normalize_answer(entry["text"]).replace(",", "").split()) <= set(words)
             assert not set(words) & set(MERR)
             assert all(seen in entry[caption] for seen in (*entry["visual_prior_list"], entry["audio_prior_list"]))
 
 
 def test_how_it_was_made_is_told(made):
     told = json.loads((made.root / "synthetic.json").read_text())
-    assert (told["version"], told["seed"], told["fps"], told["size"]) == (2, 0, FPS, SIZE)
+    assert (told["version"], told["seed"], told["fps"], told["size"]) == (3, 0, FPS, SIZE)
     assert list(told["clips"]) == [clip.name for clip in made.clips]
     for clip in made.clips:
         entry = told["clips"][clip.name]

@@ -205,6 +205,12 @@ def test_own_questions_take_the_place_of_a_set():
     assert draw_request(config, np.random.default_rng(0)) == ("reason", "[reason] What now?")
 
 
+@pytest.mark.parametrize(("question", "asked"), [("Which is it?", "Which is it?"), ("{labels}?{", "calm, tense?{")])
+def test_an_emotion_question_of_ones_own(question, asked):
+    config = PromptConfig(labels=("calm", "tense"), emotion_question=question)
+    assert draw_request(config, np.random.default_rng(0)) == ("emotion", f"[emotion] {asked}")
+
+
 def test_training_answers():
     assert training_answer("Sad. Very SAD!", PromptConfig(max_answer_words=2)) == "sad very"
 
@@ -244,6 +250,7 @@ CHANGES = {
     "labels": ("sad", "happy"),
     "tasks": ("reason",),
     "task_weights": (1.0, 0.001),
+    "emotion_question": "Which?",
     "question_set": "varied",
     "questions": ("Why?",),
     "missing": "omit",

@@ -122,8 +122,10 @@ def test_only_what_is_trained_is_kept_and_changes(inputs, done):
 
 @pytest.mark.slow
 def test_where_float64_is_the_default_of_jax_a_run_and_its_exports_are_the_same(inputs, done, tmp_path):
-    """JAX_ENABLE_X64: the same batches and losses, and float32 throughout. XLA rounds differently then, and AdamW's first
-    updates are of the size of the learning rate, 1e-2, however small a gradient: values differ by less than 1e-2 of it.
+    """JAX_ENABLE_X64: the same batches and losses, and float32 throughout.
+
+    XLA rounds differently then, and AdamW's first updates are of the size of the learning rate, 1e-2, however small a
+    gradient: values differ by less than 1e-2 of it.
     """
     exports = lambda run, out: [
         ["export", str(run), str(out / "peft"), "--to", "peft"],
