@@ -51,7 +51,7 @@ def get_config() -> Config:
             clips_per_row=3,
             batch_rows=1,
         ),
-        prompt=PromptConfig(tasks=("emotion",), questions=("What do face, voice and words show?",)),
+        prompt=PromptConfig(tasks=("emotion",)),
         weights=WeightsConfig(base="weights/smollm2"),
         train=TrainConfig(
             workdir="runs/stage1",

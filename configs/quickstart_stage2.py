@@ -18,7 +18,9 @@ def get_config() -> Config:
     stage1 = load_config("quickstart_stage1")
     return dataclasses.replace(
         stage1,
-        prompt=dataclasses.replace(stage1.prompt, tasks=("emotion", "reason_v2"), task_weights=(1.0, 1.0)),
+        prompt=dataclasses.replace(
+            stage1.prompt, tasks=("emotion", "reason_v2"), questions=("What do face, voice and words show?",)
+        ),
         weights=dataclasses.replace(stage1.weights, trained="runs/stage1"),
         train=dataclasses.replace(
             stage1.train,

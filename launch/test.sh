@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests in .venv, which it makes and keeps up to date:
-#   bash launch/test.sh                                # all but the slow ones, about ten minutes on two cores
+#   bash launch/test.sh                                # all but the slow ones
 #   bash launch/test.sh --all                          # all of them, then the smoke tests with Python 3.12
 #   bash launch/test.sh tests/test_config.py -k flags  # arguments go to pytest
 # The smoke tests run in .venv-3.12 with the newest JAX and transformers, where a Python 3.12 is found. The last line of

@@ -40,7 +40,10 @@ def background_reports_held(*, ends_process: bool) -> Iterator[None]:
         return False
 
     def hold_or_print(report: Any, hook: Callable[[Any], object]) -> None:
-        held.append(lambda: hook(report)) if _is_known(report.exc_value) else hook(report)
+        if _is_known(report.exc_value):
+            held.append(lambda: hook(report))
+        else:
+            hook(report)
 
     logger.addFilter(is_printed)
     threading.excepthook = lambda report: hold_or_print(report, hooks[0])

@@ -79,7 +79,6 @@ class Quickstart:
         self.folder, self.seed = folder, seed
         self.clip = clip_spec("test", 0, seed, PEOPLE)  # which is asked about
         self.video = f"synthetic/video/{self.clip.name}.mp4"
-        self._number = 0
         self._times: list[tuple[str, float, float]] = []  # of steps: what was done, seconds, and CPU seconds
 
     def run(self) -> int:
@@ -122,14 +121,13 @@ class Quickstart:
 
     def _do(self, what: str, result: str | None, work: str | Callable[[], None]) -> None:
         """Does a step, a function or the arguments of the command, unless its result is there."""
-        self._number += 1
         start, before = time.monotonic(), cpu_seconds()
-        print(f"\n[{self._number}/{STEPS}] {what}", flush=True)
+        print(f"\n[{len(self._times) + 1}/{STEPS}] {what}", flush=True)
         if result is not None and (self.folder / result).exists():
             print(f"is there: {self.folder / result}")
         elif callable(work):
             work()
-            close_idle()
+            close_idle()  # their CPU seconds belong to this step
         else:
             print(f"$ emollama {work}", flush=True)
             code = run_command([sys.executable, "-m", "emollama_jax", *shlex.split(work)], self.folder)

@@ -81,11 +81,6 @@ class ClipSpec:
     """The seed of the face's identity and position."""
 
 
-def fitting_labels(factor: str, level: str) -> tuple[str, ...]:
-    """The labels that have this level of a factor: three, or all when it is unclear."""
-    return tuple(label for label in MERR if level in (UNCLEAR, getattr(LABELS[label], factor)))
-
-
 def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) -> ClipSpec:
     """The `index`-th clip of a split; the other clips and how many there are do not matter.
 

@@ -25,7 +25,6 @@ from emollama_jax.synthetic.clip import (
     clip_sentence,
     clip_spec,
     clip_voice,
-    fitting_labels,
     peak_aus,
     render_clip,
 )
@@ -106,6 +105,11 @@ def test_the_best_guess_from_some_factors_is_right_as_often_as_stated(many, name
     lost = UNCLEAR_SHARE * len(names) / 3  # one of these is the unclear one
     expected = {1: (1 - lost) / 3 + lost / 9, 2: 1 - lost + lost / 3, 3: 1.0}[len(names)]
     assert abs(right - expected) < (0.02 if len(names) < 3 else 1e-9)
+
+
+def fitting_labels(factor: str, level: str) -> tuple[str, ...]:
+    """The labels that have this level of a factor: three, or all when it is unclear."""
+    return tuple(label for label in MERR if level in (UNCLEAR, getattr(LABELS[label], factor)))
 
 
 def test_an_unclear_factor_is_rare_and_each_as_often(many):
