@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it, from the root of the repository: makes virtual environments and keeps them up to date.
 
 version() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || true; }

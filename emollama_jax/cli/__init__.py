@@ -30,7 +30,7 @@ VERBS = {
     "predict": "Ask a model about videos or records.",
     "evaluate": "Evaluate a model, or answers in a file, on a benchmark.",
     "judge": "Judge free-form answers by the annotators' descriptions (EMER).",
-    "doctor": "Check that every byte of runs and base checkpoints is what was written.",
+    "doctor": "Check a host or a pod before a run, or every byte of runs and base checkpoints.",
     "params": "Count the parameters of an experiment, in all and trained.",
     "plan": "Estimate memory and speed on TPUs and GPUs without having them.",
     "bench": "Measure speed and memory on this machine.",

@@ -1,6 +1,7 @@
 """Train adapters and projectors, or resume an interrupted run."""
 
 import argparse
+import os
 import sys
 
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_process_arguments, parse, start_processes
@@ -13,7 +14,9 @@ EXIT_CODES = """exit codes:
   4    the loss or its gradient was not finite (train.non_finite)
   75   asked to end by SIGTERM or SIGINT (Ctrl-C): saved, start it again
   130  interrupted by a second SIGINT: not saved
-  134  another process of the run went away: JAX ends this one within a minute and says which ("task")"""
+  134  another process of the run went away: JAX ends this one within a minute and says which ("task")
+
+EMOLLAMA_HEARTBEAT names a file, also gs://BUCKET/FILE, in which the run tells its step and the time, for who watches it."""
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +28,7 @@ def run(argv: list[str]) -> int:
 
     codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
     with start_processes(arguments):
-        outcome = train(config, more_metrics=make_label_metrics(config))
+        outcome = train(config, more_metrics=make_label_metrics(config), heartbeat=os.environ.get("EMOLLAMA_HEARTBEAT", ""))
         best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
         what = f" ({outcome.message})" if outcome.message else ""
         if jax.process_index() == 0:

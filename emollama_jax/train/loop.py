@@ -21,11 +21,12 @@ from emollama_jax.config import Config, to_dict
 from emollama_jax.distributed import PreemptionGuard, barrier, use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
-from emollama_jax.io.paths import as_path
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.runs.checkpoint_files import CONFIG
 from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.sharding import make_mesh, use_mesh
+from emollama_jax.train.heartbeat import Heartbeat
 from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, TensorBoard, Writer
 from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, make_describe
@@ -55,12 +56,13 @@ class Outcome:
     message: str = ""
 
 
-def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome:
+def train(config: Config, *, more_metrics: MoreMetrics | None = None, heartbeat: PathLike = "") -> Outcome:
     """Trains until `train.steps`, or as long as the validation gets better, or until asked to end.
 
     Args:
         more_metrics: from the model to further metrics of a validation, such as those of its labels
             (`eval.validation`), which `train.best_metric` may name; called by all processes.
+        heartbeat: a file in which the first process tells how far it is (see `train.heartbeat`); "" for none.
 
     Raises:
         UserError: paths, data, sizes or devices that do not fit, or another run in the folder.
@@ -70,7 +72,7 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
     workdir, is_first = as_path(settings.workdir), jax.process_index() == 0
     progress = Progress(settings.steps)
     log = progress.log if is_first else lambda message: None
-    mesh = _mesh_of(config)
+    mesh = make_run_mesh(config)
     use_compile_cache(settings.compile_cache)
     optimizer = make_optimizer(settings)
     with use_mesh(mesh, config.sharding), PreemptionGuard(log) as guard, contextlib.ExitStack() as stack:
@@ -81,7 +83,10 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None) -> Outcome
             if is_first:
                 write_json(workdir / CONFIG, to_dict(config))
             files = [JsonLines, TensorBoard] if is_first else []
-            writer = MultiWriter([file(workdir, after=run.step) for file in files] + [progress] * is_first)
+            writers = [file(workdir, after=run.step) for file in files] + [progress] * is_first
+            if heartbeat and is_first:
+                writers.append(Heartbeat(as_path(heartbeat), settings.steps, after=run.step))
+            writer = MultiWriter(writers)
             stack.callback(writer.close)
         report = Report(config, mesh, writer, watch, run.datasets, run.cost)
         policy = NonFinitePolicy(skip=settings.non_finite == "skip", log=log)
@@ -180,7 +185,7 @@ class _Loop:
         return bool(self._settings.patience) and self.best.worse >= self._settings.patience
 
 
-def _mesh_of(config: Config) -> Mesh:
+def make_run_mesh(config: Config) -> Mesh:
     """The mesh of the experiment over all devices. Raises UserError when they or the batch do not fit it."""
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     rows, parts, shards = (

@@ -153,6 +153,7 @@ class Report:
             "clips": int(found["clips"]),
             "fill": int(found["tokens"]) / self._positions,
             "batch": f"{int(found['batch']):08x}",
+            "tokens_per_s": per_second["tokens"],
             "targets_per_s": per_second["targets"],
             "clips_per_s": per_second["clips"],
             "data_wait": seconds["data"] / working,
