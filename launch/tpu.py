@@ -110,7 +110,8 @@ def run(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
         return _start(cloud, arguments)
     if verb == "down":
         was_there = cloud.delete()
-        _log("deleted" if was_there else "nothing to delete")
+        if not arguments.dry_run:
+            _log("deleted" if was_there else "nothing to delete")
         return 0
     if verb == "logs":
         cloud.run("gcloud", "storage", "cat", f"{given.job}/logs/process-{arguments.process}.log", to_terminal=True)
@@ -123,7 +124,8 @@ def run(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
         print("".join(cloud.ssh(node, command=shlex.join(command)) for node in launch.nodes), end="")
     elif verb == "stop":
         cloud.ssh_everywhere(STOP)
-        _log("saved and ended; `run` goes on, `down` deletes the slices")
+        if not arguments.dry_run:
+            _log("saved and ended; `run` goes on, `down` deletes the slices")
     else:
         return _watch(cloud, arguments, once=verb == "status")
     return 0

@@ -92,7 +92,9 @@ class Cloud:
         if done.returncode:
             lines = [line for line in (done.stderr or "").splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
-            raise CloudError(errors[0] if errors else f"{command[0]} ended with exit code {done.returncode}")
+            raise CloudError(
+                errors[0].removeprefix("ERROR: ") if errors else f"{command[0]} ended with exit code {done.returncode}"
+            )
         return done.stdout or ""
 
     # Queued resources

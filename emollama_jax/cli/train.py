@@ -16,7 +16,8 @@ EXIT_CODES = """exit codes:
   130  interrupted by a second SIGINT: not saved
   134  another process of the run went away: JAX ends this one within a minute and says which ("task")
 
-EMOLLAMA_HEARTBEAT names a file, also gs://BUCKET/FILE, in which the run tells its step and the time, for who watches it."""
+EMOLLAMA_HEARTBEAT names a file, also gs://BUCKET/FILE, in which the run tells whoever watches it its step and the
+time."""
 
 
 def run(argv: list[str]) -> int:
@@ -28,7 +29,8 @@ def run(argv: list[str]) -> int:
 
     codes = {End.DONE: 0, End.EARLY: 0, End.PREEMPTED: 75, End.NON_FINITE: 4}
     with start_processes(arguments):
-        outcome = train(config, more_metrics=make_label_metrics(config), heartbeat=os.environ.get("EMOLLAMA_HEARTBEAT", ""))
+        heartbeat = os.environ.get("EMOLLAMA_HEARTBEAT", "")
+        outcome = train(config, more_metrics=make_label_metrics(config), heartbeat=heartbeat)
         best = "" if outcome.best is None else f"; the best checkpoint is that of step {outcome.best:,}"
         what = f" ({outcome.message})" if outcome.message else ""
         if jax.process_index() == 0:

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__).warning
 
 
 class Heartbeat:
-    """One line of JSON in a file that is written over again: `step`, `steps` (where the run ends), `time` (Unix seconds),
-    `tokens_per_s` and `left_s` (null until they are known).
+    """One line of JSON in a file that is written over again: `step`, `steps` (where the run ends), `time` (Unix
+    seconds), `tokens_per_s` and `left_s` (null until they are known).
 
     It is a `train.metrics.Writer`. A thread writes, so that no step waits for a bucket; a write that fails is logged,
     and the next one makes up for it.

@@ -1,10 +1,11 @@
 """Checks of a host, or of all hosts of a pod together, before a run: what would otherwise end it late, or hang it.
 
-    with process_group(group):
-        for check in check_hosts(config):
-            print(check)
+with process_group(group):
+    for check in check_hosts(config):
+        print(check)
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -88,7 +89,8 @@ def _attempt(name: str, look: Callable[[], str]) -> Check:
         return Check(name, look())
     except Exception as error:
         known = as_user_error(error)
-        return Check(name, problem=str(known) if known else f"{type(error).__name__}: {error}")
+        problem = str(known).removeprefix(f"{name}: ") if known else f"{type(error).__name__}: {error}"
+        return Check(name, problem=problem)
 
 
 def _versions() -> str:
@@ -185,7 +187,7 @@ def _mesh(config: Config) -> str:
     mesh = make_run_mesh(config)
     rows = process_rows(config, mesh, None)
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{sizes}, a batch of {config.data.batch_rows} rows read in {rows.num_parts} parts"
+    return f"{sizes}, a batch has {config.data.batch_rows} rows, parts: {rows.num_parts}"
 
 
 def _data(config: Config) -> str:
@@ -206,7 +208,7 @@ def _workdir(config: Config) -> Iterator[Check]:
     if not config.train.workdir:
         return
     folder = as_path(config.train.workdir)
-    was_there = folder.exists()
+    new = [] if is_remote(folder) else [place for place in (folder, *folder.parents) if not place.exists()]
     token = _exchange(np.asarray([secrets.randbits(30)], np.int32))[0, 0]
     is_first, probe = jax.process_index() == 0, folder / PROBE
     check = _attempt("train.workdir", lambda: _write(probe, str(token))) if is_first else None
@@ -222,9 +224,11 @@ def _workdir(config: Config) -> Iterator[Check]:
             check = Check("train.workdir", f"{folder}: written and read")
     barrier("doctor-read")
     if is_first:
-        probe.unlink(missing_ok=True)
-        if not was_there and not is_remote(folder) and folder.is_dir() and not list(folder.iterdir()):
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # it was not written
+            probe.unlink()
+        for place in new:
+            if place.is_dir() and not list(place.iterdir()):
+                place.rmdir()
     yield check
 
 

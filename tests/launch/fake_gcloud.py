@@ -55,11 +55,10 @@ def main() -> int:
         state.update(json.loads(STATE.read_text()))
     elif SCENARIO["existing"]:
         state.update(at=STATES.index(SCENARIO["existing"]), type="v5litepod-16", creations=1)
-    for command, (values, switches) in FLAGS.items():
-        if tuple(sys.argv[1 : 1 + len(command)]) == command:
-            break
-    else:
+    command = next((known for known in FLAGS if tuple(sys.argv[1 : 1 + len(known)]) == known), None)
+    if command is None:
         fail("gcloud", f"Invalid choice: {sys.argv[1:4]}")
+    values, switches = FLAGS[command]
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("names", nargs="+")
     for flag in values.split():

@@ -32,7 +32,7 @@ def test_preempted_three_times_it_is_created_again_and_ends(cloud):
     assert cloud.up("run", "--retries=3") == 0
     check_golden("preempted.txt", cloud.transcript())
     spells = json.loads(cloud.file("spells.json").read_text())
-    assert [round(seconds / 900) for seconds in spells.values()] == [2, 3, 4]
+    assert [round(seconds / 900) for seconds in spells.values()] == [1, 2, 3, 4]
 
 
 def test_a_creation_that_is_refused_for_quota_is_tried_again(cloud):
@@ -55,13 +55,16 @@ def test_a_worker_that_stays_out_of_reach_costs_the_slices(cloud):
     check_golden("unreachable.txt", cloud.transcript())
 
 
-def test_slices_that_failed_are_created_again_as_often_as_allowed(cloud):
+def test_slices_that_failed_are_created_again(cloud):
     cloud.change(fail_at=[4])
     assert cloud.up("run") == 0
-    cloud.run("down")
-    cloud.change(fail_at=[1], refused=[3, 4, 5, 6])
-    assert cloud.up("run", "--retries=2") == 1
     check_golden("failed.txt", cloud.transcript())
+
+
+def test_a_cloud_that_has_none_for_us_ends_the_watch(cloud):
+    cloud.change(fail_at=[4], refused=[2, 3, 4])
+    assert cloud.up("run", "--retries=2") == 1
+    check_golden("given_up.txt", cloud.transcript())
 
 
 def test_what_needs_a_person_ends_the_watch_and_the_run(cloud):
