@@ -35,6 +35,7 @@ def test_preempted_three_times_it_is_created_again_and_ends(cloud):
     assert [round(seconds / 900) for seconds in spells.values()] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_creation_that_is_refused_for_quota_is_tried_again(cloud):
     cloud.change(refused=[1, 3])
     assert cloud.up("up") == 1
@@ -43,18 +44,21 @@ def test_a_creation_that_is_refused_for_quota_is_tried_again(cloud):
     check_golden("quota.txt", cloud.transcript())
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_reached_is_tried_again_then_all_is_created_again(cloud):
     cloud.change(stall_at=9, ssh_fails=2)
     assert cloud.up("run", "--stall-minutes=0") == 0
     check_golden("ssh.txt", cloud.transcript())
 
 
+@pytest.mark.slow
 def test_a_worker_that_stays_out_of_reach_costs_the_slices(cloud):
     cloud.change(stall_at=9, ssh_fails=3)
     assert cloud.up("run", "--stall-minutes=0") == 0
     check_golden("unreachable.txt", cloud.transcript())
 
 
+@pytest.mark.slow
 def test_slices_that_failed_are_created_again(cloud):
     cloud.change(fail_at=[4])
     assert cloud.up("run") == 0
@@ -84,6 +88,7 @@ def test_names_that_are_taken_and_verbs_that_find_nothing(cloud):
     check_golden("taken.txt", cloud.transcript())
 
 
+@pytest.mark.slow
 def test_a_command_on_slices_that_are_there(cloud):
     cloud.change(existing="ACTIVE")
     assert cloud.up("run") == 0
@@ -110,7 +115,9 @@ def test_an_interrupted_watch_leaves_the_run(cloud):
     assert cloud.file("spells.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["v5e-16", "v6e-16", "v5p-16"])
+@pytest.mark.parametrize(
+    "kind", ["v5e-16", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("v6e-16", "v5p-16"))]
+)
 @pytest.mark.parametrize("slices", [1, 2])
 def test_dry_runs_print_what_would_run(cloud, kind, slices):
     options = ["--dry-run", f"--type={kind}", f"--slices={slices}", "--project=mine"]

@@ -53,7 +53,7 @@ def test_each_thing_that_is_wrong_is_one_line(inputs, tmp_path, capsys, monkeypa
     found = {name for name, line in said.items() if line.startswith("wrong ")}
     assert found == {"disk", "/dev/shm", "mesh", "data.train", "weights", "train.workdir"}
     assert "does not fit 8 devices" in said["mesh"]
-    assert "a folder that all hosts share" in said["train.workdir"]
+    assert "Not a directory" in said["train.workdir"]
 
 
 OTHER_HOST = """
