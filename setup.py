@@ -70,6 +70,7 @@ setup(
         "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
             *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
+            "kubernetes-validate>=1.33",  # Kubernetes' schemas, for what launch/gke.py renders
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },
