@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,14 @@ class FakeCloud:
         transcript.write(f"\n# tpu.py {shown}\n")
         transcript.flush()
         command = [sys.executable, str(ROOT / "launch/tpu.py"), *arguments]
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=transcript, stderr=transcript)
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdout=transcript,
+            stderr=transcript,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+        )
 
     def run(self, verb: str, *arguments: str, cwd: Path = ROOT) -> int:
         """The exit code of a verb."""
