@@ -27,9 +27,9 @@ from jax.experimental import multihost_utils
 from emollama_jax import __version__
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.batch_shards import process_rows
-from emollama_jax.data.datasets import open_datasets
+from emollama_jax.data.datasets import find_images, open_datasets
 from emollama_jax.distributed import barrier
-from emollama_jax.errors import as_user_error
+from emollama_jax.errors import UserError, as_user_error
 from emollama_jax.io.paths import as_path, is_remote
 from emollama_jax.train.loop import make_run_mesh
 from emollama_jax.train.setup import check_paths
@@ -196,11 +196,18 @@ def _data(config: Config) -> str:
 
 
 def _weights(config: Config) -> str:
+    """Looks for the files that training reads; `weights.trained` only a new run needs."""
     check_paths(config)
-    trained = config.weights.trained
-    if trained and not as_path(trained).exists():
-        return f"{config.weights.base}; without {trained}, which only a new run needs"
-    return ", ".join(filter(None, (config.weights.base, trained)))
+    settings, files = config.weights, [config.weights.trained]
+    if find_images(open_datasets(config.data.train, config, "data.train")) == "frames":
+        files += [settings.eva_vit, settings.ln_vision]
+        if missing := [file for file in files[1:] if file and not as_path(file).exists()]:
+            raise UserError(
+                f"weights.eva_vit, weights.ln_vision: no such file: {', '.join(missing)}; see docs/weights.md"
+            )
+    there = [file for file in files if file and as_path(file).exists()]
+    missing = [f"without {file}" for file in files if file and file not in there]
+    return ", ".join([settings.base, *there, *missing])
 
 
 def _workdir(config: Config) -> Iterator[Check]:

@@ -88,9 +88,9 @@ class Host:
         command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off", "--boot"]
         command += [f"--directory={root}", f"--machine={self.name}", f"systemd.unit={Path(STARTUP).name}"]
         with (self.folder / "console").open("wb") as console:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": console}
+            on_disk = os.environ | {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"}  # /tmp, as on a TPU machine
+            process = subprocess.Popen(command, env=on_disk, start_new_session=True, **streams)
         self._pid.write_text(str(process.pid))
 
     @property
