@@ -80,14 +80,14 @@ tries() { # COMMAND...: up to five times
   return 1
 }
 
+systemctl stop emollama 2>/dev/null || true # the run before, which saves
 "$home/report" installing
 disk=$(df --output=avail -B1G "$home" | tail -1)
 memory=$(($(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo) >> 20))
 [ "$disk" -ge "$need_disk_gb" ] || unfit "there are $disk GB of disk space at $home, and $need_disk_gb are needed"
 [ "$memory" -ge "$need_memory_gb" ] || unfit "there are $memory GiB of memory, and $need_memory_gb are needed"
 
-rm -rf "$home/job"
-mkdir -p "$home/job"
+rm -f "$home"/job/*
 tries gcloud storage cp "$job/*" "$home/job/" --quiet >>"$log" 2>&1 || unfit "cannot read $job"
 
 # A Python that the package runs on. Images for TPUs come with 3.10, and upgrade themselves as they start: apt waits.

@@ -1,6 +1,7 @@
 """launch/README.md: every command line is accepted by whoever takes it."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,11 @@ def test_a_run_is_accepted_by_its_verb(words):
         pytest.skip("shortened")
     _, rest = parse_flags([argument for argument in arguments if not argument.startswith(">")], Config())
     importlib.import_module(f"emollama_jax.cli.{verb}").make_parser().parse_args(rest)
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text()):
+        assert (PAGE.parent / target).exists(), target
 
 
 def test_launches_are_accepted(tmp_path):

@@ -71,7 +71,7 @@ def recorded(inputs):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "setup_run", setup_run)
-        outcome = train(config_of(inputs, workdir, **MESH, **fields), more_metrics=more)
+        outcome = train(config_of(inputs, workdir, **MESH, **fields), more_metrics=more, heartbeat=workdir / "beat")
     return workdir, outcome, *kept
 
 
@@ -99,6 +99,8 @@ def test_a_run_is_logged_validated_and_kept(done):
     assert not any(find_damage(workdir / "checkpoints" / str(step)) for step in (1, 2, 3, 4))
     assert list(workdir.glob("events.out*")) and (workdir / "config.json").is_file()
     assert list((workdir / "profile").rglob("*.xplane.pb"))
+    beat = json.loads((workdir / "beat").read_text())
+    assert (beat["step"], beat["steps"], beat["tokens_per_s"]) == (4, 4, four["tokens_per_s"]) and beat["left_s"] == 0
 
 
 def test_only_what_is_trained_is_kept_and_changes(inputs, done):
