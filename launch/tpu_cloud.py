@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -188,6 +189,13 @@ class Cloud:
 
 
 def build_wheel(cloud: Cloud, repository: Path, folder: Path) -> Path:
-    """Builds the package's wheel into a folder."""
-    cloud.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(repository))
+    """Builds the package's wheel in a folder, out of a copy: setuptools would leave files in the repository, and put
+    modules that are gone from it into the next wheel."""
+    source = folder / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(repository / name, source)
+    for name in ("emollama_jax", "configs"):
+        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    cloud.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(source))
     return next(folder.glob("emollama_jax-*.whl"), folder / "emollama_jax-VERSION-py3-none-any.whl")

@@ -110,7 +110,13 @@ class Host:
             environment[name] = value
         return subprocess.run(enter, env=environment, capture_output=True, text=True, timeout=900)
 
-    def main_pid(self) -> int:
+    def signal_run(self, number: signal.Signals) -> None:
+        """Sends a signal to the process of the unit `emollama`, which runs."""
+        pid = self._main_pid()
+        assert pid > 1, f"the run on {self.name} has no process"
+        os.kill(pid, number)
+
+    def _main_pid(self) -> int:
         """The process of the unit `emollama`, as it is numbered here; 0 where it does not run."""
         inside = self.run("systemctl show --property=MainPID --value emollama").stdout.strip()
         init = self._init()

@@ -72,6 +72,12 @@ class Cloud:
         except OSError:
             return -1
 
+    def has(self, name: str) -> bool:
+        try:
+            return bool(stored(self.bucket, name))
+        except OSError:
+            return False
+
     def said(self) -> str:
         logs = [host.folder / "root/var/log/emollama.log" for host in self.hosts]
         ends = [f"== {log}\n{log.read_text()[-3000:]}" for log in logs if log.exists()]
@@ -111,10 +117,10 @@ def test_killed_stalled_and_taken_away_a_run_ends_as_if_it_had_not_been(cloud, t
     assert cloud.run("run", *start, *train("gs://runs/unbroken"), timeout=1500) == 0, cloud.said()
 
     watch = cloud.start("run", *start, "--stall-minutes=2", *train("gs://runs/run"))
-    cloud.wait(lambda: cloud.step() >= 12, 300)
-    os.kill(cloud.hosts[1].main_pid(), signal.SIGKILL)
+    cloud.wait(lambda: cloud.has("run/config.json") and cloud.step() >= 12, 400)
+    cloud.hosts[1].signal_run(signal.SIGKILL)
     cloud.wait(lambda: cloud.step() >= 35, 400)
-    os.kill(cloud.hosts[0].main_pid(), signal.SIGSTOP)
+    cloud.hosts[0].signal_run(signal.SIGSTOP)
     cloud.wait(lambda: "STALLED" in cloud.said(), 400)
     cloud.wait(lambda: cloud.step() >= 60, 400)
     (cloud.folder / "lost").touch()
