@@ -108,12 +108,15 @@ find_python() {
   python3 -m uv python find 3.12
 }
 
+# Into the environment that is there, if there is one: of new code under the same version, too.
 install() {
-  local python extras wheel=("$home"/job/emollama_jax-*.whl)
-  python=$(find_python) && extras=$(cat "$home/job/extras") || return
-  rm -rf "$home/venv"
-  "$python" -m venv "$home/venv" &&
-    "$home/venv/bin/pip" install -q --disable-pip-version-check -c "$home/job/constraints.txt" "${wheel[0]}[$extras]"
+  local python extras wheel=("$home"/job/emollama_jax-*.whl) pip=("$home/venv/bin/pip" -q --disable-pip-version-check)
+  extras=$(cat "$home/job/extras")
+  if [ ! -x "$home/venv/bin/pip" ]; then
+    python=$(find_python) && "$python" -m venv "$home/venv" || return
+  fi
+  "${pip[@]}" install -c "$home/job/constraints.txt" "${wheel[0]}[$extras]" &&
+    "${pip[@]}" install --no-deps --force-reinstall "${wheel[0]}"
 }
 
 # A machine that only boots again has all.

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -48,7 +49,8 @@ def main() -> int:
         lost.unlink(missing_ok=True)
     elif verb == "ssh":
         command = next(word for word in words if word.startswith("--command=")).partition("=")[2]
-        ended = [host.run(command) for host in hosts]
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            ended = list(pool.map(lambda host: host.run(command), hosts))
         print("".join(done.stdout for done in ended), end="")
         print("".join(done.stderr for done in ended), end="", file=sys.stderr)
         return max(done.returncode for done in ended)
