@@ -54,13 +54,11 @@ class Watch:
         """Returns the run's exit code, once it has ended."""
         try:
             while True:
+                code = None
                 try:
                     code = self._poll()
-                    self._failures = 0
-                except CloudError as error:
-                    self._failures += 1
-                    self._say(f"{error}")
-                    code = self._recreate("no answer") if self._failures >= TRIES else None
+                except CloudError as error:  # the network here, or the cloud's: the run needs neither
+                    self._say(str(error))
                 if code is not None:
                     return code
                 self._sleep(self._poll_s)
@@ -154,8 +152,13 @@ class Watch:
         where = f"STALLED at step {self._step or 0:,}"
         if self._stalls == TRIES:
             return self._recreate(where)
-        self.restart(self._cloud)
-        self._stalls, self._moved = self._stalls + 1, self._clock()
+        try:
+            self.restart(self._cloud)
+        except CloudError as error:
+            self._failures += 1
+            self._say(f"{where}: {error}")
+            return self._recreate("out of reach") if self._failures == TRIES else None
+        self._stalls, self._failures, self._moved = self._stalls + 1, 0, self._clock()
         self._say(f"{where}: started again on all machines")
         return None
 

@@ -27,6 +27,7 @@ SCENARIO = {
     "end_at": None,  # [step, exit code]
     "refused": [],  # the numbers of the creations that are refused, from 1
     "ssh_fails": 0,  # how often one worker cannot be reached
+    "looks_fail": [],  # the numbers of the looks at the state that fail, from 1
     "existing": None,  # a state that the resource is in as the scenario begins
 } | json.loads((CLOUD / "scenario.json").read_text())
 STATES = ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
@@ -44,7 +45,7 @@ FLAGS = {  # of each command: those with a value, then those without
     ("storage", "rm"): ("", "recursive quiet"),
 }
 STATE = CLOUD / "state.json"
-state = {"at": -1, "type": "", "creations": 0, "step": 0, "saved": 0, "reached": 0, "ssh": 0, "lost": ""}
+state = {"at": -1, "type": "", "creations": 0, "step": 0, "saved": 0, "reached": 0, "ssh": 0, "looks": 0, "lost": ""}
 state |= {"stuck": False, "stalled": False, "booted": int(time.time()) - 900}
 
 
@@ -108,6 +109,9 @@ def delete(arguments, where):
 
 
 def describe(arguments, where):
+    state["looks"] += 1
+    if state["looks"] in SCENARIO["looks_fail"]:
+        fail(where, "There was a problem refreshing your current auth tokens: Unable to find the server.")
     check_there(where, arguments.names[0])
     name = state["lost"] or STATES[state["at"]]
     found = {"name": arguments.names[0], "state": {"state": name}}

@@ -56,12 +56,13 @@ class Cloud:
     def start(self, verb: str, *arguments: str) -> subprocess.Popen:
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         with (self.folder / "transcript").open("a") as transcript:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "launch/tpu.py"), verb, *BASE, *arguments],
                 env=os.environ | {"SANDBOX": str(self.folder), "PATH": path},
                 stdout=transcript,
                 stderr=transcript,
             )
+            return self.process
 
     def run(self, verb: str, *arguments: str, timeout: float = 60) -> int:
         return self.start(verb, *arguments).wait(timeout=timeout)
@@ -90,6 +91,7 @@ class Cloud:
             time.sleep(0.5)
 
     def close(self) -> None:
+        self.process.kill()
         for host in self.hosts:
             host.end()
         for server in self.servers:
@@ -117,7 +119,7 @@ def test_killed_stalled_and_taken_away_a_run_ends_as_if_it_had_not_been(cloud, t
     assert cloud.run("run", *start, *train("gs://runs/unbroken"), timeout=1500) == 0, cloud.said()
 
     watch = cloud.start("run", *start, "--stall-minutes=2", *train("gs://runs/run"))
-    cloud.wait(lambda: cloud.has("run/config.json") and cloud.step() >= 12, 400)
+    cloud.wait(lambda: cloud.has("run/config.json") and cloud.step() >= 12, 600)
     cloud.hosts[1].signal_run(signal.SIGKILL)
     cloud.wait(lambda: cloud.step() >= 35, 400)
     cloud.hosts[0].signal_run(signal.SIGSTOP)

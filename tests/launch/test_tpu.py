@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_worker_that_cannot_be_reached_is_tried_again_then_all_is_created_agai
     cloud.change(stall_at=9, ssh_fails=2)
     assert cloud.up("run", "--stall-minutes=0") == 0
     check_golden("ssh.txt", cloud.transcript())
+
+
+def test_a_network_that_is_gone_for_a_while_costs_nothing(cloud):
+    cloud.change(looks_fail=list(range(5, 12)))
+    assert cloud.up("run") == 0
+    said = cloud.transcript()
+    assert "Unable to find the server" in said and "delete" not in said
 
 
 @pytest.mark.slow
@@ -167,12 +175,11 @@ def test_wrong_arguments_are_one_line(cloud, arguments, said):
     assert "Traceback" not in cloud.transcript()
 
 
-def test_without_gcloud(tmp_path, cloud):
-    (cloud.folder / "bin/gcloud").unlink()
-    if shutil.which("gcloud"):
-        pytest.skip("a gcloud is installed here")
-    assert cloud.run("down") == 1
-    assert "gcloud is not installed" in cloud.transcript()
+def test_without_gcloud(tmp_path):
+    command = [sys.executable, str(ROOT / "launch/tpu.py"), "down", *BASE]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "tpu.py: error: gcloud is not installed, or not on the PATH\n"
 
 
 @pytest.mark.slow  # a start of gcloud for all lines, and its grammar of all commands
