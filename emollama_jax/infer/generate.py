@@ -5,7 +5,7 @@ seed and number of tokens so far, so a row's tokens do not depend on the other r
 decides which request sits in which row.
 
 Axes: B rows, P prompt tokens (padded at the end to a bucket), C cache slots, T decoded tokens, V vocabulary, S soft
-tokens, D width.
+tokens, D width, K alternatives of a token.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from emollama_jax.infer.sampling import Sampling, sample
+from emollama_jax.infer.sampling import Sampling, TokenLogprobs, sample, token_logprobs
 from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import KVCache, Llama
 
@@ -47,6 +47,8 @@ class DecodeState:
     done: Bool[Array, " B"]
     step: Int[Array, " B"]
     sampling: Sampling
+    logprobs: TokenLogprobs
+    """Of `token`, in the rows whose `sampling` asks for it."""
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache_size"))
@@ -71,26 +73,32 @@ def prefill(graphdef, state, tokens, lengths, soft_index, soft, sampling, eos_id
     counts = jnp.arange(tokens.shape[1]) < (lengths[:, None] if soft is None else 0)
     counts = jnp.broadcast_to(counts, tokens.shape)  # a text's prompt counts as seen, that of a clip does not
     seen = jnp.zeros((tokens.shape[0], model.config.vocab_size), bool).at[rows, tokens].max(counts)
-    blank = DecodeState(cache, tokens[:, 0], seen, lengths == 0, jnp.zeros_like(lengths), sampling)
-    return _next_token(model.logits(last), blank, eos_ids)
+    logits, first, done = model.logits(last), tokens[:, 0], lengths == 0
+    unknown = token_logprobs(logits, first, jnp.zeros_like(done))
+    blank = DecodeState(cache, first, seen, done, jnp.zeros_like(lengths), sampling, unknown)
+    return _next_token(logits, blank, eos_ids)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length"), donate_argnames=("decode",))
-def decode_chunk(graphdef, state, decode, eos_ids, *, length) -> tuple[DecodeState, Int[Array, "B T"]]:
-    """Sample up to `length` tokens of every row that is not done: the state, and the tokens, -1 where there is none."""
+def decode_chunk(graphdef, state, decode, eos_ids, *, length) -> tuple[DecodeState, Int[Array, "B T"], TokenLogprobs]:
+    """Sample up to `length` tokens of every row that is not done: the state, the tokens, -1 where there is none, and
+    their log-probabilities [B, T], [B, T, K]."""
     model: Llama = nnx.merge(graphdef, state)
 
     def one_token(carry):
-        decode, out, i = carry
+        decode, (out, logprobs), i = carry
         hidden, cache = model.extend(model.embed_tokens(decode.token[:, None]), decode.cache)
         cache = dataclasses.replace(cache, length=jnp.where(decode.done, decode.cache.length, cache.length))
         decode = _next_token(model.logits(hidden[:, -1]), dataclasses.replace(decode, cache=cache), eos_ids)
-        return decode, out.at[:, i].set(decode.token), i + 1
+        logprobs = jax.tree.map(lambda x, new: x.at[:, i].set(new), logprobs, decode.logprobs)
+        return decode, (out.at[:, i].set(decode.token), logprobs), i + 1
 
     unfinished = lambda carry: (carry[2] < length) & ~jnp.all(carry[0].done)
     out = jnp.full((decode.token.shape[0], length), -1, jnp.int32)
-    decode, out, _ = jax.lax.while_loop(unfinished, one_token, (decode, out, 0))
-    return decode, out
+    every = lambda x: jnp.zeros((x.shape[0], length, *x.shape[1:]), x.dtype)
+    logprobs = jax.tree.map(every, decode.logprobs)
+    decode, (out, logprobs), _ = jax.lax.while_loop(unfinished, one_token, (decode, (out, logprobs), 0))
+    return decode, out, logprobs
 
 
 @functools.partial(jax.jit, donate_argnames=("decode",))
@@ -143,4 +151,5 @@ def _next_token(logits, decode: DecodeState, eos_ids) -> DecodeState:
         seen=decode.seen.at[jnp.arange(token.shape[0]), token].set(True),  # of a row that is done, nothing is read
         done=decode.done | jnp.isin(token, eos_ids) | (step >= settings.max_new_tokens),
         step=step,
+        logprobs=token_logprobs(logits, token, settings.logprobs & ~decode.done),
     )

@@ -1,6 +1,6 @@
 """The next token from logits, every row with its own settings and its own random numbers.
 
-Axes: B rows, V vocabulary.
+Axes: B rows, V vocabulary, K alternatives.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from emollama_jax.config import GenerateConfig
 
+TOP_LOGPROBS = 20  # alternatives of a token, as chat-completion clients may ask for
+
 
 @jax.tree_util.register_dataclass
 @dataclass
@@ -24,9 +26,13 @@ class Sampling:
     repetition_penalty: Float[Array, " B"]
     max_new_tokens: Int[Array, " B"]
     seed: UInt32[Array, " B"]
+    logprobs: Bool[Array, " B"]
+    """Whether the request is to be told how likely its tokens were."""
 
     @classmethod
-    def of(cls, configs: Sequence[GenerateConfig], seeds: Sequence[int]) -> "Sampling":
+    def of(
+        cls, configs: Sequence[GenerateConfig], seeds: Sequence[int], logprobs: Sequence[bool] | None = None
+    ) -> "Sampling":
         column = lambda name, dtype: jnp.asarray([getattr(c, name) for c in configs], dtype)
         return cls(
             temperature=column("temperature", jnp.float32),
@@ -34,7 +40,33 @@ class Sampling:
             repetition_penalty=column("repetition_penalty", jnp.float32),
             max_new_tokens=column("max_new_tokens", jnp.int32),
             seed=jnp.asarray(np.asarray(seeds, np.uint32)),
+            logprobs=jnp.asarray([False] * len(configs) if logprobs is None else logprobs, bool),
         )
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TokenLogprobs:
+    """Log-probabilities of a token, and of the K most likely ones in its place, before temperature and penalties."""
+
+    chosen: Float[Array, "*B"]
+    top_ids: Int[Array, "*B K"]
+    top: Float[Array, "*B K"]
+
+
+def token_logprobs(logits: Float[Array, "B V"], token: Int[Array, " B"], wanted: Bool[Array, " B"]) -> TokenLogprobs:
+    """Return the log-probabilities of `token`; zeros where no row wants them, at no cost."""
+    rows, count = logits.shape[0], min(TOP_LOGPROBS, logits.shape[1])
+
+    def compute():
+        logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        chosen = jnp.take_along_axis(logprobs, jnp.maximum(token, 0)[:, None], axis=-1)[:, 0]
+        top, ids = jax.lax.top_k(logprobs, count)
+        return TokenLogprobs(chosen, ids.astype(jnp.int32), top)
+
+    zeros = lambda dtype, *shape: jnp.zeros((rows, *shape), dtype)
+    none = lambda: TokenLogprobs(zeros(jnp.float32), zeros(jnp.int32, count), zeros(jnp.float32, count))
+    return jax.lax.cond(jnp.any(wanted), compute, none)
 
 
 def sample(

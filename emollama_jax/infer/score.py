@@ -115,6 +115,7 @@ class LabelScorer:
         subtitles: Sequence[str],
         soft: Float[Array, "N S D"],
         has_feature: Sequence[Sequence[bool]] | None = None,
+        history: Sequence[Sequence[Turn]] | None = None,
     ) -> LabelScores:
         """The scores of N clips.
 
@@ -122,9 +123,11 @@ class LabelScorer:
             subtitles: what is said in each, "" for nothing.
             soft: their soft tokens (`EmotionLlama.soft_tokens`).
             has_feature: of MAE, VideoMAE and HuBERT for each clip, with `prompt.missing="omit"`; default: all.
+            history: earlier turns of each clip's conversation, with their answers.
         """
         clips = len(subtitles)
         has_feature = [(True, True, True)] * clips if has_feature is None else has_feature
+        history = [()] * clips if history is None else history
         if not clips == len(soft) == len(has_feature):
             given = f"{clips} subtitles, the soft tokens of {len(soft)} clips and {len(has_feature)} has_feature"
             raise ValueError(f"{given} do not match")
@@ -132,7 +135,7 @@ class LabelScorer:
         log_likelihoods = np.zeros(shape, np.float64)
         if clips:
             image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
-            asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, strict=True)]
+            asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, history, strict=True)]
             batch = _batch(asked, self._answers, soft.shape[1])
             soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
             nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
@@ -141,13 +144,15 @@ class LabelScorer:
         given = [self._labels.index(label) for label in self._prompt.labels]
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
 
-    def _ask(self, subtitle: str, has_feature: Sequence[bool], image_tokens: int) -> list[Sample]:
+    def _ask(
+        self, subtitle: str, has_feature: Sequence[bool], history: Sequence[Turn], image_tokens: int
+    ) -> list[Sample]:
         """A clip's prompt under every order."""
         turns = [
             Turn(request("emotion", emotion_question(order, self._prompt.emotion_question))) for order in self._orders
         ]
         settings = {"subtitle": subtitle, "has_feature": has_feature, "image_tokens": image_tokens}
-        return [encode_turns(self._tokenizer, [turn], self._prompt, **settings) for turn in turns]
+        return [encode_turns(self._tokenizer, [*history, turn], self._prompt, **settings) for turn in turns]
 
 
 def _on_host(x: jax.Array) -> np.ndarray:

@@ -19,6 +19,7 @@ fast as without a batch. Prompts are prefilled a bucket of lengths at a time.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ from emollama_jax.config import GenerateConfig
 from emollama_jax.errors import UserError
 from emollama_jax.infer import generate
 from emollama_jax.infer.generate import DecodeState, bucket
-from emollama_jax.infer.sampling import Sampling
+from emollama_jax.infer.sampling import Sampling, TokenLogprobs
 from emollama_jax.models.llama import Llama
 from emollama_jax.text.prompts import Sample
 
@@ -43,12 +44,14 @@ class GenerationRequest:
         config: sampling settings and the longest answer.
         seed: the request's own randomness, at least 0 and below 2**32.
         soft: the soft tokens of the sample's clip (`EmotionLlama.soft_tokens`).
+        logprobs: whether the events tell how likely the tokens were.
     """
 
     prompt: Sequence[int] | Sample
     config: GenerateConfig = GenerateConfig()
     seed: int = 0
     soft: Float[Array, "S D"] | None = None
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,13 @@ class Completion:
     ended: bool
 
 
+class Logprob(NamedTuple):
+    """The log-probability of a token, and those of the most likely ones in its place, (id, log-probability)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """New tokens of a request, without the end-of-sequence id, and the whole answer once it is finished."""
@@ -66,6 +76,8 @@ class TokenEvent:
     request: int
     tokens: tuple[int, ...]
     completion: Completion | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    """Of the tokens, where the request asks for them."""
 
 
 @dataclass(eq=False)
@@ -77,6 +89,7 @@ class _Job:
     config: GenerateConfig
     seed: int
     soft: Float[Array, "S D"] | None
+    logprobs: bool
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -129,7 +142,7 @@ class SlotBatcher:
         """
         sample, config = _as_sample(request.prompt), request.config
         self._check(sample, request)
-        job = _Job(self._next_number, sample, config, request.seed, request.soft)
+        job = _Job(self._next_number, sample, config, request.seed, request.soft, request.logprobs)
         self._next_number += 1
         self._waiting.append(job)
         return job.number
@@ -145,30 +158,35 @@ class SlotBatcher:
 
     def step(self) -> list[TokenEvent]:
         """Give free slots to waiting requests, decode a chunk, and return the new tokens of every request."""
-        new_tokens: dict[int, tuple[_Job, list[int]]] = {}
+        new_tokens: dict[int, tuple[_Job, list[int], list[Logprob]]] = {}
         finished: set[int] = set()
         model = nnx.split(self._model)  # only now: adapters may have been merged since the last call
 
-        def collect(rows: Iterable[tuple[int, _Job]], tokens: np.ndarray, done: np.ndarray) -> None:
+        def collect(
+            rows: Iterable[tuple[int, _Job]], tokens: np.ndarray, done: np.ndarray, logprobs: TokenLogprobs
+        ) -> None:
             for i, job in rows:
-                _, new = new_tokens.setdefault(job.number, (job, []))
-                new.extend(token for token in tokens[i].tolist() if token >= 0)
+                _, new, likely = new_tokens.setdefault(job.number, (job, [], []))
+                found = [token for token in tokens[i].tolist() if token >= 0]
+                new.extend(found)
+                if job.logprobs:
+                    likely += _logprobs(logprobs, i, len(found))
                 if done[i]:
                     finished.add(job.number)
 
         for group in self._next_groups():
             first = self._prefill(model, group)
-            collect(enumerate(group), np.asarray(first.token)[:, None], np.asarray(first.done))
+            collect(enumerate(group), np.asarray(first.token)[:, None], np.asarray(first.done), first.logprobs)
             self._seat(group, first, finished)
         self._compact()
         running = [(row, job) for row, job in enumerate(self._rows) if job is not None]
         if running:
-            self._batch, out = generate.decode_chunk(*model, self._batch, self._eos_ids, length=self._chunk)
-            collect(running, np.asarray(out), np.asarray(self._batch.done))
+            self._batch, out, logprobs = generate.decode_chunk(*model, self._batch, self._eos_ids, length=self._chunk)
+            collect(running, np.asarray(out), np.asarray(self._batch.done), logprobs)
         self._rows = [None if job is None or job.number in finished else job for job in self._rows]
         if not any(self._rows):
             self._rows, self._batch = [], None
-        return [self._event(job, new, job.number in finished) for job, new in new_tokens.values()]
+        return [self._event(*new, new[0].number in finished) for new in new_tokens.values()]
 
     def run(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
         """Submit requests and return their answers, in their order. Events of requests that were submitted before are
@@ -206,6 +224,7 @@ class SlotBatcher:
         sampling = Sampling.of(
             [job.config for job in group] + [GenerateConfig(temperature=0.0)] * idle,
             [job.seed for job in group] + [0] * idle,
+            [job.logprobs for job in group] + [False] * idle,
         )
         return generate.prefill(*model, tokens, lengths, soft_index, soft, sampling, self._eos_ids, cache_size=width)
 
@@ -244,11 +263,12 @@ class SlotBatcher:
         rows = np.array(rows + [-1] * (count - len(rows)), np.int32)
         self._batch = generate.rearrange(self._batch, rows, cache_size=cache_size)
 
-    def _event(self, job: _Job, new: list[int], finished: bool) -> TokenEvent:
+    def _event(self, job: _Job, new: list[int], logprobs: list[Logprob], finished: bool) -> TokenEvent:
         ended = finished and bool(new) and new[-1] in self._eos
         new = new[:-1] if ended else new
         job.tokens += new
-        return TokenEvent(job.number, tuple(new), Completion(tuple(job.tokens), ended) if finished else None)
+        completion = Completion(tuple(job.tokens), ended) if finished else None
+        return TokenEvent(job.number, tuple(new), completion, tuple(logprobs[: len(new)]))
 
     def _check(self, prompt: Sample, request: GenerationRequest) -> None:
         vocab_size, max_new_tokens = self._model.config.vocab_size, request.config.max_new_tokens
@@ -265,6 +285,14 @@ class SlotBatcher:
                 f"a prompt of {len(prompt.tokens)} tokens and an answer of {max_new_tokens} are longer than "
                 f"max_length={self._max_length}; shorten one of them, or raise max_length"
             )
+
+
+def _logprobs(logprobs: TokenLogprobs, row: int, count: int) -> list[Logprob]:
+    """Those of a row's first `count` tokens."""
+    chosen = np.asarray(logprobs.chosen[row]).reshape(-1)[:count].tolist()
+    of_top = (np.asarray(x[row]).reshape(-1, x.shape[-1])[:count].tolist() for x in (logprobs.top_ids, logprobs.top))
+    pairs = (tuple(zip(*pair, strict=True)) for pair in zip(*of_top, strict=True))
+    return [Logprob(*one) for one in zip(chosen, pairs, strict=True)]
 
 
 def _power_of_two(count: int) -> int:
