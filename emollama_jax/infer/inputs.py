@@ -34,8 +34,9 @@ from emollama_jax.errors import UserError
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.media.clip import ClipMedia, ClipRequest, ReadSpec
-from emollama_jax.media.clip_reader import ClipReader
+from emollama_jax.media.clip_reader import ClipRead, ClipReader
 from emollama_jax.media.container import VIDEO_SUFFIXES
+from emollama_jax.media.read_limits import ReadLimits
 from emollama_jax.media.subtitle_files import find_subtitle_files
 from emollama_jax.media.subtitles import Transcribe
 
@@ -52,6 +53,8 @@ class Item:
         index: its number among the records; None for a video.
         question: asked in place of the run's own.
         fault: why there is nothing to be asked about.
+        sound: a file with the clip's sound, in place of the video's own.
+        digest: SHA-256 of `video` and `sound`, where it is known already.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Item:
     question: str = ""
     peak_index: int | None = None
     fault: str = ""
+    sound: Path | None = None
+    digest: str = ""
 
     @property
     def key(self) -> str | int:
@@ -201,21 +206,30 @@ class VideoClips:
         )
 
     def fingerprint(self, item: Item) -> str:
-        beside = find_subtitle_files(item.video, self._language) if "file" in self._subtitle_sources else []
+        looks_beside = item.video is not None and "file" in self._subtitle_sources
+        beside = find_subtitle_files(item.video, self._language) if looks_beside else []
         try:
-            return _fingerprint(item, *(file_digest(path) for path in (item.video, *beside)))
+            own = [item.digest] if item.digest else [file_digest(path) for path in (item.video, item.sound) if path]
+            return fingerprint_of(item, *own, *(file_digest(path) for path in beside))
         except OSError:
             return ""
 
     def read(self, items: Sequence[Item]) -> Iterator[ItemRead | UserError]:
-        requests = (ClipRequest(item.name, item.video, item.subtitle, item.peak_index) for item in items)
-        with contextlib.closing(self._reader.read(requests)) as reads:
+        with contextlib.closing(self._reader.read(map(_clip_request, items))) as reads:
             for item, read in zip(items, reads, strict=True):
-                if isinstance(read, UserError):
-                    yield read
-                    continue
-                media, fingerprint = read.media, self.fingerprint(item)
-                yield ItemRead(read.subtitle, fingerprint, None, media, media.clip_info, media.seconds)
+                yield self._item_read(item, read)
+
+    def read_one(
+        self, item: Item, limits: ReadLimits, *, is_cancelled: Callable[[], bool] | None = None
+    ) -> ItemRead | UserError:
+        """Read a stranger's clip within limits: see `ClipReader.read_one`."""
+        return self._item_read(item, self._reader.read_one(_clip_request(item), limits, is_cancelled=is_cancelled))
+
+    def _item_read(self, item: Item, read: ClipRead | UserError) -> ItemRead | UserError:
+        if isinstance(read, UserError):
+            return read
+        media, fingerprint = read.media, self.fingerprint(item)
+        return ItemRead(read.subtitle, fingerprint, None, media, media.clip_info, media.seconds)
 
     def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
         features, has = self._encode([read.media for read in reads])
@@ -223,6 +237,10 @@ class VideoClips:
             ClipInput(item.name, read.subtitle, features[i], has[i], frame=read.media.frame)
             for i, (item, read) in enumerate(zip(items, reads, strict=True))
         ]
+
+
+def _clip_request(item: Item) -> ClipRequest:
+    return ClipRequest(item.name, item.video, item.subtitle, item.peak_index, sound=item.sound)
 
 
 class RecordClips:
@@ -255,7 +273,7 @@ class RecordClips:
         arrays = [record["features"], record["has_feature"], record.get("image_tokens", record.get("frame"))]
         parts = [value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes() for value in arrays]
         digests = [hashlib.sha256(part).hexdigest() for part in parts]
-        return _fingerprint(item, record["name"], record["subtitle"], *digests)
+        return fingerprint_of(item, record["name"], record["subtitle"], *digests)
 
     def read(self, items: Sequence[Item]) -> Iterator[ItemRead | UserError]:
         for item in items:
@@ -271,6 +289,7 @@ class RecordClips:
         return [read.clip for read in reads]
 
 
-def _fingerprint(item: Item, *parts: str) -> str:
+def fingerprint_of(item: Item, *parts: str) -> str:
+    """Return the fingerprint of what is told of an item, and of the contents that are read, given by their digests."""
     told = [item.subtitle, item.question, item.peak_index, *parts]
     return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"

@@ -14,12 +14,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from typing import Any
 
+POLL_S = 0.1  # between two looks whether work is still wanted
 KEPT = 2  # children that wait for the next work; starting one takes about as long as reading a clip
 _CHILD = """
 import sys
@@ -44,6 +46,14 @@ class WorkerDied(Exception):
         except ValueError:
             self.signal = ""
         super().__init__(self.signal or f"exit code {returncode}")
+
+
+class WorkerStopped(WorkerDied):
+    """A child was ended because its work took too long, or is no longer wanted."""
+
+    def __init__(self, reason: str):
+        self.signal = "SIGKILL"
+        Exception.__init__(self, reason)
 
 
 def default_workers() -> int:
@@ -78,10 +88,21 @@ def map_ahead(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, ahe
         pool.shutdown(cancel_futures=True)
 
 
-def run_apart(work: Callable[[Any], Any], job: Any) -> Any:
+def run_apart(
+    work: Callable[[Any], Any],
+    job: Any,
+    *,
+    timeout_s: float | int | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Any:
     """`work(job)`, by a child process, in the folder that is the current one now. What the work raises is raised here.
 
+    Args:
+        timeout_s: after which the child is ended; None waits for ever.
+        is_cancelled: is called now and then; once it gives True the child is ended.
+
     Raises:
+        WorkerStopped: the time was over, or the work was cancelled.
         WorkerDied: the job ended the child. A child that has worked before may have been damaged then: the job is tried
             again by a new one.
     """
@@ -91,10 +112,10 @@ def run_apart(work: Callable[[Any], Any], job: Any) -> Any:
         child = _Child()
     while True:
         try:
-            done, result = child.run(work, job)
+            done, result = child.run(work, job, timeout_s, is_cancelled)
             break
-        except WorkerDied:
-            if child.jobs == 1:
+        except WorkerDied as error:
+            if child.jobs == 1 or isinstance(error, WorkerStopped):
                 raise
             child = _Child()
     if len(_idle) < KEPT:
@@ -124,16 +145,35 @@ class _Child:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._connection.send(sys.path)
 
-    def run(self, work: Callable[[Any], Any], job: Any) -> tuple[bool, Any]:
+    def run(
+        self,
+        work: Callable[[Any], Any],
+        job: Any,
+        timeout_s: float | int | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[bool, Any]:
         """Whether the work was done, and its result or what it raised. Raises WorkerDied."""
         self.jobs += 1
         message = pickle.dumps((_current_folder(), work, job))
         try:
             self._connection.send_bytes(message)
+            if timeout_s is not None or is_cancelled is not None:
+                self._wait(timeout_s, is_cancelled)
             return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             self._connection.close()
             raise WorkerDied(self._process.wait()) from None
+
+    def _wait(self, timeout_s: float | int | None, is_cancelled: Callable[[], bool] | None) -> None:
+        """Wait for the result. Raises WorkerStopped, with the child ended."""
+        end = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+        while not self._connection.poll(max(0.0, min(POLL_S, end - time.monotonic()))):
+            reason = "cancelled" if is_cancelled is not None and is_cancelled() else ""
+            reason = reason or (f"it took more than {timeout_s:g} s" if time.monotonic() >= end else "")
+            if reason:
+                self._process.kill()
+                self.close()
+                raise WorkerStopped(reason)
 
     def close(self) -> None:
         self._connection.close()

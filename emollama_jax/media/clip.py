@@ -61,6 +61,8 @@ class ClipRequest(NamedTuple):
     """The number of the peak frame, from 0."""
     openface: Path | None = None
     """OpenFace's CSV file of the video, for the peak frame where none is listed."""
+    sound: Path | None = None
+    """A file with the clip's sound, in place of the video's own; without a video the clip is heard alone."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,14 @@ class ClipMedia:
     clip_info: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people, in JSON's types: `frames`, `seconds`, `sound_seconds`, `frame` (the one that was taken), and, of the
     face, in how many frames it was found (`faces_found`) and looked for (`faces_looked_for`) and what the `crops` show
-    (see `FaceCrops.source`); in `notes` what could not be read, and what was taken in its place."""
+    (see `FaceCrops.source`), and where it is in the frame, or the one nearest to it (`face_box`: x, y, width, height in
+    parts of the frame); in `notes` what could not be read, and what was taken in its place."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Time taken by `decode`, `face` and `sound`."""
     span: tuple[float, float] | None = None
     """When the clip begins by the clock of its file, and how long it lasts, in seconds; None of a still."""
+    face_index: int = 0
+    """Which of the faces is the one in the frame, or nearest to it."""
 
     def note(self, *notes: str) -> None:
         """Add to the notes of `clip_info`."""
@@ -102,22 +107,28 @@ def read_clip(
     Raises:
         UserError: there is no video, nothing of it can be read, it is too long, or its peak is not known.
     """
-    if (path := request.video) is None:
+    if (path := request.video) is None and request.sound is None:
         raise UserError(f"clip {request.name} has no video; put it into the folder of videos")
     peak_index = _known_peak(request, config) if spec.frame is not None and frame_rule == "peak" else None
-    clock, timeline = Stopwatch(), None
+    clock, timeline, times, failed = Stopwatch(), None, (0.0, 0.0), None
     try:
-        with Video(path) as video:
-            timeline, times = video.timeline, (float(video.timeline.origin), video.duration)
-            media = _read_pictures(request, video, config, spec, frame_rule, peak_index, clock)
+        if path is None:
+            media = _no_pictures(spec)
+        else:
+            with Video(path) as video:
+                timeline, times = video.timeline, (float(video.timeline.origin), video.duration)
+                media = _read_pictures(request, video, config, spec, frame_rule, peak_index, clock)
     except DecodeError as error:
         if not spec.sound:
             raise
         media, failed, times = _no_pictures(spec), error, (0.0, 0.0)
-    else:
-        failed = None
+    if request.sound is not None:
+        path, timeline = request.sound, None
     with clock("sound"):
         sound = _read_sound(path, config, timeline, media, failed) if spec.sound else None
+    if request.video is None and sound is None:
+        reason = "; ".join(media.clip_info.get("notes", ())) or "it is not listened to"
+        raise UserError(f"{path}: nothing to be heard ({reason}); give a video, or another sound")
     if failed is not None:
         if sound is None:
             raise failed
@@ -171,8 +182,12 @@ def _read_pictures(
         images = _read_frames(video, spec, picked)
     if spec.frame is not None:
         clip_info["frame"] = picked
+    face_index = 0 if crops is None else int(np.abs(crops.indices - picked).argmin())
+    if crops is not None and crops.source == "face":
+        box = crops.boxes[face_index] / np.tile(video.size, 2)
+        clip_info["face_box"] = [round(float(value), 3) for value in box]
     faces = np.stack([mae_face(crop, spec.face) for crop in crops.crops]) if spec.face is not None else None
-    return ClipMedia(images.get("frame"), faces, images.get("motion"), None, clip_info)
+    return ClipMedia(images.get("frame"), faces, images.get("motion"), None, clip_info, face_index=face_index)
 
 
 def _no_pictures(spec: ReadSpec) -> ClipMedia:

@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from emollama_jax.io.worker_pool import WorkerDied, default_workers, interrupts_deferred, map_ahead, run_apart
+from emollama_jax.io.worker_pool import (
+    WorkerDied,
+    WorkerStopped,
+    default_workers,
+    interrupts_deferred,
+    map_ahead,
+    run_apart,
+)
 
 damaged = False
 
@@ -131,3 +138,14 @@ def test_paths_mean_what_they_mean_to_the_caller(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         assert run_apart(os.path.abspath, "clip.mp4") == str(tmp_path / name / "clip.mp4")
+
+
+def test_a_job_that_takes_too_long_or_is_not_wanted_any_more_is_ended():
+    with pytest.raises(WorkerStopped, match=r"^it took more than 0\.2 s$") as caught:
+        run_apart(time.sleep, 60, timeout_s=0.2)
+    assert isinstance(caught.value, WorkerDied) and caught.value.signal == "SIGKILL"
+    with pytest.raises(WorkerStopped, match="^cancelled$"):
+        run_apart(time.sleep, 60, is_cancelled=lambda: True)
+    assert run_apart(double, 4, timeout_s=60, is_cancelled=lambda: False) == 8
+    with pytest.raises(ValueError):
+        run_apart(double, -1, timeout_s=60)

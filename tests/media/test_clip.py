@@ -1,5 +1,6 @@
 """What of a clip is read where a part of it cannot be, and what is said of that."""
 
+import numpy as np
 import pytest
 
 from emollama_jax.errors import UserError
@@ -68,3 +69,22 @@ def test_a_peak_beyond_the_last_frame_is_named(tmp_path):
     with pytest.raises(UserError, match="a.mkv: the peak frame 10 is beyond the last, 9; mend or remove it"):
         asked(10)
     assert read_clip(ClipRequest("a", path, peak_index=10), CONFIG, SPEC).clip_info["frame"] == 0  # not asked for
+
+
+def test_a_sound_of_its_own_takes_the_place_of_the_videos(tmp_path):
+    picture = write(tmp_path / "a.mp4", pictures(5))
+    sound = write(tmp_path / "b.mp4", pictures(5), sound=Sound(tone(0.5)))
+    both = read_clip(ClipRequest("a", picture, sound=sound), CONFIG, ReadSpec(face=None))
+    assert both.clip_info["frames"] == 5 and both.clip_info["sound_seconds"] == pytest.approx(0.5, abs=0.1)
+    alone = read_clip(ClipRequest("a", None, sound=sound), CONFIG, ReadSpec(face=None))
+    assert alone.clip_info["frames"] == 0 and not alone.frame.any()
+    np.testing.assert_array_equal(alone.waveform, both.waveform)
+    with pytest.raises(UserError, match="nothing to be heard"):
+        read_clip(ClipRequest("a", None, sound=picture), CONFIG, ReadSpec(face=None))
+
+
+def test_the_face_that_is_meant_is_said(real_clips):
+    config = ClipConfig(max_seconds=20.0, max_faces=3)
+    media = read_clip(ClipRequest("a", real_clips["obama_speech"]), config, ReadSpec(frame=64), frame_rule="middle")
+    x, y, width, height = media.clip_info["face_box"]
+    assert 0 < x < x + width < 1 and 0 < y < y + height < 1 and 0 <= media.face_index < len(media.faces)
