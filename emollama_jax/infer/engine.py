@@ -338,6 +338,19 @@ class Engine:
         """Return the engine's reader of videos. Raises UserError where the engine was loaded for records."""
         return self._reader.videos()
 
+    @property
+    def predictor(self) -> Predictor:
+        """The steps of an answer, one by one, for whoever batches by itself; to be called `on_mesh`."""
+        return self._predictor
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    def make_slot_batcher(self, slots: int) -> SlotBatcher:
+        """Make a batcher of this model's answers, beside the engine's own."""
+        return SlotBatcher(self._model.llama, self._tokenizer.end_ids, slots=slots)
+
     def on_mesh(self) -> contextlib.AbstractContextManager:
         """Compute on the engine's mesh within the block."""
         return _on_mesh(self._mesh, self.config)

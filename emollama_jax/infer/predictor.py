@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from emollama_jax.config import Config
+from emollama_jax.config import Config, GenerateConfig
 from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
@@ -106,7 +106,7 @@ class Predictor:
         if labelled:
             with clock("label"):
                 scores = self.labels([clips[i] for i in labelled], soft[np.array(labelled)])
-            fields = {i: _label_fields(scores, row) for row, i in enumerate(labelled)}
+            fields = {i: label_fields(scores, row) for row, i in enumerate(labelled)}
         answers: list[list[str]] = [[] for _ in clips]
         if any(query.questions for query in queries):
             with clock("generate"):
@@ -139,11 +139,16 @@ class Predictor:
         arrays = {"frames" if images == "frame" else images: image}
         return _soft_tokens(*nnx.split(self._model), features, arrays)[: len(clips)]
 
-    def labels(self, clips: Sequence[ClipInput], soft: Float[Array, "N S D"]) -> LabelScores:
-        """Score the labels of `prompt.labels` for each clip."""
+    def labels(
+        self,
+        clips: Sequence[ClipInput],
+        soft: Float[Array, "N S D"],
+        history: Sequence[Sequence[Turn]] | None = None,
+    ) -> LabelScores:
+        """Score the labels of `prompt.labels` for each clip, after its earlier turns where there are any."""
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
         has_feature = [tuple(map(bool, clip.has_feature)) for clip in clips]
-        return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature)
+        return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature, history)
 
     def answers(
         self,
@@ -170,14 +175,30 @@ class Predictor:
         """Ask about one clip: yields requests, is sent their completions, and returns the answers."""
         turns = list(history)
         for question in questions:
-            completion = yield self._request(clip, soft, [*turns, Turn(question)])
+            completion = yield self.request(clip, soft, [*turns, Turn(question)])
             turns.append(Turn(question, self._tokenizer.decode(completion.tokens).strip()))
         return [turn.answer for turn in turns[len(history) :]]
 
-    def _request(self, clip: ClipInput, soft: Float[Array, "S D"], turns: Sequence[Turn]) -> GenerationRequest:
-        digest = hashlib.sha256(f"{self._config.seed} {len(turns) - 1} {clip.name}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "little")
-        return GenerationRequest(self.prompt(clip, turns), self._config.generate, seed, soft)
+    def request(
+        self,
+        clip: ClipInput,
+        soft: Float[Array, "S D"],
+        turns: Sequence[Turn],
+        *,
+        generate: GenerateConfig | None = None,
+        seed: int | None = None,
+        logprobs: bool = False,
+    ) -> GenerationRequest:
+        """Return what is generated for the last turn of a conversation, which has no answer yet.
+
+        Args:
+            generate, seed: default: the experiment's, and one from the clip's name and the number of the turn.
+            logprobs: whether the answer's tokens come with their log-probabilities.
+        """
+        if seed is None:
+            digest = hashlib.sha256(f"{self._config.seed} {len(turns) - 1} {clip.name}".encode()).digest()
+            seed = int.from_bytes(digest[:4], "little")
+        return GenerationRequest(self.prompt(clip, turns), generate or self._config.generate, seed, soft, logprobs)
 
     def stream(self, query: Query) -> Iterator[str]:
         """Yield the answer to a query's one question in pieces, as it is generated; joined they are that of `answer`.
@@ -188,7 +209,7 @@ class Predictor:
         if error := self._fault(query):
             raise error
         (soft,), decoder = self.soft_tokens([query.clip]), StreamDecoder(self._tokenizer)
-        events = self._batcher.stream(self._request(query.clip, soft, [*query.history, Turn(*query.questions)]))
+        events = self._batcher.stream(self.request(query.clip, soft, [*query.history, Turn(*query.questions)]))
         with contextlib.closing(events):
             pieces = itertools.chain((decoder.push(event.tokens) for event in events), (decoder.finish() for _ in [0]))
             yield from _stripped(pieces)
@@ -244,8 +265,8 @@ def _stripped(pieces: Iterable[str]) -> Iterator[str]:
             yield text
 
 
-def _label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
-    """Return the fields of a `ClipAnswer` about labels."""
+def label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
+    """Return the fields of a `ClipAnswer` about the labels of the clip in a row."""
     probabilities = dict(zip(scores.labels, map(float, scores.probabilities[row]), strict=True))
     best_first = sorted(scores.labels, key=lambda label: -probabilities[label])
     return {

@@ -1,0 +1,134 @@
+"""The engine thread: one bad clip harms no other, and what nobody waits for is dropped."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from emollama_jax.infer.clip_input import ClipInput
+from emollama_jax.serve.answer_text import AnswerText
+from emollama_jax.serve.cache import ClipCache, EncodedClip, Seen
+from emollama_jax.serve.errors import ApiError
+from emollama_jax.serve.jobs import Generation
+from emollama_jax.serve.service import AskSettings, Service
+from emollama_jax.serve.settings import ServeSettings
+from emollama_jax.serve.uploads import MediaFile
+
+
+@pytest.fixture
+def service(engine):
+    service = Service(engine, ServeSettings(warmup=False, slots=2))
+    service.scheduler.start()
+    yield service
+    service.close()
+
+
+async def opened(service, path, **options):
+    return await service.open_clip(MediaFile(path, "video", path.name, path.name), **options)
+
+
+def test_a_clip_that_cannot_be_encoded_harms_no_other(service, engine, videos, monkeypatch):
+    """They are encoded together, and each alone where that fails."""
+    real, calls = service._videos.encode, []
+
+    def encode(items, reads):
+        calls.append([item.name for item in items])
+        if videos[1].name in calls[-1]:
+            raise ValueError("no such shape")
+        return real(items, reads)
+
+    monkeypatch.setattr(service._videos, "encode", encode)
+
+    async def ask():
+        clips = await asyncio.gather(*(opened(service, path) for path in videos))
+        asked = (service.label(clip, engine) for clip in clips)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third = asyncio.run(ask())
+    assert first.label and third.label and max(map(len, calls)) > 1
+    assert isinstance(second, ApiError) and second.status == 500 and "ValueError: no such shape" in second.message
+    assert service.scheduler.is_alive
+
+
+def test_errors_that_no_request_explains_end_the_engine(service, engine, videos, monkeypatch):
+    def fails(items, reads):
+        raise ValueError("the device is lost")
+
+    monkeypatch.setattr(service._videos, "encode", fails)
+
+    async def ask() -> list[int]:
+        statuses = []
+        for _ in range(4):
+            try:
+                await service.label(await opened(service, videos[0]), engine)
+            except ApiError as error:
+                statuses.append(error.status)
+        return statuses
+
+    assert asyncio.run(ask()) == [500, 500, 503, 503]
+    assert not service.scheduler.is_alive and service.unready == "the engine has stopped"
+
+
+def test_one_clip_that_several_ask_about_is_encoded_once(service, engine, videos, monkeypatch):
+    real, items_seen = service._videos.encode, []
+    monkeypatch.setattr(service._videos, "encode", lambda items, reads: items_seen.extend(items) or real(items, reads))
+    settings = (AskSettings(), AskSettings(("calm", "tense")), AskSettings(modalities="AT"), AskSettings(orders=2))
+
+    async def ask():
+        clip = await opened(service, videos[0])
+        return await asyncio.gather(*(service.label(clip, service.engine_for(one)) for one in settings))
+
+    found = asyncio.run(ask())
+    assert len(items_seen) == 1
+    assert set(found[1].probabilities) == {"calm", "tense"} and found[2].probabilities != found[0].probabilities
+    assert found[0].probabilities == pytest.approx(engine.label(videos[0]).probabilities, abs=2e-6)
+    assert len(found[3].label_by_order) == 2
+
+
+def test_an_answer_that_nobody_waits_for_frees_its_slot(service, engine, videos):
+    async def ask():
+        clip = await opened(service, videos[0])
+        long = Generation(question="[reason] Why?", generate=service.generate_config(max_new_tokens=200))
+        task = asyncio.ensure_future(service.answer(clip, engine, scores_labels=False, generation=long))
+        await asyncio.sleep(0)
+        while not service.scheduler._running:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        while service.scheduler._running or service.scheduler._batcher.busy:
+            await asyncio.sleep(0.01)
+        short = Generation(question="[reason] Why?")
+        return await service.answer(clip, engine, scores_labels=False, generation=short)
+
+    assert asyncio.run(ask()).answer == engine.ask(videos[0], "[reason] Why?").answer
+
+
+def test_settings_that_cannot_be_are_refused(service):
+    for asked, said in (
+        (AskSettings(("a, b", "c")), "reads as several labels"),
+        (AskSettings(("same", "Same")), "each once"),
+        (AskSettings(orders=99), "99 label orders"),
+        (AskSettings(modalities="VV"), "modalities"),
+    ):
+        with pytest.raises(ApiError, match=said) as caught:
+            service.engine_for(asked)
+        assert caught.value.status == 400
+
+
+def test_the_cache_drops_what_was_asked_about_longest_ago():
+    clip = EncodedClip(ClipInput("a", "", np.zeros((3, 8), np.float32), np.ones(3, bool)), {}, Seen(None, None))
+    cache = ClipCache(5 * clip.nbytes // 2)
+    for key in "abac":
+        cache.put(key, clip)
+    assert (cache.get("a") is None, cache.get("b") is None, cache.get("c") is None) == (False, True, False)
+    assert cache.nbytes == 2 * clip.nbytes > 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_the_text_of_an_answer_comes_in_pieces(engine, size):
+    tokenizer = engine.tokenizer
+    tokens = tokenizer.encode("  Her brow is raised, and she smiles.  ")
+    for stop, expected in (((), "Her brow is raised, and she smiles."), (("smi", "zz"), "Her brow is raised, and she")):
+        text = AnswerText(tokenizer, stop)
+        pieces = [text.push(tokens[i : i + size]) for i in range(0, len(tokens), size)] + [text.finish()]
+        assert "".join(pieces) == expected and text.stopped == bool(stop)
+        assert text.tokens == len(tokens) if not stop else text.tokens < len(tokens)
