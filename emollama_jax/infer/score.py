@@ -135,7 +135,8 @@ class LabelScorer:
         log_likelihoods = np.zeros(shape, np.float64)
         if clips:
             image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
-            asked = [self._ask(*clip, image_tokens) for clip in zip(subtitles, has_feature, history, strict=True)]
+            clips_asked = zip(subtitles, has_feature, history, strict=True)
+            asked = [self._ask(said, has, image_tokens, before) for said, has, before in clips_asked]
             batch = _batch(asked, self._answers, soft.shape[1])
             soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
             nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
@@ -145,7 +146,7 @@ class LabelScorer:
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
 
     def _ask(
-        self, subtitle: str, has_feature: Sequence[bool], history: Sequence[Turn], image_tokens: int
+        self, subtitle: str, has_feature: Sequence[bool], image_tokens: int, history: Sequence[Turn] = ()
     ) -> list[Sample]:
         """A clip's prompt under every order."""
         turns = [

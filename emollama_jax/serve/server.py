@@ -73,7 +73,7 @@ def run_server(
     files = {} if certificate is None else {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
     config = uvicorn.Config(
         app,
-        http=_PunctualProtocol,
+        http=PunctualProtocol,
         ws="none" if add_demo is None else "auto",
         log_level="warning",
         access_log=False,
@@ -160,7 +160,7 @@ class _Server(uvicorn.Server):
                 self._loop.call_soon_threadsafe(setattr, self, "should_exit", True)
 
 
-class _PunctualProtocol(H11Protocol):
+class PunctualProtocol(H11Protocol):
     """Closes connections on which no request begins, or the head of one does not end, in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:

@@ -76,7 +76,7 @@ def serving(engine: Engine, *, with_demo: bool = False, **settings) -> Iterator[
     import uvicorn
 
     from emollama_jax.serve.app import make_app
-    from emollama_jax.serve.server import _PunctualProtocol
+    from emollama_jax.serve.server import PunctualProtocol
     from emollama_jax.serve.service import Service
     from emollama_jax.serve.settings import ServeSettings
 
@@ -88,7 +88,7 @@ def serving(engine: Engine, *, with_demo: bool = False, **settings) -> Iterator[
 
         app = mount_demo(app, service)
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http=_PunctualProtocol, log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, port=0, http=PunctualProtocol, log_level="warning", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
