@@ -67,7 +67,7 @@ def _lockstep(model: Llama, prompts: Sequence[list[int]], configs: Sequence[Gene
         state = generate.prefill(*parts, tokens, lengths, no_soft, None, sampling, no_eos, cache_size=size)
         found = [np.asarray(state.token)[:, None]]
         while not np.asarray(state.done).all():
-            state, new, _ = generate.decode_chunk(*parts, state, no_eos, length=CHUNK)
+            state, new = generate.decode_chunk(*parts, state, no_eos, length=CHUNK)
             found.append(np.asarray(new))
         return [row[row >= 0].tolist() for row in np.concatenate(found, axis=1)]
 

@@ -47,8 +47,8 @@ class DecodeState:
     done: Bool[Array, " B"]
     step: Int[Array, " B"]
     sampling: Sampling
-    logprobs: TokenLogprobs
-    """Of `token`, in the rows whose `sampling` asks for it."""
+    logprobs: TokenLogprobs | None = None
+    """Of the T tokens that a program has just sampled, in rows whose `sampling` asks for it; no program reads them."""
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "cache_size"))
@@ -73,32 +73,31 @@ def prefill(graphdef, state, tokens, lengths, soft_index, soft, sampling, eos_id
     counts = jnp.arange(tokens.shape[1]) < (lengths[:, None] if soft is None else 0)
     counts = jnp.broadcast_to(counts, tokens.shape)  # a text's prompt counts as seen, that of a clip does not
     seen = jnp.zeros((tokens.shape[0], model.config.vocab_size), bool).at[rows, tokens].max(counts)
-    logits, first, done = model.logits(last), tokens[:, 0], lengths == 0
-    unknown = token_logprobs(logits, first, jnp.zeros_like(done))
-    blank = DecodeState(cache, first, seen, done, jnp.zeros_like(lengths), sampling, unknown)
-    return _next_token(logits, blank, eos_ids)
+    blank = DecodeState(cache, tokens[:, 0], seen, lengths == 0, jnp.zeros_like(lengths), sampling)
+    decode, logprobs = _next_token(model.logits(last), blank, eos_ids)
+    return dataclasses.replace(decode, logprobs=jax.tree.map(lambda x: x[:, None], logprobs))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "length"), donate_argnames=("decode",))
-def decode_chunk(graphdef, state, decode, eos_ids, *, length) -> tuple[DecodeState, Int[Array, "B T"], TokenLogprobs]:
-    """Sample up to `length` tokens of every row that is not done: the state, the tokens, -1 where there is none, and
-    their log-probabilities [B, T], [B, T, K]."""
+def decode_chunk(graphdef, state, decode, eos_ids, *, length) -> tuple[DecodeState, Int[Array, "B T"]]:
+    """Sample up to `length` tokens of every row that is not done: the state, and the tokens, -1 where there is none."""
     model: Llama = nnx.merge(graphdef, state)
 
     def one_token(carry):
         decode, (out, logprobs), i = carry
         hidden, cache = model.extend(model.embed_tokens(decode.token[:, None]), decode.cache)
         cache = dataclasses.replace(cache, length=jnp.where(decode.done, decode.cache.length, cache.length))
-        decode = _next_token(model.logits(hidden[:, -1]), dataclasses.replace(decode, cache=cache), eos_ids)
-        logprobs = jax.tree.map(lambda x, new: x.at[:, i].set(new), logprobs, decode.logprobs)
+        decode = dataclasses.replace(decode, cache=cache)
+        decode, new = _next_token(model.logits(hidden[:, -1]), decode, eos_ids)
+        logprobs = jax.tree.map(lambda x, new: x.at[:, i].set(new), logprobs, new)
         return decode, (out.at[:, i].set(decode.token), logprobs), i + 1
 
     unfinished = lambda carry: (carry[2] < length) & ~jnp.all(carry[0].done)
     out = jnp.full((decode.token.shape[0], length), -1, jnp.int32)
-    every = lambda x: jnp.zeros((x.shape[0], length, *x.shape[1:]), x.dtype)
-    logprobs = jax.tree.map(every, decode.logprobs)
+    decode = dataclasses.replace(decode, logprobs=None)
+    logprobs = TokenLogprobs.zeros(out.shape, model.config.vocab_size)
     decode, (out, logprobs), _ = jax.lax.while_loop(unfinished, one_token, (decode, (out, logprobs), 0))
-    return decode, out, logprobs
+    return dataclasses.replace(decode, logprobs=logprobs), out
 
 
 @functools.partial(jax.jit, donate_argnames=("decode",))
@@ -140,16 +139,17 @@ def stop(decode: DecodeState, row: Int[Array, ""]) -> DecodeState:
     return dataclasses.replace(decode, done=decode.done.at[row].set(True))
 
 
-def _next_token(logits, decode: DecodeState, eos_ids) -> DecodeState:
+def _next_token(logits, decode: DecodeState, eos_ids) -> tuple[DecodeState, TokenLogprobs]:
     settings = decode.sampling
     active = dataclasses.replace(settings, temperature=jnp.where(decode.done, 0, settings.temperature))
     token = jnp.where(decode.done, -1, sample(logits, decode.seen, decode.step, active))  # -1: no token of this row
     step = decode.step + 1
-    return dataclasses.replace(
+    logprobs = token_logprobs(logits, token, settings.logprobs & ~decode.done)
+    decode = dataclasses.replace(
         decode,
         token=token,
         seen=decode.seen.at[jnp.arange(token.shape[0]), token].set(True),  # of a row that is done, nothing is read
         done=decode.done | jnp.isin(token, eos_ids) | (step >= settings.max_new_tokens),
         step=step,
-        logprobs=token_logprobs(logits, token, settings.logprobs & ~decode.done),
     )
+    return decode, logprobs

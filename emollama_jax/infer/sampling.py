@@ -53,6 +53,11 @@ class TokenLogprobs:
     top_ids: Int[Array, "*B K"]
     top: Float[Array, "*B K"]
 
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], vocab_size: int) -> "TokenLogprobs":
+        many = (*shape, min(TOP_LOGPROBS, vocab_size))
+        return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(many, jnp.int32), jnp.zeros(many, jnp.float32))
+
 
 def token_logprobs(logits: Float[Array, "B V"], token: Int[Array, " B"], wanted: Bool[Array, " B"]) -> TokenLogprobs:
     """Return the log-probabilities of `token`; zeros where no row wants them, at no cost."""
@@ -64,9 +69,7 @@ def token_logprobs(logits: Float[Array, "B V"], token: Int[Array, " B"], wanted:
         top, ids = jax.lax.top_k(logprobs, count)
         return TokenLogprobs(chosen, ids.astype(jnp.int32), top)
 
-    zeros = lambda dtype, *shape: jnp.zeros((rows, *shape), dtype)
-    none = lambda: TokenLogprobs(zeros(jnp.float32), zeros(jnp.int32, count), zeros(jnp.float32, count))
-    return jax.lax.cond(jnp.any(wanted), compute, none)
+    return jax.lax.cond(jnp.any(wanted), compute, lambda: TokenLogprobs.zeros((rows,), logits.shape[1]))
 
 
 def sample(

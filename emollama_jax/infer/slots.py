@@ -16,6 +16,7 @@ slots as the longest of them needs, rounded up to a bucket. So few programs comp
 fast as without a batch. Prompts are prefilled a bucket of lengths at a time.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -177,12 +178,13 @@ class SlotBatcher:
         for group in self._next_groups():
             first = self._prefill(model, group)
             collect(enumerate(group), np.asarray(first.token)[:, None], np.asarray(first.done), first.logprobs)
-            self._seat(group, first, finished)
+            self._seat(group, dataclasses.replace(first, logprobs=None), finished)
         self._compact()
         running = [(row, job) for row, job in enumerate(self._rows) if job is not None]
         if running:
-            self._batch, out, logprobs = generate.decode_chunk(*model, self._batch, self._eos_ids, length=self._chunk)
-            collect(running, np.asarray(out), np.asarray(self._batch.done), logprobs)
+            batch, out = generate.decode_chunk(*model, self._batch, self._eos_ids, length=self._chunk)
+            collect(running, np.asarray(out), np.asarray(batch.done), batch.logprobs)
+            self._batch = dataclasses.replace(batch, logprobs=None)
         self._rows = [None if job is None or job.number in finished else job for job in self._rows]
         if not any(self._rows):
             self._rows, self._batch = [], None
@@ -289,8 +291,8 @@ class SlotBatcher:
 
 def _logprobs(logprobs: TokenLogprobs, row: int, count: int) -> list[Logprob]:
     """Those of a row's first `count` tokens."""
-    chosen = np.asarray(logprobs.chosen[row]).reshape(-1)[:count].tolist()
-    of_top = (np.asarray(x[row]).reshape(-1, x.shape[-1])[:count].tolist() for x in (logprobs.top_ids, logprobs.top))
+    fields = (logprobs.chosen, logprobs.top_ids, logprobs.top)
+    chosen, *of_top = (np.asarray(field[row])[:count].tolist() for field in fields)
     pairs = (tuple(zip(*pair, strict=True)) for pair in zip(*of_top, strict=True))
     return [Logprob(*one) for one in zip(chosen, pairs, strict=True)]
 
