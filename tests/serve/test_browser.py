@@ -13,7 +13,8 @@ from tests.serve.conftest import serving
 
 WIDTHS = {1280: 900, 390: 844}
 FLAGS = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-WAIT_MS = 60_000
+WAIT_MS = 180_000
+MESSAGES = "#chat [data-testid=user], #chat [data-testid=bot]"
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,13 @@ def page(browser, address, request):
 
 
 def messages(page) -> list[str]:
-    return page.locator("#chat .message").all_inner_texts()
+    return page.locator(MESSAGES).all_inner_texts()
 
 
 def wait_for_messages(page, count: int) -> list[str]:
     """What is said, once the last of so many messages is whole."""
     page.wait_for_function(
-        "count => document.querySelectorAll('#chat .message').length >= count"
+        f"count => document.querySelectorAll('{MESSAGES}').length >= count"
         " && !document.querySelector('#emotion').disabled",
         arg=count,
     )
