@@ -6,6 +6,7 @@ set -euo pipefail
 
 readonly home=/opt/emollama log=/var/log/emollama.log
 readonly need_disk_gb=20 need_memory_gb=8
+export HOME=${HOME:-/root} # systemd gives its units none
 mkdir -p "$home/job"
 
 # metadata NAME: an attribute that Cloud TPU or `tpu.py` gave this machine.
@@ -35,7 +36,7 @@ processes=$((${slices:-1} * ${#workers[@]}))
 
 cat >"$home/environment" <<END
 PATH=$home/venv/bin:$PATH
-HOME=/root
+HOME=$HOME
 JAX_COORDINATOR_ADDRESS=$coordinator:8476
 JAX_NUM_PROCESSES=$processes
 JAX_PROCESS_ID=$process
@@ -51,7 +52,7 @@ cat >"$home/report" <<END
 #!/bin/bash
 # report STATE [MESSAGE]: puts the log into the bucket, and unless STATE is \`log\` how this process is. As the unit's
 # last command it has the exit code in EXIT_STATUS.
-PATH=$PATH
+export PATH=$PATH HOME=$HOME
 timeout 60 gcloud storage cp $log $job/logs/process-$process.log --quiet 2>/dev/null
 [ "\$1" != log ] || exit 0
 status=
