@@ -143,7 +143,10 @@ def test_configuration_files_travel(cloud, tmp_path):
     (tmp_path / "configs").mkdir()
     for name in ("configs/mine.py", "other.py"):
         (tmp_path / name).write_text("def get_config(): ...\n")
+    (cloud.folder / "bucket/mine").mkdir(parents=True)
+    (cloud.folder / "bucket/mine/far.py").write_text("def get_config(): ...\n")
     for given, there in (
+        (["--config=gs://mine/far.py"], ["--config=/opt/emollama/job/far.py"]),
         (["--config", "mine"], ["--config", "/opt/emollama/job/mine.py"]),
         (["--config=other.py"], ["--config=/opt/emollama/job/other.py"]),
         (["--config=stage1_merr"], ["--config=stage1_merr"]),
