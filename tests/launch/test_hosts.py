@@ -118,18 +118,20 @@ def test_killed_stalled_and_taken_away_a_run_ends_as_if_it_had_not_been(cloud, t
     # Installed from the bucket on both, and not disturbed.
     assert cloud.run("run", *start, *train("gs://runs/unbroken"), timeout=1500) == 0, cloud.said()
 
-    watch = cloud.start("run", *start, "--stall-minutes=2", *train("gs://runs/run"))
+    watch = cloud.start("run", *start, "--stall-minutes=4", *train("gs://runs/run"))
     cloud.wait(lambda: cloud.has("run/config.json") and cloud.step() >= 12, 600)
     cloud.hosts[1].signal_run(signal.SIGKILL)
     cloud.wait(lambda: cloud.step() >= 35, 400)
+    stalls = lambda: (cloud.folder / "transcript").read_text().count("STALLED")
+    before = stalls()  # a slow machine may take as long to start again
     cloud.hosts[0].signal_run(signal.SIGSTOP)
-    cloud.wait(lambda: "STALLED" in cloud.said(), 400)
-    cloud.wait(lambda: cloud.step() >= 60, 400)
+    cloud.wait(lambda: stalls() > before, 600)
+    cloud.wait(lambda: cloud.step() >= 60, 600)
     (cloud.folder / "lost").touch()
     assert watch.wait(timeout=1500) == 0, cloud.said()
 
     said = (cloud.folder / "transcript").read_text()
-    assert said.count("DONE") == 2 and said.count("STALLED") == 1 and said.count("SUSPENDED") == 1
+    assert said.count("DONE") == 2 and said.count("SUSPENDED") == 1
     assert metrics(stored(cloud.bucket, "run/metrics.jsonl")) == metrics(stored(cloud.bucket, "unbroken/metrics.jsonl"))
     assert len(metrics(stored(cloud.bucket, "run/metrics.jsonl"))) == STEPS
     log = stored(cloud.bucket, "jobs/stage1/logs/process-0.log")
