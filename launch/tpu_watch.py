@@ -105,6 +105,8 @@ class Watch:
             if step > self._furthest:
                 self._created = self._stalls = 0
             self._step, self._furthest, self._moved = step, max(step, self._furthest), now
+        if any(process["state"] == "installing" for process in processes.values()):
+            self._moved = now  # which takes its time, and ends by itself
         self._count_time(processes)
         self._say("  ".join(["ACTIVE", *self._describe(heartbeat, processes)]))
         for number, process in sorted(processes.items()):
