@@ -15,6 +15,8 @@ from emollama_jax.serve.service import Service
 KEPT_BY_KEY = ("/v1/", "/metrics")
 ASKS = ("/v1/emotions", "/v1/chat/completions")  # which take a place in the queue
 BODY_SECONDS = 60.0  # for a whole body to come
+DRAINED = (401, 429, 503)  # refusals before the body, which an honest client is sending
+DRAIN_SECONDS = 5.0
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 BODIES = 4  # times the largest body that all bodies together may have in memory or on the disk
 
@@ -61,8 +63,21 @@ class Guard:
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.metrics.refusals.labels(error.code).inc()
+        if error.status in DRAINED:
+            await self._discard_body(receive)
         error.headers = {**error.headers, "Connection": "close"}  # the rest of the body is not read
         await error.response()(scope, receive, send)
+
+    async def _discard_body(self, receive: Receive) -> None:
+        """Read what is being sent: a client that is still sending would see a broken connection, and no reply."""
+        left = self._settings.max_body
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = _headers(scope), scope["path"]

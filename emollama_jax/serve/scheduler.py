@@ -54,7 +54,7 @@ class Scheduler:
         on_death: Callable[[BaseException], None] = lambda error: None,
     ):
         self._engine, self._videos, self._cache, self._metrics = engine, videos, cache, metrics
-        self._batcher, self._on_death = engine.make_slot_batcher(slots), on_death
+        self._batcher, self._slots, self._on_death = engine.make_slot_batcher(slots), slots, on_death
         self._inbox: deque[Job] = deque()
         self._changed = threading.Condition()
         self._unfinished: set[Job] = set()
@@ -149,7 +149,7 @@ class Scheduler:
         if self._batcher.busy:
             for event in self._batcher.step():
                 self._pass_on(event)
-        self._metrics.busy_slots.set(len(self._running))
+        self._metrics.busy_slots.set(min(len(self._running), self._slots))
 
     def _tell(self, job: Job, event: Event) -> None:
         """Tell who asked; after the last event nothing more is done for a job."""
