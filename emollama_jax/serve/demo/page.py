@@ -93,7 +93,8 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
             names = ("video", "subtitle", "labels", "orders", "temperature", "question")
             values = dict(zip(names, fields, strict=True))
             values = {name: "" if value is None else value for name, value in values.items()}
-            asked = Asked(**{**values, "orders": int(values["orders"]), "task": task})
+            numbers = {"orders": int(values["orders"] or 1), "temperature": float(values["temperature"] or 0)}
+            asked = Asked(**{**values, **numbers, "task": task})
             try:
                 async for shown in ask(service, asked, before):
                     yield _updates(shown)
