@@ -3,17 +3,13 @@
 Axes: S pixels of a crop, I = SIDE, F crops, P pixels of a face, n values.
 """
 
-import csv
-import math
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from emollama_jax.errors import UserError
+from emollama_jax.media.action_units import BLINK, read_action_units
 from emollama_jax.media.faces import FaceCrops
 
 SIDE = 56  # pixels of a crop in which faces are compared
@@ -21,8 +17,6 @@ BLUR = 1.5  # of these: a brow or lip that moves on must still overlap with itse
 FACE = (0.34, 0.42)  # half-axes of the ellipse that is compared, in sides of a crop; hair and background are outside
 MOUTH = (slice(34, 48), slice(16, 40))  # rows and columns
 MOUTH_WEIGHT = 3
-
-_INTENSITY = re.compile(r"AU\d\d_r")
 
 
 def motion_peak(faces: FaceCrops) -> int:
@@ -49,7 +43,7 @@ def motion_peak(faces: FaceCrops) -> int:
     if faces.source == "face":
         down, right = np.gradient(gray, axis=(1, 2))
         score *= np.hypot(down, right)[:, *MOUTH].mean(axis=(1, 2)) ** MOUTH_WEIGHT
-    return int(numbers[_smooth(score, numbers).argmax()])
+    return int(numbers[smooth(score, numbers).argmax()])
 
 
 def _gray(crops: UInt8[np.ndarray, "F S S 3"]) -> Float[np.ndarray, "F I I"]:
@@ -74,57 +68,22 @@ def _changes(gray: Float[np.ndarray, "F I I"]) -> Float[np.ndarray, "F P"]:
 
 
 def openface_peak(path: str | Path) -> int:
-    """The number, from 0, of the frame with the largest sum of action units' intensities in a CSV file of OpenFace.
+    """The number, from 0, of the frame with the largest sum of action units' intensities in a file of OpenFace's.
 
-    Only frames that OpenFace calls a success count, and of several faces the one with most of these (of equals, the
-    surest). The sum is smoothed over the frames beside it.
+    Of several faces the main one counts, and of its frames those in which it is found and does not blink (see
+    `media.action_units`). The sum is smoothed over the frames beside it.
 
     Raises:
-        UserError: no such file, not a file of OpenFace's with intensities, or no success in it.
+        UserError: as in `read_action_units`.
     """
-    rows = _successes(Path(path))
-    by_face = defaultdict(list)
-    for face, frame, confidence, total in rows:
-        by_face[face].append((frame, confidence, total))
-    main = max(by_face.values(), key=lambda face: (len(face), sum(confidence for _, confidence, _ in face)))
-    totals = {frame: total for frame, _, total in sorted(main)}
-    numbers = np.array(list(totals))
-    return int(numbers[_smooth(np.array(list(totals.values())), numbers).argmax()])
+    table = read_action_units(path)
+    frames = table.candidates()
+    units = [place for place, unit in enumerate(table.units) if unit != BLINK]
+    totals = np.nansum(table.intensity[frames][:, units], axis=1)
+    return int(table.frames[frames][smooth(totals, table.frames[frames]).argmax()])
 
 
-def _successes(path: Path) -> list[tuple[str, int, float, float]]:
-    """(face, frame from 0, confidence, sum of intensities) of each row that is a success."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            names = [name.strip() for name in next(reader, [])]
-            table = [row for row in reader if row]
-    except FileNotFoundError as error:
-        raise UserError(f"no such file: {path}; check the path") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV; run OpenFace again or leave it out") from error
-    column = {name: place for place, name in enumerate(names)}
-    intensities = [place for name, place in column.items() if _INTENSITY.fullmatch(name)]
-    if "frame" not in column or not intensities:
-        raise UserError(f"{path}: has no columns frame and AU01_r, AU02_r, ...; run OpenFace with -aus")
-    rows, first = [], None
-    for line, row in enumerate(table, start=2):
-        value = lambda name, default, row=row: float(row[column[name]]) if name in column else default
-        try:
-            frame, success, confidence = value("frame", 0.0), value("success", 1.0), value("confidence", 1.0)
-            face, total = value("face_id", 0.0), math.fsum(float(row[place]) for place in intensities)
-            first = int(frame) if first is None else min(first, int(frame))
-        except (ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"{path}, line {line}: not a row of numbers; run OpenFace again") from error
-        if success >= 0.5 and math.isfinite(total):
-            rows.append((str(face), int(frame), confidence, total))
-    if not rows:
-        raise UserError(f"{path}: no frame with a face; leave it out")
-    start = min(first, 1)  # OpenFace counts from 1
-    return [(face, frame - start, confidence, total) for face, frame, confidence, total in rows]
-
-
-def _smooth(values: Float[np.ndarray, " n"], numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def smooth(values: Float[np.ndarray, " n"], numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The mean with the values beside it, which count half; at an end and beside a hole the value stands in for them.
 
     Beside means: no further than frames usually are from the next.

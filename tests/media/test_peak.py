@@ -128,7 +128,7 @@ def calm(frame, face=0, confidence=0.98, success=1):
 def test_the_largest_sum_wins_and_frames_count_from_0(tmp_path):
     rows = [calm(frame) for frame in range(1, 31)]
     rows[11] = (12, 0, 0.98, 1, 2.0, 1.0, 0.0)
-    rows[20] = (21, 0, 0.98, 1, 0.5, 1.0, 2.5)
+    rows[20] = (21, 0, 0.98, 1, 2.5, 1.0, 0.0)
     assert openface_peak(write_csv(tmp_path / "a.csv", rows)) == 20
     zero_based = [(row[0] - 1, *row[1:]) for row in rows]
     assert openface_peak(write_csv(tmp_path / "b.csv", zero_based)) == 20
