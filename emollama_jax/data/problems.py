@@ -17,8 +17,8 @@ class Problem:
     """unsafe_name, duplicate_name, unknown_label or unparsable_line (the line of a list is put aside);
     unparsable_subtitle or unparsable_caption (the line or entry is left out); duplicate_key, several_labels,
     missing_video, missing_feature, missing_subtitle or missing_caption (the clip does without, or the first holds);
-    wrong_shape, not_finite, object_dtype or unreadable_feature (the feature is left out); not_prepared (its files did
-    not make a record)."""
+    counted_from_1 (peaks as MER-Factory writes them, from which 1 is taken off); wrong_shape, not_finite, object_dtype
+    or unreadable_feature (the feature is left out); not_prepared (its files did not make a record)."""
     name: str | None
     """The clip, as it is written in the file."""
     file: str

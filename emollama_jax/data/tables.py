@@ -154,7 +154,21 @@ def read_captions(path: Path, problems: list[Problem]) -> dict[str, dict[str, An
             note.add("duplicate_key", name, None, f"{name!r} is a clip above; the first is used, keep one of them")
         else:
             captions[key_of(name)] = fields
+    _count_peaks_from_0(clips, captions, note)
     return captions
+
+
+def _count_peaks_from_0(clips: JsonObject, captions: dict[str, dict[str, Any]], note: FileProblems) -> None:
+    """Takes 1 off the peaks of a file that MER-Factory exported: they are texts there, and count from 1."""
+    given = [clip["peak_index"] for clip in clips.values() if isinstance(clip, dict) and "peak_index" in clip]
+    peaks = [fields["peak_index"] for fields in captions.values() if "peak_index" in fields]
+    if not peaks or 0 in peaks or not all(isinstance(peak, str) for peak in given):
+        return
+    for fields in captions.values():
+        if "peak_index" in fields:
+            fields["peak_index"] -= 1
+    message = "peak_index is a text, as MER-Factory writes it, and counts from 1: 1 is taken off; write numbers from 0"
+    note.add("counted_from_1", None, None, message)
 
 
 def _fields(

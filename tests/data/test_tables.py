@@ -197,3 +197,16 @@ def test_names_of_one_clip():
     composed = unicodedata.normalize("NFC", "é.mp4")
     assert key_of(composed) == key_of(unicodedata.normalize("NFD", composed)) == "é"
     assert key_of("a.b") == "a.b" and key_of("000") == "0"
+
+
+def test_peaks_that_are_texts_count_from_1_as_mer_factory_writes_them(tmp_path):
+    def peaks(*values):
+        clips = {f"c{i}": {"peak_index": value, "text": ""} for i, value in enumerate(values)}
+        (tmp_path / "c.json").write_text(json.dumps(clips))
+        problems: list[Problem] = []
+        found = read_captions(tmp_path / "c.json", problems)
+        return [fields.get("peak_index") for fields in found.values()], [problem.kind for problem in problems]
+
+    assert peaks("12", "1", "nan") == ([11, 0, None], ["counted_from_1"])
+    assert peaks(12, 1) == ([12, 1], []) and peaks("12", 1) == ([12, 1], [])
+    assert peaks("12", "0") == ([12, 0], [])  # these count from 0
