@@ -25,6 +25,7 @@ VERBS = {
     "export": "Export trained adapters and projectors for PyTorch.",
     "extract": "Turn raw videos into features and records.",
     "compare": "Compare two sets of features, and say whether they can be mixed.",
+    "annotate": "Make MERR-style annotations of raw clips: labels, descriptions, captions.",
     "prepare": "Turn videos, features and annotations into records for training.",
     "train": "Train adapters and projectors, or resume an interrupted run.",
     "predict": "Ask a model about videos or records.",

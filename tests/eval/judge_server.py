@@ -51,7 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question, server = request["messages"][0]["content"], self.server
+        content, server = request["messages"][0]["content"], self.server
+        question = content if isinstance(content, str) else content[0]["text"]
         with server.lock:
             reply = server.reply(question, server.asked[question]) if server.accept(request) else server.refusal
             server.asked[question] += 1

@@ -1,0 +1,314 @@
+"""Annotates clips in stages, each of which is kept for each clip with everything that made it (`stage_store`).
+
+    peak        the frame of the strongest expression and the label, from action units or a list of labels
+    read        the peak frame as a picture, the measured voice, the words
+    picture     what the peak frame shows, by a describer
+    expression  phrases for the active units
+    voice       the tone in words, against the voices of all clips
+    coarse      the parts joined
+    fine        an inference from them, by a describer
+
+A clip without a label is dropped and counted, one that cannot be read is a failure. Neither stops the others.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from emollama_jax.captions import expression, parts, voice
+from emollama_jax.captions.annotation import AnnotateConfig, Annotated, Annotation, SourceClip
+from emollama_jax.captions.describers import Describer
+from emollama_jax.captions.mer_factory import TOOL
+from emollama_jax.captions.parts import Parts, coarse_caption
+from emollama_jax.captions.stage_store import ClipStages, StageStore, stage_key
+from emollama_jax.errors import UserError
+from emollama_jax.io.atomic import write_bytes
+from emollama_jax.io.checksums import file_digest
+from emollama_jax.io.stopwatch import Stopwatch
+from emollama_jax.io.worker_pool import WorkerDied, map_ahead
+from emollama_jax.media.action_units import ActionUnits, read_action_units
+from emollama_jax.media.audio import is_silent, read_sound
+from emollama_jax.media.clip import ClipRequest, ReadSpec
+from emollama_jax.media.clip_reader import ClipRead, ClipReader
+from emollama_jax.media.subtitle_files import find_subtitle_files
+from emollama_jax.media.subtitles import Transcribe
+from emollama_jax.media.unit_rules import (
+    UnitPeak,
+    find_unit_peak,
+    labels_out_of_reach,
+    rules_identity,
+)
+
+VERSION = 1  # counted up when the stages `peak` or `read` would give something else
+TEXTS = {"picture": "picture", "fine": "caption_fine"}  # kind -> field of an annotation
+PATIENCE = 16  # clips without a single text, until no others are described
+FRAME = 448  # pixels of the pictures that are kept, both ways
+
+
+def annotate(
+    clips: Sequence[SourceClip],
+    out: Path,
+    config: AnnotateConfig,
+    *,
+    picture: Describer,
+    fine: Describer | None = None,
+    transcribe: Transcribe | None = None,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Annotated:
+    """Annotates clips; goes on where it was stopped.
+
+    Args:
+        out: gets the folders `stages` and `frames`.
+        picture, fine: who describes the peak frame, and infers the fine caption; None writes none.
+        transcribe: listens, where the subtitle sources name speech.
+        workers: child processes that read clips.
+        progress: is told of every clip that has been read.
+
+    Raises:
+        UserError: an endpoint refuses the key, the address or the model. Finished work is kept.
+    """
+    run = _Run(out, config, Stopwatch())
+    for clip in clips:
+        with run.clock("peak"):
+            run.find_peak(clip)
+    for _ in run.read_clips(clips, transcribe, workers):
+        progress(1)
+    alive = [clip for clip in clips if run.annotations[clip.name].status == "annotated"]
+    with run.clock("picture"):
+        run.ask(alive, "picture", picture)
+    with run.clock("words"):
+        run.put_into_words(alive)
+    with run.clock("fine"):
+        run.ask([clip for clip in alive if fine or clip.given.fine], "fine", fine)
+    return Annotated([run.annotations[clip.name] for clip in clips], run.clock.seconds)
+
+
+class _Run:
+    def __init__(self, out: Path, config: AnnotateConfig, clock: Stopwatch):
+        self.config, self.clock, self._frames = config, clock, out / "frames"
+        self._store = StageStore(out / "stages")
+        self._stages: dict[str, ClipStages] = {}
+        self.annotations: dict[str, Annotation] = {}
+
+    # The peak and the label
+
+    def find_peak(self, clip: SourceClip) -> None:
+        one = self.annotations[clip.name] = Annotation(clip.name, str(clip.video))
+        stages = self._stages[clip.name] = self._store.open(clip.name)
+        settings = [rules_identity(self.config.rules), self.config.active_from, self.config.labels, clip.label]
+        try:
+            given = clip.given.peak_index
+            key = stage_key(VERSION, clip.units and file_digest(clip.units), *settings, given)
+            value = stages.get("peak", key)
+            if value is None:
+                value = self._peak(clip)
+                stages.put("peak", key, value)
+        except (UserError, OSError) as error:
+            one.status, one.reason = "failed", str(error)
+            return
+        for name, given in value.items():
+            setattr(one, name, given)
+
+    def _peak(self, clip: SourceClip) -> dict[str, Any]:
+        """The fields of the annotation that the units and the label give."""
+        table = read_action_units(clip.units) if clip.units is not None else None
+        peak = None if table is None else self._unit_peak(table, clip.label)
+        fields: dict[str, Any] = {}
+        if table is not None:
+            fields["out_of_reach"] = labels_out_of_reach(table, self.config.rules)
+        if clip.label is None and peak is None:
+            reason = "no action units and no label" if table is None else "no rule matches its action units"
+            return fields | {"status": "dropped", "reason": reason}
+        if clip.label is None and peak.label not in self.config.labels:
+            return fields | {"status": "dropped", "reason": f"its units say {peak.label}, which is none of the labels"}
+        fields |= {"label": clip.label or peak.label, "peak_by": "motion", "label_by": "label file"}
+        if clip.given.peak_index is not None:
+            fields |= {"peak_index": clip.given.peak_index, "peak_by": TOOL}
+        if peak is not None:
+            fields |= {"peak_index": peak.frame, "peak_by": table.source, "units": peak.active, "matches": peak.matches}
+            fields["label_by"] = "label file" if clip.label else table.source
+        return fields
+
+    def _unit_peak(self, table: ActionUnits, label: str | None) -> UnitPeak | None:
+        """The peak by the rules of the label, where one is given and they match, else by all."""
+        own = [rule for rule in self.config.rules if rule.label == label]
+        peak = find_unit_peak(table, own, active_from=self.config.active_from) if own else None
+        return peak or find_unit_peak(table, self.config.rules, active_from=self.config.active_from)
+
+    # What is seen and heard
+
+    def read_clips(self, clips: Sequence[SourceClip], transcribe: Transcribe | None, workers: int) -> Iterator[None]:
+        keys, to_read = {}, []
+        with self.clock("read"):
+            for clip in clips:
+                one = self.annotations[clip.name]
+                if one.status != "annotated":
+                    continue
+                try:
+                    keys[clip.name] = key = self._read_key(clip, one)
+                except OSError as error:
+                    one.status, one.reason = "failed", f"cannot be read ({error.strerror})"
+                    continue
+                value = self._stages[clip.name].get("read", key)
+                if value is not None and self.frame(clip).exists():
+                    self._take_read(one, value)
+                else:
+                    to_read.append(clip)
+        yield from (None for _ in range(len(clips) - len(to_read)))
+        reader = ClipReader(
+            self.config.clip,
+            ReadSpec(frame=FRAME, face=None, motion=None, sound=False),
+            frame_rule="peak",
+            subtitle_sources=self.config.subtitle_sources,
+            subtitle_language=self.config.subtitle_language,
+            transcribe=transcribe,
+            workers=workers,
+        )
+        requests = (ClipRequest(c.name, c.video, c.subtitle, self.annotations[c.name].peak_index) for c in to_read)
+        reads = reader.read(requests)
+        voices = map_ahead(_measure_voice, (clip.video for clip in to_read), max(workers, 1))
+        for clip in to_read:
+            with self.clock("read"):
+                read, measures = next(reads), next(voices)
+                one = self.annotations[clip.name]
+                if isinstance(read, UserError):
+                    one.status, one.reason = "failed", str(read)
+                else:
+                    value = self._read_value(clip, read, measures)
+                    self._stages[clip.name].put("read", keys[clip.name], value)
+                    self._take_read(one, value)
+            yield
+
+    def _read_key(self, clip: SourceClip, one: Annotation) -> str:
+        sources, language = self.config.subtitle_sources, self.config.subtitle_language
+        beside = find_subtitle_files(clip.video, language) if "file" in sources else []
+        words = clip.subtitle or [sources, language, [[path.name, file_digest(path)] for path in beside]]
+        settings = dataclasses.asdict(self.config.clip)
+        return stage_key(VERSION, voice.VERSION, file_digest(clip.video), one.peak_index, words, settings)
+
+    def _read_value(
+        self, clip: SourceClip, read: ClipRead, measures: dict[str, float] | str | WorkerDied | None
+    ) -> dict[str, Any]:
+        picture = io.BytesIO()
+        Image.fromarray(read.media.frame).save(picture, "PNG")
+        write_bytes(self.frame(clip), picture.getvalue())
+        info = read.media.clip_info
+        notes = list(info.get("notes", []))
+        if isinstance(measures, str | WorkerDied):
+            notes.append(f"its sound cannot be decoded ({measures})")
+            measures = None
+        return {
+            "peak_index": info["frame"],
+            "frames": info["frames"],
+            "subtitle": read.subtitle,
+            "voice_measures": measures,
+            "notes": notes,
+        }
+
+    def _take_read(self, one: Annotation, value: Mapping[str, Any]) -> None:
+        for name, given in value.items():
+            setattr(one, name, given)
+
+    def frame(self, clip: SourceClip) -> Path:
+        """The file of the clip's peak frame."""
+        return self._frames / f"{clip.name}.png"
+
+    # In words
+
+    def put_into_words(self, clips: Sequence[SourceClip]) -> None:
+        """Fills in the expression, the voice and the coarse caption. The norms of voices are those of these clips."""
+        norms = voice.find_norms([m for clip in clips if (m := self.annotations[clip.name].voice_measures)])
+        for clip in clips:
+            one, stages = self.annotations[clip.name], self._stages[clip.name]
+            key = stage_key(expression.VERSION, [*one.units], self.config.seed)
+            one.expression = _kept(
+                stages,
+                "expression",
+                key,
+                lambda one=one: expression.describe_units(one.units, one.name, self.config.seed),
+            )
+            key = stage_key(voice.VERSION, one.voice_measures, norms)
+            one.voice = clip.given.voice or _kept(
+                stages, "voice", key, lambda one=one: voice.describe_voice(one.voice_measures, norms)
+            )
+            key = stage_key(parts.VERSION, dataclasses.asdict(_parts(one)))
+            one.caption_coarse = _kept(stages, "coarse", key, lambda one=one: coarse_caption(_parts(one)))
+            heard = TOOL if clip.given.voice else "measured"
+            one.describers |= {"expression": "phrases", "voice": heard, "coarse": "template"}
+
+    # By describers
+
+    def _take_given(self, clip: SourceClip, kind: str) -> bool:
+        """Whether the text is given, which is taken then."""
+        if not (text := {"picture": clip.given.picture, "fine": clip.given.fine}[kind]):
+            return False
+        one = self.annotations[clip.name]
+        setattr(one, TEXTS[kind], text)
+        one.describers[kind] = TOOL
+        return True
+
+    def ask(self, clips: Sequence[SourceClip], kind: str, describer: Describer | None) -> None:
+        """Has a describer make the text `kind` of each clip, several at a time; nothing is asked twice."""
+
+        def work(clip: SourceClip) -> str:
+            one, stages = self.annotations[clip.name], self._stages[clip.name]
+            about = file_digest(self.frame(clip)) if kind == "picture" else dataclasses.asdict(_parts(one))
+            key = stage_key(describer.identity, about)
+            value = stages.get(kind, key)
+            if value is None:
+                reply = describer.describe(self.frame(clip), _parts(one))
+                value = {"status": reply.status, "text": reply.text}
+                if reply.status != "failed":
+                    stages.put(kind, key, value)
+            one.describers[kind] = describer.name
+            if value["status"] == "answered":
+                setattr(one, TEXTS[kind], value["text"])
+            else:
+                one.unanswered[kind] = f"{value['status']}: {value['text']}"
+            return value["status"]
+
+        statuses: list[str] = []
+        clips = [clip for clip in clips if not self._take_given(clip, kind)]
+        if not clips:
+            return
+        with ThreadPoolExecutor(describer.concurrency) as pool:
+            try:
+                for future in as_completed([pool.submit(work, clip) for clip in clips]):
+                    statuses.append(future.result())
+                    if len(statuses) == PATIENCE and set(statuses) == {"failed"}:
+                        reasons = (one.unanswered.get(kind) for one in self.annotations.values())
+                        raise UserError(
+                            f"{describer.name}: none of {PATIENCE} clips got a text: {next(filter(None, reasons))}"
+                        )
+            except BaseException:  # an interruption, too
+                describer.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _measure_voice(video: Path) -> dict[str, float] | str | None:
+    """The measures of a clip's voice, None where there is none, or why its sound cannot be decoded. Runs in a child."""
+    try:
+        sound = read_sound(video)
+    except UserError as error:
+        return str(error)
+    return None if sound is None or is_silent(sound) else voice.measure_voice(sound)
+
+
+def _kept(stages: ClipStages, stage: str, key: str, make: Callable[[], Any]) -> Any:
+    """What is kept of a stage, or is made and kept now."""
+    if (value := stages.get(stage, key)) is None:
+        stages.put(stage, key, value := make())
+    return value
+
+
+def _parts(one: Annotation) -> Parts:
+    return Parts(
+        label=one.label, picture=one.picture, expression=tuple(one.expression), voice=one.voice, subtitle=one.subtitle
+    )

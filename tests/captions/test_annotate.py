@@ -1,0 +1,310 @@
+"""`emollama annotate` on synthetic clips: what it says is true, what is done stays done, and MERR's readers take it."""
+
+import csv
+import json
+import shutil
+import threading
+
+import pytest
+
+from emollama_jax import cli
+from emollama_jax.captions import annotate as annotate_module
+from emollama_jax.captions.describers import PROMPTS
+from emollama_jax.captions.expression import PHRASES, describe_units
+from emollama_jax.captions.parts import Parts, coarse_caption
+from emollama_jax.captions.stage_store import StageStore, stage_key
+from emollama_jax.data.annotation_files import find_annotation_files
+from emollama_jax.data.annotations import read_annotations
+from emollama_jax.synthetic.action_units import write_action_units
+from emollama_jax.synthetic.dataset import make_dataset
+from tests.eval.judge_server import Reply, said, serve
+
+pytest.importorskip("av", reason="PyAV writes and reads the videos")
+CLIPS = 9
+BY_FACE = {"smile": "happy", "drawn": "sad", "wide": "surprise"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    data = make_dataset(root / "data", clips={"train": CLIPS}, seed=4, people=2, workers=1)
+    write_action_units(data, root / "units")
+    return data, root / "units"
+
+
+@pytest.fixture(scope="module")
+def done(made, tmp_path_factory):
+    """The annotations of one run, which no test changes."""
+    data, units = made
+    out = tmp_path_factory.mktemp("done") / "merr"
+    assert annotate(data, out, "--units", units) == 0
+    return out
+
+
+def annotate(data, out, *arguments):
+    subtitles = ("--subtitles", data.root / "transcription.csv")
+    argv = ["annotate", data.root / "video", "--out", out, "--workers", 1, *subtitles, *arguments]
+    return cli.main([*map(str, argv)])
+
+
+def results(out):
+    """All files but those of the stages, which hold nothing else."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != "lock"}
+
+
+def records(out):
+    return {one["name"]: one for one in map(json.loads, (out / "annotations.jsonl").read_text().splitlines())}
+
+
+# What is said
+
+
+def test_what_is_said_is_what_the_clips_were_made_of(made, done):
+    data, _ = made
+    found = records(done)
+    for spec in data.clips:
+        one, label = found[spec.name], BY_FACE.get(spec.factors.face)
+        assert one["status"] == "annotated" and one["frames"] == spec.num_frames
+        assert abs(one["peak_index"] - spec.peak_index) <= 1 and one["peak_by"] == one["label_by"] == "openface2"
+        assert label is None or one["label"] == label
+        assert all(phrase in PHRASES[unit] for unit, phrase in zip(one["units"], one["expression"], strict=True))
+        assert all(text in one["caption_coarse"] for text in (*one["expression"], one["voice"], one["subtitle"]))
+        voice = spec.factors.voice
+        assert ("high" in one["voice"]) == (voice == "lively") or voice in ("unclear",)
+        assert "breathy" in one["voice"] or voice != "hushed"
+        assert (done / f"frames/{spec.name}.png").exists()
+    assert "One face" in found[data.clips[0].name]["picture"] or "picture" in found[data.clips[0].name]["picture"]
+
+
+def test_merrs_readers_take_the_files(made, done, tmp_path):
+    data, _ = made
+    files = find_annotation_files("merr", done, videos=data.root / "video")
+    found = read_annotations(files, strict=True)
+    assert [clip.name for clip in found.clips] == [spec.name for spec in data.clips]
+    for clip, one in zip(found.clips, records(done).values(), strict=True):
+        assert (clip.emotion, clip.peak_index, clip.subtitle) == (one["label"], one["peak_index"], one["subtitle"])
+        assert (clip.caption_coarse, clip.frame_count, clip.valence) == (one["caption_coarse"], one["frames"], None)
+        assert clip.video is not None and clip.split == "coarse"
+    # As the original's loader reads them.
+    assert all(len(line.strip().split(" ")) == 4 for line in (done / "MERR_coarse_grained.txt").open())
+    with (done / "transcription_en_all.csv").open() as file:
+        assert {row["name"] for row in csv.DictReader(file)} == set(records(done))
+    argv = ["prepare", "merr", done, "--videos", data.root / "video", "--out", tmp_path, "--frame", "peak"]
+    assert cli.main([*map(str, argv)]) == 0
+
+
+def test_a_list_of_labels_goes_before_units_and_what_has_neither_is_dropped_and_counted(made, tmp_path, capsys):
+    data, units = made
+    some = tmp_path / "units"
+    some.mkdir()
+    first, second, third = (spec.name for spec in data.clips[:3])
+    shutil.copy(units / f"{first}.csv", some)
+    (some / f"{second}.csv").write_text("frame,success,AU01_r,AU09_r,AU15_r\n1,1,0,2,2\n2,1,0,2,2\n")
+    (some / f"{third}.csv").write_text("frame,success,AU01_r\n1,1,much\n")
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"name,emotion\n{first}.mp4,doubt\n{data.clips[3].name},fear\n")
+    assert annotate(data, tmp_path / "out", "--units", some, "--label-file", labels) == 1
+    found = records(tmp_path / "out")
+    assert (found[first]["label"], found[first]["label_by"], found[first]["peak_by"]) == (
+        "doubt",
+        "label file",
+        "openface2",
+    )
+    fourth = found[data.clips[3].name]
+    assert (fourth["label"], fourth["peak_by"]) == ("fear", "motion") and not fourth["expression"]
+    assert abs(fourth["peak_index"] - data.clips[3].peak_index) <= 1
+    assert found[second]["reason"] == "its units say disgust, which is none of the labels"
+    assert found[third]["status"] == "failed" and "line 2: not a row of numbers" in found[third]["reason"]
+    printed = capsys.readouterr().out
+    assert f"dropped {CLIPS - 3}: no action units and no label {CLIPS - 4}" in printed and "failed 1" in printed
+    page = (tmp_path / "out/report.html").read_text()
+    assert "no action units and no label" in page and f"frames/{first}.png" in page
+
+
+def test_phrases_depend_on_seed_and_clip_alone():
+    assert describe_units(["AU01", "AU12"], "a", 1)[1] == describe_units(["AU12"], "a", 1)[0]
+    assert len({tuple(describe_units(PHRASES, name, seed)) for name in "ab" for seed in range(5)}) == 10
+    assert describe_units(["AU45"], "a") == []
+
+
+def test_a_caption_leaves_out_what_is_not_known():
+    assert coarse_caption(Parts(label="sad", subtitle="No.")) == 'The person is saying: "No."'
+
+
+def test_what_mer_factory_has_said_is_taken_and_what_it_lacks_is_made(made, tmp_path, capsys):
+    data, _ = made
+    first, second, third = data.clips[:3]
+    for folder, name, label, said_of in (
+        ("a", first.name, "surprised", {"visual_objective": "A man.", "audio_analysis": "A flat tone."}),
+        ("a", second.name, "unknown", {}),
+        ("a", third.name, "disgust", {}),
+        ("b", first.name, "sad", {}),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        about = {
+            "overall_peak_frame_info": {"frame_number": 8, "top_aus_intensities": {"AU12_r": 2.0}},
+            "coarse_descriptions_at_peak": said_of,
+            "final_summary": "Thus." if said_of else None,
+            "ground_truth_label": label,
+        }
+        (tmp_path / folder / f"{name}_merr_data.json").write_text(json.dumps(about))
+    assert annotate(data, tmp_path / "out", "--mer-factory", tmp_path) == 0
+    one, found = records(tmp_path / "out")[first.name], capsys.readouterr()
+    assert (one["label"], one["peak_index"], one["peak_by"]) == ("surprise", 7, "MER-Factory")
+    assert (one["picture"], one["voice"], one["caption_fine"]) == ("A man.", "A flat tone.", "Thus.")
+    assert one["describers"] == {k: "MER-Factory" for k in ("picture", "voice", "fine")} | {
+        "expression": "phrases",
+        "coarse": "template",
+    }
+    assert "a clip of this name is in" in found.err and "'disgust' is none of" in found.err
+    assert f"dropped {CLIPS - 1}: no action units and no label {CLIPS - 1}" in found.out
+    assert "captions: coarse 1, fine 1" in found.out
+
+
+# What is kept
+
+
+def test_killed_after_any_stage_and_started_again_the_files_are_the_same(made, done, tmp_path, monkeypatch):
+    data, units = made
+    expected, out, put = results(done), tmp_path / "merr", annotate_module.ClipStages.put
+
+    class Killed(BaseException):
+        pass
+
+    def killed_after(count):
+        left = [count]
+
+        def put_and_die(self, stage, key, value):
+            put(self, stage, key, value)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        return put_and_die
+
+    for count in (3, CLIPS, CLIPS, CLIPS, CLIPS):  # within each of the stages
+        monkeypatch.setattr(annotate_module.ClipStages, "put", killed_after(count))
+        with pytest.raises(Killed):
+            annotate(data, out, "--units", units)
+    monkeypatch.setattr(annotate_module.ClipStages, "put", put)
+    assert annotate(data, out, "--units", units) == 0
+    assert results(out) == expected
+
+
+def test_a_second_run_does_nothing_anew_and_a_changed_seed_only_what_depends_on_it(made, done, tmp_path, monkeypatch):
+    data, units = made
+    out = tmp_path / "merr"
+    shutil.copytree(done, out)
+    put, stages = annotate_module.ClipStages.put, []
+    monkeypatch.setattr(
+        annotate_module.ClipStages, "put", lambda s, stage, k, v: (stages.append(stage), put(s, stage, k, v))
+    )
+    assert annotate(data, out, "--units", units) == 0
+    assert stages == [] and results(out) == results(done)
+    assert annotate(data, out, "--units", units, "--seed", 1) == 0
+    assert {*stages} == {"expression", "coarse"}
+    stages.clear()
+    table = units / f"{data.clips[0].name}.csv"  # another file that says the same changes nothing behind the peak
+    before = table.read_text()
+    table.write_text(before + "\n")
+    try:
+        assert annotate(data, out, "--units", units, "--seed", 1) == 0
+    finally:
+        table.write_text(before)
+    assert stages == ["peak"]
+
+
+def test_a_damaged_file_of_stages_is_made_anew(tmp_path):
+    store = StageStore(tmp_path)
+    store.open("a").put("one", stage_key(1, ["x"]), {"v": 1})
+    assert store.open("a").get("one", stage_key(1, ["x"])) == {"v": 1}
+    assert store.open("a").get("one", stage_key(2, ["x"])) is None
+    (tmp_path / "a.json").write_text('{"one": {"key"')
+    assert store.open("a").get("one", stage_key(1, ["x"])) is None
+
+
+# A model behind an endpoint
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A server that is asked; `reply` may be replaced."""
+    with serve(lambda question, n: said(f"Because of {len(question)} clues.")) as server:
+        monkeypatch.setenv("EMOLLAMA_DESCRIBER_ADDRESS", server.address)
+        monkeypatch.setenv("EMOLLAMA_DESCRIBER_MODEL", "m")
+        yield server
+
+
+def asked(server):
+    """(text, number of parts) of each request since the last call."""
+    contents = [request["messages"][0]["content"] for request, _ in server.requests]
+    server.requests.clear()
+    return [(content[0]["text"], len(content)) for content in contents]
+
+
+def test_an_endpoint_describes_pictures_and_infers_and_is_asked_nothing_twice(made, done, tmp_path, endpoint):
+    data, units = made
+    out = tmp_path / "merr"
+    shutil.copytree(done, out)
+    assert annotate(data, out, "--units", units, "--describe", "picture,fine") == 0
+    requests = asked(endpoint)
+    pictures = [text for text, parts in requests if parts == 2]
+    fine = [text for text, parts in requests if parts == 1]
+    assert pictures == [PROMPTS["picture"]] * CLIPS and len(fine) == CLIPS
+    assert all("Tone of voice: " in text and "feels " in text for text in fine)
+    found = read_annotations(find_annotation_files("merr", out, videos=data.root / "video"), strict=True).clips
+    assert [clip.split for clip in found] == ["coarse"] * CLIPS + ["fine"] * CLIPS
+    assert all(clip.caption_fine.startswith("Because of") for clip in found)
+    assert records(out)[data.clips[0].name]["describers"]["fine"] == "m"
+    assert annotate(data, out, "--units", units, "--describe", "picture,fine") == 0
+    assert asked(endpoint) == []
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"fine": "Why {label}? {clues}"}')
+    assert annotate(data, out, "--units", units, "--describe", "picture,fine", "--prompts", prompts) == 0
+    texts = [text for text, _ in asked(endpoint)]
+    assert len(texts) == CLIPS and all(text.startswith("Why ") for text in texts)
+
+
+def test_errors_of_an_endpoint_cost_no_finished_work(made, done, tmp_path, endpoint, capsys):
+    """Of the clips' answers one is an error of the server, one empty, one refused: the rest is asked once."""
+    data, units = made
+    out = tmp_path / "merr"
+    shutil.copytree(done, out)
+    faults, lock = [Reply(400, b"no"), said(""), said(None, refusal="I will not")], threading.Lock()
+
+    def reply(question, n):
+        with lock:
+            return faults.pop() if faults else said("An inference.")
+
+    endpoint.reply = reply
+    assert annotate(data, out, "--units", units, "--describe", "fine") == 1
+    assert "3 texts were not given" in capsys.readouterr().out and len(asked(endpoint)) == CLIPS
+    unanswered = [one["unanswered"]["fine"].partition(":")[0] for one in records(out).values() if one["unanswered"]]
+    assert sorted(unanswered) == ["failed", "failed", "refused"]
+    assert len((out / "MERR_fine_grained.txt").read_text().splitlines()) == CLIPS - 3
+    assert annotate(data, out, "--units", units, "--describe", "fine") == 1  # one stays refused
+    assert len(asked(endpoint)) == 2
+    assert len((out / "MERR_fine_grained.txt").read_text().splitlines()) == CLIPS - 1
+
+
+# What users get wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--units", "NONE"], "is about none of the videos"),
+        (["--describe", "poem"], "no text 'poem'"),
+        (["--describe", "fine"], "set EMOLLAMA_DESCRIBER_ADDRESS"),
+        (["--label-file", "labels.csv"], "'grumpy' is none of happy"),
+        (["--prompts", "labels.csv"], "cannot be read as JSON"),
+    ],
+)
+def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMOLLAMA_DESCRIBER_ADDRESS", raising=False)
+    (tmp_path / "NONE").mkdir()
+    (tmp_path / "labels.csv").write_text("name,emotion\ntrain_000000,grumpy\n")
+    assert annotate(made[0], tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
