@@ -17,6 +17,7 @@ HOP_S = HOP / SAMPLE_RATE
 PITCH = (65.0, 420.0)  # Hz, of voices
 VOICED = 0.45  # of the autocorrelation at the pitch period, of 1
 QUIET_DB = 25.0  # below the loudest frames nothing is said
+SOFTEST_DB = -55.0  # of full scale; what is below is the hum of a recording without a voice
 SHORTEST_PAUSE_S = 0.2
 FEWEST = 8  # voices that make a norm; fewer are compared with TYPICAL
 CLEAR, STRONG = 0.6, 1.6  # deviations from the norm, in spreads, that are said, and said with "very"
@@ -68,7 +69,7 @@ def measure_voice(sound: Float[np.ndarray, " S"]) -> dict[str, float] | None:
         return None
     frames = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), FRAME)[::HOP]
     level = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
-    said = level > max(np.percentile(level, 95) - QUIET_DB, -70.0)
+    said = level > max(np.percentile(level, 95) - QUIET_DB, SOFTEST_DB)
     pitch, periodic = _pitch(frames)
     voiced = said & (periodic >= VOICED)
     if voiced.sum() < 5:

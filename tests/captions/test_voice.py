@@ -32,6 +32,7 @@ def test_pauses_and_a_pitch_that_rises():
 def test_noise_and_silence_are_no_voice():
     assert measure_voice(np.zeros(RATE, np.float32)) is None and measure_voice(np.zeros(10, np.float32)) is None
     assert measure_voice(np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)) is None
+    assert measure_voice(tone(67, loud=0.001)) is None  # hum
     assert describe_voice(None, TYPICAL) == ""
 
 
