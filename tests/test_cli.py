@@ -18,8 +18,6 @@ from emollama_jax.distributed import NotStarted
 from emollama_jax.errors import UserError
 from emollama_jax.infer.output import OutputError
 
-pytestmark = pytest.mark.smoke
-
 FOLDER = Path(cli.__file__).parent
 
 
@@ -141,6 +139,7 @@ LIBRARY_ERRORS = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_what_libraries_raise_is_one_line_with_its_exit_code_at_every_verb(name, monkeypatch, capsys):
     module = importlib.import_module(f"emollama_jax.cli.{name}")
@@ -246,6 +245,7 @@ def test_a_reader_that_goes_away_is_quiet():
     assert child.wait() == 141
 
 
+@pytest.mark.smoke
 def test_python_m_is_the_same_command():
     done = python("-m", "emollama_jax", "--version")
     assert (done.returncode, done.stdout) == (0, f"emollama {__version__}\n")

@@ -23,8 +23,6 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
 
-pytestmark = pytest.mark.smoke
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
@@ -40,6 +38,7 @@ def fails(*argv: str) -> str:
 # -- files
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_loads_and_says_how_to_run_it(name):
     assert isinstance(load_config(name), Config)

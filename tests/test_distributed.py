@@ -9,7 +9,6 @@ from emollama_jax.distributed import ENVIRONMENT, Group, PreemptionGuard, find_g
 from emollama_jax.errors import UserError
 from tests.io.test_rendezvous import free_port
 
-pytestmark = pytest.mark.smoke
 OURS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 
 
@@ -31,6 +30,7 @@ def test_the_group_is_found_by_flags_then_environment(flags, environment, expect
     assert find_group(*flags, environment=environment) == expected
 
 
+@pytest.mark.smoke
 def test_a_pod_is_what_jax_finds():
     assert find_group(pod=True, environment={}) == Group()
 

@@ -15,8 +15,6 @@ from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
 from emollama_jax.models.llama import LlamaConfig
 
-pytestmark = pytest.mark.smoke
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
@@ -91,6 +89,7 @@ def below(paths: tuple[str, ...]) -> set[str]:
     return {leaf for leaf in leaves() if any(leaf == path or leaf.startswith(f"{path}.") for path in paths)}
 
 
+@pytest.mark.smoke
 def test_what_the_fields_of_the_experiment_affect():
     assert set(fields_affecting(Config, "resume")) == set(leaves()) - below(MAY_CHANGE_ON_RESUME)
     assert set(fields_affecting(Config, "prediction")) == below(IDENTITY_OF_PREDICTIONS) | {"data.sequence_length"}

@@ -1,10 +1,6 @@
 """The last line of a run of the tests, and the order in which they run."""
 
-import pytest
-
 from tests.left_out import left_out, slow_first
-
-pytestmark = pytest.mark.smoke
 
 
 def test_reasons_are_counted():

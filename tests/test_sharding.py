@@ -16,8 +16,6 @@ from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear
 from emollama_jax.sharding import abstract, constrain, init_sharded, make_mesh, partition_spec, shardings, use_mesh
 
-pytestmark = pytest.mark.smoke
-
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -125,6 +123,7 @@ def test_constrain():
     assert constrain(x, "batch", None, "embed") is x
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["float32", "nf4"])
 def test_parameters_are_made_in_their_places(dtype):
     """A quantised kernel's numbers and scales each have the sharding their shape allows."""

@@ -130,7 +130,6 @@ def test_the_peer_has_our_parameters_and_adapters():
     assert torch.get_num_threads() == bench_report.machine()["cores"]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("verb", [["decode", "--batch", "1", "--new-tokens", "4"], ["step", "--length", "8"]])
 def test_without_torch_one_line_says_so(verb, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
@@ -149,7 +148,6 @@ def test_the_peer_can_be_left_out(capsys):
     assert PEER not in [line.split()[0] for line in table.splitlines() if line]
 
 
-@pytest.mark.smoke
 def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
     for module in ("decode", "report"):
         monkeypatch.setattr(
@@ -170,7 +168,6 @@ def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
     assert "% peak" in str(step)
 
 
-@pytest.mark.smoke
 def test_bytes_and_operations_are_counted_by_hand():
     llama = TINY.llama  # 3 layers, width 32, MLP 88, 4 heads of 8, vocabulary 640
     kernels = 3 * (4 * 32 * 32 + 3 * 32 * 88)
@@ -243,7 +240,6 @@ def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
     assert all(f"{name} {OURS}" in table for name in ENCODERS)
 
 
-@pytest.mark.smoke
 def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
     monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_encode(TINY, encoders=["mae"], batch_sizes=[2], repeats=1, with_peer=False)
@@ -253,7 +249,6 @@ def test_encode_on_a_device_whose_peak_is_known(monkeypatch):
     assert "% peak" in str(report)
 
 
-@pytest.mark.smoke
 def test_operations_of_the_encoders_are_counted_by_hand():
     count = lambda name: encoder_flops(random_encoder(name, getattr(TINY, name), 0), seconds=1)
     block = lambda tokens, width, mlp: tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
@@ -265,7 +260,6 @@ def test_operations_of_the_encoders_are_counted_by_hand():
     assert count("hubert") == 2 * (convs + 49 * (32 * 32 + 16 * 8 * 32) + 2 * block(49, 32, 64))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -285,7 +279,6 @@ def test_a_devices_peaks_are_found_by_its_kind(kind, name):
     assert device_peak_flops(kind) == (PEAKS[name] if name else None)
 
 
-@pytest.mark.smoke
 def test_the_best_repeat_is_the_fastest():
     runs = [{"tokens_per_s": rate, "ms_per_token": 1e3 / rate} for rate in (10.0, 30.0, 20.0)]
     result = lambda who, what, first, runs: Result(who, what, 1, "tokens_per_s", first, runs, None)
@@ -306,7 +299,6 @@ def test_the_best_repeat_is_the_fastest():
     )
 
 
-@pytest.mark.smoke
 def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
     def error(*argv: str) -> str:
         assert cli.main(["bench", *argv]) == 2
@@ -321,7 +313,6 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
     assert "absent" in error("step", "--config=tiny", f"--json={tmp_path}/absent/x.json")
 
 
-@pytest.mark.smoke
 def test_help_needs_no_experiment(capsys):
     assert cli.main(["bench", "--help"]) == cli.main(["bench", "step", "--help"]) == 0
     assert "--length" in capsys.readouterr().out

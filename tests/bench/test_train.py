@@ -142,7 +142,6 @@ def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     assert "% peak" in str(report) and "GiB" in report.columns.values()
 
 
-@pytest.mark.smoke
 def test_the_clips_are_of_many_lengths_and_repeatable():
     batches = make_batches(experiment(prompt__tasks=TASKS), clips=24, count=3)
     again = make_batches(experiment(prompt__tasks=TASKS), clips=24, count=3)
@@ -169,7 +168,6 @@ def test_the_clips_are_of_many_lengths_and_repeatable():
     )
 
 
-@pytest.mark.smoke
 def test_what_cannot_be_measured_is_told_in_one_line(capsys):
     def error(*argv: str) -> str:
         assert cli.main(["bench", "train", "--config=tiny", *argv]) == 2

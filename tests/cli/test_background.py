@@ -11,7 +11,6 @@ from absl import logging
 
 from emollama_jax import cli
 
-pytestmark = pytest.mark.smoke
 FULL = OSError(errno.ENOSPC, "No space left on device")
 LATE = RuntimeError("Event loop is closed")
 SCRIPT = """
@@ -81,6 +80,7 @@ def test_a_full_disk_is_one_line_whatever_threads_meet_it(shown, error):
     assert shown(error, FULL) == (f"{line}place\n", "")
 
 
+@pytest.mark.smoke
 def test_threads_that_outlive_the_verb_are_as_quiet():
     run = lambda *flags: subprocess.run([sys.executable, "-c", SCRIPT, *flags], capture_output=True, text=True)
     done = run()

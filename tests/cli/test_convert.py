@@ -182,7 +182,6 @@ def test_output_in_new_folders(capsys, files, tmp_path):
     assert_bit_equal(tensors(tmp_path / "a/b/c"), WEIGHTS)
 
 
-@pytest.mark.smoke
 def test_as_a_command(files, tmp_path):
     """In a process of its own, as users run it, also where JAX would look for an accelerator."""
     command = [sys.executable, "-m", "emollama_jax", "convert", files / "tiny.gguf", "out", "--to", "hf", *F32]
@@ -197,7 +196,6 @@ def test_as_a_command(files, tmp_path):
 # --- refusals ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 @pytest.mark.parametrize("more", [["--to", "hf"], ["--adapter", "adapter"]])
 def test_quantising_what_is_merged_or_for_torch(capsys, files, tmp_path, dtype, more):
@@ -205,7 +203,6 @@ def test_quantising_what_is_merged_or_for_torch(capsys, files, tmp_path, dtype, 
     assert f"--kernel-dtype {dtype}: neither with --to hf nor with --adapter; write the merged model" in error
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("arguments", [[], ["in"], ["in", "out", "--to", "gguf"], ["in", "out", "--dtype", "int8"]])
 def test_wrong_arguments(capsys, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -215,7 +212,6 @@ def test_wrong_arguments(capsys, arguments, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_an_existing_output_is_refused_and_untouched(capsys, files, tmp_path, kind):
     output = tmp_path / "out"

@@ -90,7 +90,6 @@ def test_a_model_is_judged_by_its_likeliest_labels(inputs, engine, tmp_path, cap
     assert evaluated.unlabelled == 1
 
 
-@pytest.mark.smoke
 def test_a_sweep_over_modalities_and_frames(inputs, tmp_path, capsys):
     out = tmp_path / "out"
     assert of_model(inputs, out, "--modalities", "VAT,A", "--orders", 3, frames=("first", "peak")) == 0

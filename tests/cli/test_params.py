@@ -8,8 +8,6 @@ import pytest
 
 from emollama_jax import cli
 
-pytestmark = pytest.mark.smoke
-
 # Sizes that make every part a round number of MiB.
 LARGE = {
     "hidden_size": 1024,
@@ -82,6 +80,7 @@ def test_the_papers_model(capsys, name):
     assert list(table) == [*parts, "all", "frozen", "trainable"]
 
 
+@pytest.mark.smoke
 def test_tiny(capsys):
     """Counted by hand: 640 x 32 twice, 3 x 4 x 32 x 32, 3 x 3 x 32 x 88, 7 x 32, and 3 x 2 x (32 x 8 + 8 x 32); the
     projectors 4 x 48 x 32, 3 x 1024 x 32, 48 x 32 and 5 x 32."""

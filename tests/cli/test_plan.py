@@ -6,8 +6,6 @@ from emollama_jax import cli
 from emollama_jax.plan import compiler
 from tests.plan.figures import figures, too_big
 
-pytestmark = pytest.mark.smoke
-
 TINY = ["plan", "--config=tiny", "--config.mesh.fsdp=-1", "--topology=v5e-4", "--config.data.batch_rows=4"]
 
 
@@ -24,6 +22,7 @@ def asked(monkeypatch):
     return jobs, found
 
 
+@pytest.mark.smoke
 def test_a_plan_is_printed_and_written(asked, capsys, tmp_path):
     jobs, _ = asked
     argv = [*TINY, "--programs", "step", "decode", "--json", str(tmp_path / "plan.json"), "--no-cache"]

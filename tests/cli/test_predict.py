@@ -239,7 +239,6 @@ def answered(inputs):
     return out
 
 
-@pytest.mark.smoke
 def test_a_second_process_and_damage_are_refused(inputs, answered, tmp_path, capsys):
     argv = [f"{inputs}/clips:held", "--base", inputs / "base", *TINY, "--resume", "--out"]
     with open_output(answered, resume=True):

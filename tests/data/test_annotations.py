@@ -19,8 +19,6 @@ from emollama_jax.errors import UserError
 from emollama_jax.text import labels
 from emollama_jax.text.labels import ALIASES
 
-pytestmark = pytest.mark.smoke
-
 ONES = np.ones(1024, np.float32)
 
 
@@ -570,6 +568,7 @@ def tree(root: Path, files: dict[str, str], clips: str, features: tuple[str, ...
 USUAL = ("mae_340_UTT", "maeV_399_UTT", "HL-UTT")
 
 
+@pytest.mark.smoke
 def test_a_sound_merr(tmp_path):
     files = {
         "MERR_coarse_grained.txt": "a happy\nb 5 fear\n",

@@ -12,8 +12,6 @@ from emollama_jax.data.clip_files import FolderFiles, find_below, readable_name
 from emollama_jax.media.container import VIDEO_SUFFIXES
 from emollama_jax.text.labels import MERR
 
-pytestmark = pytest.mark.smoke
-
 SUFFIXES = (".mp4", ".avi")
 
 
@@ -25,6 +23,7 @@ def folder_of(root: Path, *names: str | bytes) -> FolderFiles:
     return FolderFiles(root, SUFFIXES)
 
 
+@pytest.mark.smoke
 def test_folders_of_folders(tmp_path):
     files = folder_of(tmp_path, "Actor_01/03-01.mp4", "Actor_02/03-02.mp4", ".cache/x.mp4", "Actor_01/._03-01.mp4")
     assert [name for name, _ in files.named()] == ["03-01.mp4", "03-02.mp4"]

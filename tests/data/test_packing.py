@@ -9,7 +9,6 @@ import pytest
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.text.prompts import Sample
 
-pytestmark = pytest.mark.smoke
 TOKEN_FIELDS = ("tokens", "soft_index", "segment_ids", "positions", "loss_weights")
 
 
@@ -40,6 +39,7 @@ def test_the_example_in_the_docstring():
     assert batch.features is batch.clip is batch.frames is batch.image_tokens is None
 
 
+@pytest.mark.smoke
 def test_rows_give_back_what_went_in():
     rng = np.random.default_rng(0)
     rows = [[sample(n, rng) for n in lengths] for lengths in ((9, 12, 7), (30,), (), (8, 22))]

@@ -122,7 +122,6 @@ def test_evaluation_has_every_clip_once_in_order(folder, processes, workers):
         assert not array[empty].any()
 
 
-@pytest.mark.smoke
 def test_shuffled_anew_in_every_epoch_and_with_every_seed(folder):
     config = config_of(folder)
     orders = [clips_of(batches(train_dataset(config, TOKENIZER, epochs=2)))]
@@ -343,7 +342,6 @@ def test_modality_dropout_shows_clips_as_evaluation_does(folder, tokens_folder, 
     assert next(iter(eval_dataset(config, TOKENIZER))).has_image is None
 
 
-@pytest.mark.smoke
 def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     other = write_data(tmp_path / "other", {"train": 20}, seed=5)
     config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
@@ -362,7 +360,6 @@ def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     assert np.mean([answer <= max(labels) for answer in answers]) == pytest.approx(0.75, abs=0.08)
 
 
-@pytest.mark.smoke
 def test_a_record_is_only_asked_what_it_answers(tmp_path):
     rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, size=SIZE)
     blank = {"caption_coarse": "", "caption_fine": "", "emotion": -1}
@@ -435,7 +432,6 @@ def test_rows_are_well_filled(tmp_path):
     assert rows[:-32].mean() >= 0.95  # the last rows have nothing more to take
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "value"), [("sequence_length", 200), ("clips_per_row", 3), ("batch_rows", 2), ("packing_rows", 3)]
 )
@@ -447,7 +443,6 @@ def test_every_field_of_packing_has_an_effect(folder, name, value):
     assert first(**{name: value}) != first()
 
 
-@pytest.mark.smoke
 def test_mixtures_count_clips_with_answers(folder, tmp_path):
     """A data set of which few clips answer what is asked still has its share; without end, or all of it once."""
     rng, recipe = np.random.default_rng(0), Recipe(labels=MERR, size=SIZE)
@@ -481,7 +476,6 @@ def test_onto_devices(folder, sizes):
 # -- bounded, and refused
 
 
-@pytest.mark.smoke
 def test_reading_ahead_is_bounded(folder, monkeypatch):
     read = []
     original = Records.__getitem__

@@ -24,7 +24,6 @@ from emollama_jax.text.labels import MERR
 from tests.media.hostile import one_frame
 
 av = pytest.importorskip("av")
-pytestmark = pytest.mark.smoke
 RECIPE = Recipe(labels=MERR, size=32)
 FRAMES = 6
 

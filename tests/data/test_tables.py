@@ -11,8 +11,6 @@ from emollama_jax.data.problems import Problem
 from emollama_jax.data.tables import key_of, read_captions, read_rows, read_subtitles
 from emollama_jax.errors import UserError
 
-pytestmark = pytest.mark.smoke
-
 
 def rows_of(path, content: str | bytes, **options) -> tuple[list[dict], list[Problem]]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -47,6 +45,7 @@ def test_every_format_says_the_same(tmp_path, file, content):
     assert rows_of(tmp_path / file, content) == (ROWS, [])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("file", ["t.xlsx", "t.csv"])  # people rename them
 def test_excel(tmp_path, file):
     openpyxl = pytest.importorskip("openpyxl")

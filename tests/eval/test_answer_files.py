@@ -12,8 +12,6 @@ from emollama_jax.eval.benchmarks import BENCHMARKS, Benchmark
 from emollama_jax.text.labels import MERR
 from tests.data.prepared import random_record, write_data
 
-pytestmark = pytest.mark.smoke
-
 CALM = Benchmark(name="labels", labels=("Calm", "Tense"))
 
 
@@ -86,6 +84,7 @@ def test_a_list_of_labels_holds_no_answers(tmp_path, capsys):
     assert "has no column answer" in capsys.readouterr().err
 
 
+@pytest.mark.smoke
 def test_invalid_answers_are_counted_aloud(tmp_path, capsys):
     answers = write(tmp_path / "a.csv", "name,emotion,answer\na,happy,joyful\nb,sad,[happy; sad]\n")
     argv = ["evaluate", "labels", "--config=tiny", "--labels", "Happy,Sad", "--predictions", str(answers)]

@@ -9,8 +9,6 @@ from emollama_jax.eval.report import comparison
 from emollama_jax.io.chat import ChatConfig, ChatReply
 from tests.eval.judge_server import said, serve
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
@@ -62,6 +60,7 @@ def test_a_score_is_the_only_number_or_one_of_ten(tmp_path, monkeypatch, reply, 
     assert (overlap.scores[0], overlap.statuses[0]) == expected
 
 
+@pytest.mark.smoke
 def test_clue_overlap(tmp_path):
     replies = {"smile": "9", "frown": "4", "shrug": "no idea", "stare": "I cannot help with that"}
 

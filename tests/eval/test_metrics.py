@@ -33,7 +33,6 @@ def clips_of(matrix, labels):
     return [t for t, _ in cells], [p for _, p in cells]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("labels", [ALPHABETICAL, ALPHABETICAL[::-1]])
 def test_the_released_confusion_matrix(labels):
     truth, predictions = clips_of(RELEASED, ALPHABETICAL)
@@ -159,7 +158,6 @@ def test_intervals_are_seeded_and_narrow_with_more_clips():
     assert bootstrap(np.array([[5, 0]]))["accuracy"] == (1, 1)
 
 
-@pytest.mark.smoke
 def test_order_sensitivity():
     truth = ["a", "a", "b", "b"]
     orders = [["a", "a", "b", "b"], ["a", "b", "b", "x"], ["a", "a", "b", "y"]]
@@ -170,7 +168,6 @@ def test_order_sensitivity():
     assert order_sensitivity(truth, orders, "ab", "uar")["spread"] == 0.5
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("arguments", "settings", "error", "message"),
     [

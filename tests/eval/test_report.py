@@ -34,7 +34,6 @@ def test_an_evaluation(evaluation):
     assert all(low <= evaluation.scores[name] <= high for name, (low, high) in evaluation.intervals.items())
 
 
-@pytest.mark.smoke
 def test_a_data_set_of_ones_own():
     ours = Benchmark(name="ours", labels=("calm", "neutral"))
     evaluation = evaluate(ours, ["calm", "neutral", "calm"], ["calm", "happy", "what"], invalid="neutral")
@@ -46,7 +45,6 @@ def test_a_data_set_of_ones_own():
     assert "orders" not in page
 
 
-@pytest.mark.smoke
 def test_every_benchmark_is_well_formed():
     for benchmark in BENCHMARKS.values():
         assert 0.99 > max((max(row.scores.values()) for row in benchmark.published), default=0) >= 0
@@ -55,7 +53,6 @@ def test_every_benchmark_is_well_formed():
     assert set(BENCHMARKS) == {"mer2023", "mer2024", "dfew"}
 
 
-@pytest.mark.smoke
 def test_names_and_definitions_that_are_wrong():
     with pytest.raises(UserError, match="dfeww: no such benchmark; did you mean dfew"):
         benchmark_of("dfeww")

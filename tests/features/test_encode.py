@@ -201,7 +201,6 @@ def test_a_batch_holds_no_more_than_asked_for_and_all_clips_once(small, monkeypa
     assert len({samples for _, samples in shapes}) == len(set(shapes)), "one number of rows a length"
 
 
-@pytest.mark.smoke
 def test_every_bucket_fits_closely(small):
     assert list(BUCKETS) == sorted(set(BUCKETS))
     for below, seconds in zip(BUCKETS, BUCKETS[1:], strict=False):
@@ -212,7 +211,6 @@ def test_every_bucket_fits_closely(small):
     assert encode._bucket(small, np.zeros(LONGEST, np.float32), 0) == BUCKETS[-1]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "length, problem",
     [

@@ -68,7 +68,6 @@ def timeless(result: ClipAnswer) -> ClipAnswer:
     return dataclasses.replace(result, timings_s={})
 
 
-@pytest.mark.smoke
 def test_a_path_and_its_bytes_are_one_clip(engine, videos):
     by_path, by_bytes = engine.label(videos[0]), engine.label(videos[0].read_bytes())
     assert by_path.name == videos[0].name

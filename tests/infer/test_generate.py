@@ -178,7 +178,6 @@ def test_as_hugging_face_generates():
     assert set(ends) == {True, False}
 
 
-@pytest.mark.smoke
 def test_the_penalty_does_not_count_padding():
     """Which is made of token 0."""
     model, config = tiny_model(), GenerateConfig(max_new_tokens=16, repetition_penalty=2.0)
@@ -223,7 +222,6 @@ def test_a_request_does_not_depend_on_those_beside_it(generator, requests, count
         assert generator.generate(*requests.of(rows)) == [requests.alone[row] for row in rows]
 
 
-@pytest.mark.smoke
 def test_a_request_beside_itself_and_others(generator):
     prompts, config = random_prompts([5, 16, 9], seed=5), GenerateConfig(max_new_tokens=12, temperature=3.0)
     first, *_ = generator.generate(prompts[:1], config, [1])
@@ -265,7 +263,6 @@ def cut(tokens, eos_ids, limit=16):
     return Completion(tokens[:limit] if end is None else tokens[:end], end is not None)
 
 
-@pytest.mark.smoke
 def test_any_of_the_end_ids_ends_an_answer(model, endless):
     prompts, tokens = endless
     for eos_ids in [(tokens[0][5], tokens[1][10]), (tokens[2][1], tokens[3][15]), (tokens[0][0], tokens[1][1])]:
@@ -283,7 +280,6 @@ def test_however_many_end_ids(model, endless, count):
     assert answers == [cut(answer, eos_ids) for answer in tokens]
 
 
-@pytest.mark.smoke
 def test_an_answer_that_ends_at_once_is_empty(model, endless):
     prompts, tokens = endless
     eos_ids = (tokens[0][0], -1)
@@ -293,7 +289,6 @@ def test_an_answer_that_ends_at_once_is_empty(model, endless):
     assert Generator(model, eos_ids=eos_ids).generate(prompts[:1], GREEDY) == [Completion((), True)]
 
 
-@pytest.mark.smoke
 def test_limits(model, endless):
     prompts, tokens = endless
     generator = Generator(model, eos_ids=(-7, -8))
@@ -333,7 +328,6 @@ def decode_calls(monkeypatch):
     return calls
 
 
-@pytest.mark.smoke
 def test_decoding_stops_when_all_are_done(model, endless, decode_calls):
     prompts, tokens = endless
     configs = [GenerateConfig(max_new_tokens=limit) for limit in (11, 3, 1, 2)]
@@ -354,7 +348,6 @@ def test_decoding_stops_when_all_are_done(model, endless, decode_calls):
 # Streaming.
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("chunk", [3, 8])
 def test_a_stream_is_the_answer_in_pieces(model, chunk):
     prompts, configs, seeds = random_prompts([3, 16, 9], seed=8), random_configs(3, seed=8), [1, 2, 3]
@@ -370,7 +363,6 @@ def test_a_stream_is_the_answer_in_pieces(model, chunk):
         assert [event.completion for event in own] == [None] * (len(own) - 1) + [answer]
 
 
-@pytest.mark.smoke
 def test_a_stream_left_early_harms_nothing(generator, model):
     prompts, seeds, config = random_prompts([3, 9], seed=9), [1, 2], GenerateConfig(max_new_tokens=16, temperature=1.0)
     expected = generator.generate(prompts, config, seeds)
@@ -406,7 +398,6 @@ def test_one_program_serves_all_lengths_of_a_bucket(model):
     assert added(4, 17, [40] * 4)[0] == 1
 
 
-@pytest.mark.smoke
 def test_buckets():
     table = {
         **dict.fromkeys((1, 2, 15, 16), 16),
@@ -434,7 +425,6 @@ def test_prompts_and_answers_that_fill_their_slots(model):
 # Bad input.
 
 
-@pytest.mark.smoke
 def test_bad_input_is_named(model):
     batcher = SlotBatcher(model, EOS)
     for request, complaint in [
@@ -450,7 +440,6 @@ def test_bad_input_is_named(model):
     assert not batcher.busy
 
 
-@pytest.mark.smoke
 def test_no_requests_no_answers(model):
     assert SlotBatcher(model, EOS).run([]) == SlotBatcher(model, EOS).step() == []
 
@@ -481,7 +470,6 @@ def test_quantised_kernels(generator, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.smoke
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs eight devices")
 def test_a_mesh_says_what_one_device_says(model, generator):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})

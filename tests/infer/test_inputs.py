@@ -7,8 +7,6 @@ import pytest
 
 from emollama_jax.infer.inputs import find_items
 
-pytestmark = pytest.mark.smoke
-
 
 def items_of(path: Path, content: str) -> list[tuple[str, str | None, str]]:
     path.write_text(content)
@@ -51,6 +49,7 @@ def test_what_is_missing_is_not_asked(tmp_path):
     assert (item.subtitle, item.question) == ("", "")
 
 
+@pytest.mark.smoke
 def test_a_folder_of_folders(tmp_path):
     for name in ("Actor_01/x.mp4", "Actor_02/x.mp4", "Actor_02/y.mp4", "7.mp4", "007.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

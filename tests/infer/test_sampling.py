@@ -96,7 +96,6 @@ def test_the_frequencies_are_hugging_faces_probabilities(config):
     assert np.abs(counts[kept] / DRAWS - expected).sum() / 2 < 0.04  # total variation
 
 
-@pytest.mark.smoke
 def test_temperature_zero_takes_the_most_likely_after_the_penalty():
     logits = [1.0, 2.0, 1.9, -5.0]
     assert set(draws(logits, GenerateConfig())) == {1}
@@ -107,18 +106,15 @@ def test_temperature_zero_takes_the_most_likely_after_the_penalty():
     assert set(draws(negative, penalised, seen=[True, False, False, False])) == {1}
 
 
-@pytest.mark.smoke
 def test_of_equal_logits_the_greedy_choice_is_the_first():
     assert set(draws([0.0, 3.0, 3.0, 1.0, 3.0], GenerateConfig())) == {1}
 
 
-@pytest.mark.smoke
 def test_top_p_one_keeps_every_token():
     logits = np.log([0.98] + [0.02 / 7] * 7)
     assert set(draws(logits, GenerateConfig(temperature=1.0))) == set(range(8))
 
 
-@pytest.mark.smoke
 def test_a_tiny_top_p_keeps_only_the_most_likely():
     logits = np.random.default_rng(2).permutation(np.linspace(0, 0.5, VOCAB))
     for top_p in (1e-30, 1e-6, 0.02):
@@ -133,7 +129,6 @@ def test_the_nucleus_ends_with_the_token_that_reaches_top_p():
         assert set(draws(logits, config)) == kept, top_p
 
 
-@pytest.mark.smoke
 def test_tokens_as_likely_as_the_last_one_kept_are_kept():
     """Which of equals is drawn depends on the noise only, not on the order of the vocabulary."""
     config = GenerateConfig(temperature=1.0, top_p=0.3)
@@ -141,7 +136,6 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept():
     assert set(draws([1.0, 1.0, 5.0, 1.0], config)) == {2}
 
 
-@pytest.mark.smoke
 def test_impossible_tokens_stay_impossible():
     logits = [-np.inf, 0.5, -np.inf, 0.0, -np.inf, -np.inf]
     for settings in ({}, {"top_p": 0.9}, {"repetition_penalty": 2.0}, {"repetition_penalty": 0.5, "top_p": 1e-6}):
@@ -153,7 +147,6 @@ def test_impossible_tokens_stay_impossible():
     assert set(draws([-np.inf, -np.inf, -3.0], GenerateConfig(temperature=1.0, top_p=0.5))) == {2}
 
 
-@pytest.mark.smoke
 def test_a_temperature_near_zero_is_greedy():
     logits = np.random.default_rng(3).permutation(np.linspace(-40, 90, VOCAB))
     for temperature in (1e-3, 1e-20, 1e-30):
@@ -174,7 +167,6 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
         assert compiled(logits[row], seen[row], 3, Sampling.of(configs[row], seeds[row]))[0] == together[i]
 
 
-@pytest.mark.smoke
 def test_rows_that_have_had_different_numbers_of_tokens():
     logits, seen, configs, seeds = rows_of_everything(24)
     sampling, steps = Sampling.of(configs, seeds), np.arange(24) % 5
@@ -184,7 +176,6 @@ def test_rows_that_have_had_different_numbers_of_tokens():
         np.testing.assert_array_equal(compiled(logits, seen, step, sampling)[rows], together[rows])
 
 
-@pytest.mark.smoke
 def test_the_noise_is_of_the_seed_and_the_step():
     config, logits = GenerateConfig(temperature=1.0), np.zeros(VOCAB)
     first = draws(logits, config)

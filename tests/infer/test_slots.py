@@ -101,7 +101,6 @@ def test_no_slot_is_idle_while_requests_wait(model, mix, monkeypatch):
     assert len(calls[-1][0]) == 1
 
 
-@pytest.mark.smoke
 def test_a_cancelled_request_frees_its_slot_and_harms_no_other(model):
     requests = random_requests(model, 4, shortest=30, longest=40, seed=2)
     answers = alone(model, ENDLESS, requests)
@@ -124,7 +123,6 @@ def test_a_cancelled_request_frees_its_slot_and_harms_no_other(model):
     assert not batcher.busy and batcher.step() == []
 
 
-@pytest.mark.smoke
 def test_a_request_longer_than_the_cache_is_refused(model):
     request = GenerationRequest([5] * 40, GenerateConfig(max_new_tokens=24))
     batcher = SlotBatcher(model, ENDLESS, max_length=64)

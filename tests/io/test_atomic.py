@@ -8,8 +8,6 @@ import pytest
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_file, atomic_folder, write_json, write_text
 
-pytestmark = pytest.mark.smoke
-
 
 def test_atomic_folder_appears_when_complete(tmp_path):
     target = tmp_path / "deep" / "out"
@@ -66,6 +64,7 @@ def test_atomic_folder_under_a_file(tmp_path):
             pass
 
 
+@pytest.mark.smoke
 def test_atomic_file_appears_when_complete(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with atomic_file(tmp_path / "deep/out") as partial:

@@ -45,7 +45,6 @@ def test_settings_from_the_environment(monkeypatch):
         ChatConfig.from_environment("judge")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

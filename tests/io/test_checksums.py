@@ -9,8 +9,6 @@ import pytest
 from emollama_jax.io import checksums
 from emollama_jax.io.checksums import bytes_read, file_digest
 
-pytestmark = pytest.mark.smoke
-
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
@@ -52,6 +50,7 @@ def test_another_file_in_its_place_is_read(tmp_path):
     assert file_digest(file) == sha256(b"two")
 
 
+@pytest.mark.smoke
 def test_the_digests_of_large_files_are_kept_for_other_processes(tmp_path, monkeypatch):
     file, kept = tmp_path / "file", tmp_path / "cache/digests.jsonl"
     monkeypatch.setattr(checksums, "KEPT", kept)

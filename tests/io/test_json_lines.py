@@ -4,9 +4,8 @@ import pytest
 
 from emollama_jax.io.json_lines import JsonLinesFile, read_json_lines, write_json_lines
 
-pytestmark = pytest.mark.smoke
 
-
+@pytest.mark.smoke
 def test_what_is_appended_is_read(tmp_path):
     file = JsonLinesFile(tmp_path / "lines")
     assert not file.path.exists()

@@ -12,7 +12,6 @@ import pytest
 from emollama_jax.io.atomic import atomic_file, atomic_folder, write_bytes, write_text
 from emollama_jax.io.partials import partial_output
 
-pytestmark = pytest.mark.smoke
 WRITERS = {
     "folder": lambda path: atomic_folder(path),
     "file": lambda path: atomic_file(path),
@@ -27,6 +26,7 @@ with {"folder": atomic_folder, "file": atomic_file}[sys.argv[1]](sys.argv[2]) as
 """
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", WRITERS)
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, kind):
     root = Path(__file__).parents[2]

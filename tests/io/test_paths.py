@@ -8,8 +8,6 @@ import pytest
 from emollama_jax.errors import UserError, first_line
 from emollama_jax.io.paths import as_path, is_remote, local_copy
 
-pytestmark = pytest.mark.smoke
-
 
 def test_local_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -19,6 +17,7 @@ def test_local_paths_become_absolute(tmp_path, monkeypatch):
     assert str(as_path(as_path("/a"))) == "/a" and not is_remote(as_path("a"))
 
 
+@pytest.mark.smoke
 def test_addresses_stay_and_ask_for_what_reads_them(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     path = as_path("gs://bucket/run") / "file"

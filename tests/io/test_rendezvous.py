@@ -8,8 +8,6 @@ import pytest
 
 from emollama_jax.io.rendezvous import MissingError, meet
 
-pytestmark = pytest.mark.smoke
-
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -37,6 +35,7 @@ def outcomes(address: str, processes: int, started: dict[int, float], patience_s
     return found
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("first_s", [0.0, 0.1])
 def test_all_meet_whoever_is_first(first_s):
     address = f"127.0.0.1:{free_port()}"

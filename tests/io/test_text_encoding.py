@@ -4,8 +4,6 @@ import pytest
 
 from emollama_jax.io.text_encoding import decode_text
 
-pytestmark = pytest.mark.smoke
-
 CHINESE = "name,sentence\na,为什么没有人给我打电话？\nb,谢谢你。\nc,OK\n"
 
 
@@ -15,6 +13,7 @@ def test_unicode_with_and_without_marks(text, encoding):
     assert decode_text(text.encode(encoding)) == text
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [

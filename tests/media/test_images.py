@@ -102,7 +102,6 @@ def test_a_file_is_the_image_in_it(real_media):
             assert np.array_equal(to_rgb(source), expected)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("function, size", [(eva_vit_frame, 448), (mae_face, 224), (eva_vit_frame, 56), (mae_face, 32)])
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 500), (500, 1)])
 def test_images_of_extreme_shape_are_stretched(function, size, height, width):
@@ -112,7 +111,6 @@ def test_images_of_extreme_shape_are_stretched(function, size, height, width):
     assert np.array_equal(np.unique(image.reshape(-1, 3), axis=0), [[10, 20, 30]])
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 500), (500, 1), (1000, 1)])
 def test_clips_of_extreme_shape_are_cut_in_the_middle(height, width):
     pixels = np.zeros((height, width, 3), np.uint8)
@@ -123,7 +121,6 @@ def test_clips_of_extreme_shape_are_cut_in_the_middle(height, width):
     assert middle.min() <= clip[..., 0].min() and clip[..., 0].max() <= middle.max()
 
 
-@pytest.mark.smoke
 def test_clips_that_would_fill_the_memory_are_refused():
     with pytest.raises(UserError, match="^image: 1 x 1001 pixels, .*leave it out$"):
         videomae_clip([np.zeros((1001, 1, 3), np.uint8)])
@@ -186,7 +183,6 @@ def test_every_kind_of_image_becomes_rgb(kind):
     assert image == before, "the caller's image is left as it was"
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name, kind",
     [
@@ -213,7 +209,6 @@ def test_files_of_every_kind_become_rgb(tmp_path, name, kind):
         assert np.array_equal(to_rgb(tmp_path / name), expected)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpegs_of_every_kind_become_rgb(tmp_path, mode):
     Image.fromarray(COLOUR).convert(mode).save(tmp_path / "a.jpg", quality=100, subsampling=0)
@@ -221,7 +216,6 @@ def test_jpegs_of_every_kind_become_rgb(tmp_path, mode):
     assert np.abs(np.array(to_rgb(tmp_path / "a.jpg"), int) - expected).max() < 8
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "pixels, expected",
     [
@@ -240,7 +234,6 @@ def test_pixels_become_rgb(pixels, expected):
     assert np.array_equal(to_rgb(pixels), expected)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "16 bits.png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_turned_upright(tmp_path, name, orientation):
@@ -263,7 +256,6 @@ def test_photos_are_turned_upright(tmp_path, name, orientation):
     assert np.abs(np.array(to_rgb(tmp_path / name), int) - upright).max() < 16
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "pixels, problem",
     [
@@ -306,7 +298,6 @@ def damaged_files(folder):
     return [path for path in sorted(folder.iterdir()) if path.stem != "whole"]
 
 
-@pytest.mark.smoke
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_files_are_refused_by_name(tmp_path):
     files = damaged_files(tmp_path)
@@ -317,20 +308,17 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.smoke
 def test_an_image_opened_elsewhere_may_be_damaged_too(tmp_path):
     path = next(path for path in damaged_files(tmp_path) if path.name == "cut.jpg")
     with Image.open(path) as image, pytest.raises(UserError, match="^not an image, or damaged or cut short: image;"):
         to_rgb(image)
 
 
-@pytest.mark.smoke
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=f"^no such file: {tmp_path}/a.jpg; check the path$"):
         to_rgb(tmp_path / "a.jpg")
 
 
-@pytest.mark.smoke
 def test_a_file_of_too_many_pixels(tmp_path, monkeypatch):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -338,27 +326,23 @@ def test_a_file_of_too_many_pixels(tmp_path, monkeypatch):
         to_rgb(tmp_path / "a.png")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("frames", [[], np.zeros((0, 5, 5, 3), np.uint8)], ids=["list", "array"])
 def test_a_clip_has_frames(frames):
     with pytest.raises(UserError, match="^clip: no frames; leave it out$"):
         videomae_clip(list(frames))
 
 
-@pytest.mark.smoke
 def test_a_clips_frames_keep_their_order():
     clip = videomae_clip([np.full((9, 12, 3), value, np.uint8) for value in (3, 200, 90)], size=8)
     assert clip.shape == (3, 8, 8, 3) and clip[:, 0, 0, 0].tolist() == [3, 200, 90]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("wanted", [1, 4, 16])
 def test_even_indices_are_spread_over_the_clip(wanted):
     for frames in range(wanted, 200):
         assert even_indices(frames, wanted) == [int(np.floor(i * frames / wanted)) for i in range(wanted)]
 
 
-@pytest.mark.smoke
 def test_short_clips_repeat_their_last_frame():
     assert even_indices(16) == list(range(16))
     assert even_indices(15) == [*range(15), 14]

@@ -6,8 +6,6 @@ import pytest
 
 from emollama_jax.media.subtitle_files import find_subtitle_files, main_language
 
-pytestmark = pytest.mark.smoke
-
 
 def found(folder, video, language=""):
     return [path.name for path in find_subtitle_files(folder / video, language)]
@@ -22,6 +20,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.smoke
 def test_languages_come_in_an_order_and_forced_ones_last(folder):
     expected = ["clip.srt", "clip.mp4.vtt", "clip.EN.SRT", "clip.en-US.vtt", "clip.zh-Hans.ass", "clip.fr.srt"]
     assert found(folder, "clip.mp4") == [*expected, "clip.eng.forced.srt"]

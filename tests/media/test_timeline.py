@@ -8,8 +8,6 @@ import pytest
 from emollama_jax.media import timeline as module
 from emollama_jax.media.timeline import read_timeline
 
-pytestmark = pytest.mark.smoke
-
 UNIT = Fraction(1, 100)
 
 
@@ -70,6 +68,7 @@ def test_a_damaged_time_stamp_moves_no_other(monkeypatch):
     assert heard[:10] == list(range(500, 520, 2)) and heard[11:] == list(range(522, 550, 2))
 
 
+@pytest.mark.smoke
 def test_a_pause_is_kept(monkeypatch):
     packets = [(0, 0), (0, 4), (0, 5004)]
     assert times(read_timeline(container(monkeypatch, packets, "matroska")))[0] == [0, 4, 5004]

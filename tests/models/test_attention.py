@@ -69,13 +69,12 @@ compiled = jax.jit(attention, static_argnames="kernel")
 
 
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
-@pytest.mark.parametrize("kv_heads", [6, pytest.param(2, marks=pytest.mark.smoke), 1])
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_attention_is_the_textbook_one(kernel, kv_heads):
     q, k, v, _, segment_ids = inputs(2, 17, 6, kv_heads, head_dim=10)
     close(compiled(q, k, v, segment_ids, kernel=kernel), naive(q, k, v, segment_ids), 1e-5, "output")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kv_heads", [6, 2])
 def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kv_heads):
     """As the last tokens of each row among all of its own; what lies behind a row's length is not seen."""
@@ -251,7 +250,6 @@ def test_splash_refuses_heads_that_do_not_split_alike():
             jax.eval_shape(lambda: attention(q, k, v, segment_ids, kernel="splash"))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 @pytest.mark.parametrize("lengths", [None, (11, 1, 7)])
 def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatch):

@@ -27,8 +27,6 @@ from emollama_jax.weights.engine import param_values
 from tests.models.tiny import initialised
 from tests.weights.exported import trained_tensors
 
-pytestmark = pytest.mark.smoke
-
 TINY = load_config("tiny")
 TRAINED = {
     "lora": [f"llama.layers.attn.{target}.lora_{letter}" for target in ("q_proj", "v_proj") for letter in "ab"],
@@ -124,6 +122,7 @@ def test_each_part_alone(part):
     assert {path for path in before if not np.array_equal(before[path], after[path])} == set(TRAINED[part])
 
 
+@pytest.mark.smoke
 def test_training_lowers_the_loss():
     optimizer = optax.adamw(1e-2)
     graphdef, frozen, state = init_state(make_model(with_encoder=False), optimizer)

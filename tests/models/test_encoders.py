@@ -74,7 +74,6 @@ def test_every_field_has_an_effect(name):
         assert computation(name, dataclasses.replace(config, **{field: value})) != unchanged, field
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -98,14 +97,12 @@ def test_values_refused(name, changes, said):
         dataclasses.replace(getattr(TINY, name), **changes)
 
 
-@pytest.mark.smoke
 def test_hubert_counts_its_frames():
     config = TINY.hubert
     assert config.min_samples == 400
     assert [config.num_frames(n) for n in (399, 400, 719, 720, 16000)] == [0, 1, 1, 2, 49]
 
 
-@pytest.mark.smoke
 def test_sine_positions():
     positions = sine_positions(7, 6)
     assert positions.dtype == np.float32

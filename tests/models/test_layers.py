@@ -41,7 +41,6 @@ def relative(found, expected) -> float:
 # ---- norm and rotary embedding
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("epsilon", [1e-6, 0.5])
 def test_rms_norm(epsilon):
     norm = RMSNorm(12, epsilon=epsilon, dtype="float32")
@@ -54,7 +53,6 @@ def test_rms_norm(epsilon):
     close(norm(jnp.asarray(x)), expected, 1e-6, "RMS norm")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("epsilon", [1e-6, 0.5])
 def test_layer_norm(epsilon):
     norm = LayerNorm(12, epsilon=epsilon, dtype="float32")
@@ -69,7 +67,6 @@ def test_layer_norm(epsilon):
     assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.smoke
 def test_a_linear_layer_has_a_bias_where_it_is_given_a_dtype():
     linear = functools.partial(Linear, 4, 6, axes=("embed", "mlp"), kernel_dtype="float32", rngs=nnx.Rngs(0))
     assert linear().bias is None
@@ -93,7 +90,6 @@ def test_rms_norm_of_half_precision_is_computed_in_float32():
     np.testing.assert_array_equal(y, jnp.asarray(expected, jnp.float32).astype(jnp.bfloat16))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("theta", [1e4, 1e5])
 def test_rotary_embedding_is_a_rotation_of_complex_numbers(theta):
     random = np.random.default_rng(0)
@@ -153,7 +149,6 @@ def weight(shape: tuple[int, int]) -> np.ndarray:
     return (random.normal(size=shape) * 10 ** random.uniform(-3, 1, shape[1])).astype(np.float32)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_is_the_nearest_of_256_levels_per_output_channel(shape):
     w = weight(shape)

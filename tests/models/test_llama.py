@@ -66,7 +66,6 @@ def run_packed():
     return of_layouts
 
 
-@pytest.mark.smoke
 def test_packed_samples_are_as_if_alone(run_packed):
     """Whatever else is in the row, in whatever order, and wherever the padding is."""
     alone = [[sample] + [PAD] * (18 - length) for sample, length in enumerate(LENGTHS)] + [[PAD] * 18]
@@ -243,7 +242,6 @@ def array_sizes(jaxpr: str) -> set[int]:
     return {int(np.prod([int(n) for n in shape.split(",")])) for shape in re.findall(r":\w+\[([\d,]+)\]", jaxpr)}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
 def test_the_logits_of_a_row_never_exist_at_once(tie_embeddings):
     """Neither forward nor backward, and no array is as large but for chunks of the logits."""
@@ -259,7 +257,7 @@ def test_the_logits_of_a_row_never_exist_at_once(tie_embeddings):
 # ---- sizes
 
 
-@pytest.mark.parametrize("kernel_dtype", ["bfloat16", "int8", pytest.param("nf4", marks=pytest.mark.smoke)])
+@pytest.mark.parametrize("kernel_dtype", ["bfloat16", "int8", "nf4"])
 def test_parameters_of_llama2_7b(kernel_dtype):
     """As many as published, and 33,554,432 of adapters; counting them allocates nothing."""
     before = sum(x.nbytes for x in jax.live_arrays())
@@ -309,7 +307,6 @@ def unchanged_step():
     return trained_step(tiny_config(), length=128)
 
 
-@pytest.mark.smoke
 def test_an_equal_configuration_gives_the_same_computation(unchanged_step):
     assert trained_step(tiny_config(), length=128) == unchanged_step
     assert set(LLAMA_CHANGES) == {field.name for field in dataclasses.fields(LlamaConfig)}

@@ -109,7 +109,6 @@ def test_dropout_differs_between_layers_and_targets(monkeypatch):
     close(scanned, unrolled, 1e-4, "scanned and unrolled")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_quantised_kernels_are_not_merged_into(dtype):
     """Neither are the others of the model; `merged_kernel` has the sum in float32."""
@@ -134,7 +133,6 @@ def test_merging_keeps_the_dtype_and_is_up_to_its_rounding():
     np.testing.assert_array_equal(merged_kernel(layer), expected.astype(jnp.float32))
 
 
-@pytest.mark.smoke
 def test_only_adapters_are_trained():
     model = random_llama(tiny_config(), LoRAConfig(rank=4, targets=("q_proj", "down_proj")))
     trained = set(param_values(nnx.state(model, is_adapter)))

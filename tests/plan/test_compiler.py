@@ -11,8 +11,6 @@ from emollama_jax.plan.compiler import Compiler, Job
 from emollama_jax.plan.topology import parse_topology
 from emollama_jax.plan.worker import memory_needed
 
-pytestmark = pytest.mark.smoke
-
 JOB = Job(load_config("tiny"), parse_topology("v5e-4"), "step", 4)
 
 
@@ -36,6 +34,7 @@ def child(monkeypatch, tmp_path):
     return define
 
 
+@pytest.mark.smoke
 def test_a_result_is_kept_until_what_it_depends_on_changes(child, tmp_path):
     marks = child("result.write_text(json.dumps({'rows': request['rows'], 'platform': os.environ['JAX_PLATFORMS']}))")
     compiler = Compiler(cache=tmp_path / "cache")

@@ -2,8 +2,6 @@ import pytest
 
 from emollama_jax.plan.hlo import read_work
 
-pytestmark = pytest.mark.smoke
-
 LOOP = """
 %add (a: f32[], b: f32[]) -> f32[] {
   ROOT %sum = f32[] add(%a, %b)
@@ -105,6 +103,7 @@ def test_bytes_that_a_device_sends(line, kind, sent, hidden):
     assert (collective.kind, collective.bytes, collective.hidden, collective.times) == (kind, sent, hidden, 1)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("groups", "crosses"),
     [

@@ -10,11 +10,10 @@ from emollama_jax.plan.search import with_rows
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import experiment, figures, planned, too_big
 
-pytestmark = pytest.mark.smoke
-
 V5E = parse_topology("v5e-16")
 
 
+@pytest.mark.smoke
 def test_the_best_is_written_as_an_experiment(tmp_path):
     changes = {"mesh": {"data": 2, "fsdp": 8}, "llama": {"kernel_dtype": "int8", "remat": "dots"}}
     base = experiment()

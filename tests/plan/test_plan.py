@@ -9,8 +9,6 @@ from emollama_jax.plan.plan import Plan, largest_rows, make_plan, remedy
 from emollama_jax.plan.topology import GIB, parse_topology
 from tests.plan.figures import collective, experiment, figures, planned, too_big
 
-pytestmark = pytest.mark.smoke
-
 CHIP = parse_topology("v5e-16").chip
 
 
@@ -99,6 +97,7 @@ def test_seconds_are_the_longest_of_what_overlaps_and_all_that_does_not():
     assert between.seconds == pytest.approx(alone.seconds + 1)
 
 
+@pytest.mark.smoke
 def test_the_operations_of_a_step_are_the_mathematics_of_it():
     """6.6 billion frozen weights, of those that tokens are multiplied with, at 4 operations each and 2 more where the
     forward pass is run again."""

@@ -10,8 +10,6 @@ from emollama_jax.config import load_config
 from emollama_jax.plan.plan import get_mesh_sizes
 from emollama_jax.plan.topology import parse_topology
 
-pytestmark = pytest.mark.smoke
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in CONFIGS.glob("*.py")}
 RECIPES = {
@@ -25,6 +23,7 @@ def test_there_are_recipes_for_the_machines_people_rent():
     assert {"v5e-1", "t4-1", "v5e-16", "v5e-256", "v5p-16", "v6e-16", "h100-8"} <= set(sum(RECIPES.values(), []))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fits_its_topology_and_trains_what_stage_1_trains(name):
     config, stage1 = load_config(name), load_config("stage1_merr")

@@ -18,8 +18,6 @@ from emollama_jax.plan.search import (
 from emollama_jax.plan.topology import parse_topology
 from tests.plan.figures import collective, experiment, figures, planned, too_big
 
-pytestmark = pytest.mark.smoke
-
 V5E = parse_topology("v5e-16")
 
 
@@ -48,6 +46,7 @@ class FakeCompiler(Compiler):
         return figures(gib, cycles=cycles, collectives=[gathers, messages])
 
 
+@pytest.mark.smoke
 def test_the_search_finds_what_is_fastest_and_fits():
     compiler, said = FakeCompiler(), []
     found = search(experiment(), V5E, compiler, said.append)

@@ -3,9 +3,8 @@ import pytest
 from emollama_jax.errors import UserError
 from emollama_jax.plan.topology import CHIPS, parse_topology
 
-pytestmark = pytest.mark.smoke
 
-
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "kind", "shape", "size"),
     [

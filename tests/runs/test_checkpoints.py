@@ -20,7 +20,6 @@ from emollama_jax.runs.checkpoint_files import find_steps, read_data_state
 from emollama_jax.runs.checkpoints import Checkpoints, named_arrays
 from emollama_jax.train.step import TrainState
 
-pytestmark = pytest.mark.smoke
 META = {"carried": [], "adapter_name": "", "best": {}}
 
 
@@ -49,6 +48,7 @@ def same(one: TrainState, other: TrainState) -> bool:
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.smoke
 def test_what_is_saved_is_restored(tmp_path):
     write(tmp_path, 3, 5)
     with Checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:

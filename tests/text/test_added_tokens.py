@@ -40,7 +40,6 @@ def test_ids_and_texts_are_those_of_the_slow_hugging_face_tokenizer(tmp_path, fo
             assert ours.decode(ids, skip_specials=False) == text
 
 
-@pytest.mark.smoke
 def test_ids_of_added_tokens(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path))
     plain = load_tokenizer(LLAMA)
@@ -50,7 +49,6 @@ def test_ids_of_added_tokens(tmp_path):
     assert tokenizer.end_ids == (642,)
 
 
-@pytest.mark.smoke
 def test_text_cannot_forge_added_specials(tmp_path):
     """What is no special token is one token even there, as with other tokenizers."""
     tokenizer = load_tokenizer(write(tmp_path))
@@ -92,7 +90,6 @@ def test_hugging_face_reads_what_is_saved(tmp_path):
         assert after(text).input_ids == before(text).input_ids, text
 
 
-@pytest.mark.smoke
 def test_a_stream_of_added_tokens(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path))
     ids = tokenizer.encode("one <face> two<face> three " * 20)
@@ -100,7 +97,6 @@ def test_a_stream_of_added_tokens(tmp_path):
     assert "".join([*(decoder.push([token]) for token in ids), decoder.finish()]) == tokenizer.decode(ids)
 
 
-@pytest.mark.smoke
 def test_ids_in_a_gap_have_no_text(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path, added_tokens_decoder={"700": flags("<x>")}, eos_token="</s>"))
     assert (tokenizer.vocab_size, tokenizer.encode("<x>")) == (701, [700])
@@ -108,7 +104,6 @@ def test_ids_in_a_gap_have_no_text(tmp_path):
         tokenizer.decode([650])
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -126,7 +121,6 @@ def test_added_tokens_without_sense(tmp_path, changes, word):
         load_tokenizer(write(tmp_path, **changes))
 
 
-@pytest.mark.smoke
 def test_two_files_that_contradict_each_other(tmp_path):
     write(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<other>": 640}))
@@ -134,7 +128,6 @@ def test_two_files_that_contradict_each_other(tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("config", "generation", "ends"),
     [
@@ -153,7 +146,6 @@ def test_several_ends_of_an_answer(tmp_path, config, generation, ends):
     assert load_tokenizer(tmp_path).end_ids == ends
 
 
-@pytest.mark.smoke
 def test_special_tokens_of_the_older_file_are_kept(tmp_path):
     write(tmp_path / "in", additional_special_tokens=None)
     config = json.loads((tmp_path / "in/tokenizer_config.json").read_text())
@@ -165,7 +157,6 @@ def test_special_tokens_of_the_older_file_are_kept(tmp_path):
     assert kept["additional_special_tokens"] == ["<|im_start|>"]
 
 
-@pytest.mark.smoke
 def test_a_tokenizer_json_must_hold_what_was_added(tmp_path):
     hf = pytest.importorskip("tokenizers")
     model = hf.Tokenizer(hf.models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))

@@ -4,8 +4,6 @@ import pytest
 
 from emollama_jax.text.answers import normalize_answer, parse_label, plain_answer
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -39,6 +37,7 @@ def test_the_example_in_the_docstring(function):
 LABELS = ("happy", "sad", "Mixed", "mixed feelings", "Very Sad", "高兴")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("answer", "label"),
     [

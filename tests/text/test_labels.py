@@ -11,8 +11,6 @@ from emollama_jax.text.labels import DFEW, MERR, check_labels, find_label, split
 from emollama_jax.text.prompts import PromptConfig
 from emollama_jax.text.words import words
 
-pytestmark = pytest.mark.smoke
-
 WRONG = [
     (("happy", ""), "'' has no word"),
     (("happy", " ... "), "' ... ' has no word"),
@@ -37,6 +35,7 @@ def test_label_sets_that_cannot_be(labels, message):
             holder(labels)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("text", "labels", "label"),
     [

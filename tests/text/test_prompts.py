@@ -21,8 +21,6 @@ from emollama_jax.text.prompts import (
 )
 from emollama_jax.text.tokenizers import HFTokenizer, load_tokenizer
 
-pytestmark = pytest.mark.smoke
-
 TOKENIZER = load_tokenizer(Path(__file__).parents[1] / "data/reference_tiny/llama")
 BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
 REFERENCE = PromptConfig(layout="reference")
@@ -215,6 +213,7 @@ def test_training_answers():
     assert training_answer("Sad. Very SAD!", PromptConfig(max_answer_words=2)) == "sad very"
 
 
+@pytest.mark.smoke
 def test_the_example_in_the_docstring():
     sample = encode_turns(TOKENIZER, [Turn("[emotion] How?", "sad")], subtitle="Oh", image_tokens=1)
     shown = encode_turns.__doc__.split("image_tokens=1)\n")[1].split("answer:")[0].split("(")

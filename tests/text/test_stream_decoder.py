@@ -58,7 +58,6 @@ def random_sizes(rng):
         yield int(rng.integers(0, 9))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_the_pieces_join_to_the_text(tokenizer, text):
     ids = tokenizer.encode(text)

@@ -6,8 +6,6 @@ from etils import epath
 
 from emollama_jax.train.metrics import JsonLines, MultiWriter, Progress, TensorBoard
 
-pytestmark = pytest.mark.smoke
-
 
 def read(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -50,6 +48,7 @@ def test_progress_is_lines_elsewhere_and_one_line_on_a_terminal():
         assert ("\rstep 20" in text) == out.isatty()
 
 
+@pytest.mark.smoke
 def test_event_files_hold_what_was_written(tmp_path):
     from tensorboardX.proto import event_pb2
 

@@ -11,8 +11,6 @@ from emollama_jax.config import TrainConfig
 from emollama_jax.models.layers import param
 from emollama_jax.train.optimizer import learning_rate, make_optimizer
 
-pytestmark = pytest.mark.smoke
-
 
 def test_the_schedule_is_the_references():
     """The defaults: 1e-6 to 1e-5 in 1,000 steps, then the cosine of all 30,000 to 1e-6."""
@@ -29,6 +27,7 @@ def test_the_schedule_is_the_references():
         assert float(on_device(step)) == pytest.approx(rate(step), rel=1e-5)
 
 
+@pytest.mark.smoke
 def test_matrices_decay_and_vectors_do_not():
     """With no gradient the only change is the decay, by rate times 0.05."""
     optimizer = make_optimizer(TrainConfig(warmup_steps=0, learning_rate=0.1, steps=10))

@@ -13,7 +13,6 @@ from emollama_jax.train.optimizer import learning_rate
 from emollama_jax.train.report import NonFiniteError, NonFinitePolicy, Report, StepReport, make_describe
 from emollama_jax.train.speed import Cost, Peak
 
-pytestmark = pytest.mark.smoke
 B, T, K = 8, 6, 2
 
 
@@ -40,6 +39,7 @@ def described(batch: Batch, devices: int = 8) -> dict[str, np.ndarray]:
     return jax.device_get(make_describe(mesh)(jax.tree.map(jnp.asarray, batch)))
 
 
+@pytest.mark.smoke
 def test_a_batch_is_counted_and_hashed():
     found = described(batch())
     assert (found["tokens"], found["clips"]) == (B * T - 2, B * K - 1)

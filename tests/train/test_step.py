@@ -18,8 +18,6 @@ from emollama_jax.train.optimizer import make_optimizer
 from emollama_jax.train.step import init_state, make_step, multimodal_loss, text_loss
 from tests.models.tiny import initialised
 
-pytestmark = pytest.mark.smoke
-
 TINY = load_config("tiny").llama
 LORA = LoRAConfig(rank=4, targets=("q_proj", "v_proj"))
 VOCAB = TINY.vocab_size
@@ -128,6 +126,7 @@ def test_eight_devices_take_the_same_step_as_one(batch):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_packed_and_separate_rows_have_the_same_loss_and_gradient():
     a, b, c = samples(7, 5, 12)
     packed = row(a, b, c, length=32)

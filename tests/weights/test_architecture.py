@@ -47,7 +47,6 @@ def read(**settings):
 # --- config.json ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "settings",
     [
@@ -65,7 +64,6 @@ def test_settings_that_change_nothing(settings):
     assert LlamaConfig(**read(**settings), **FLOAT32, remat="none") == CONFIG
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -99,7 +97,6 @@ def test_all_that_transformers_writes_by_default_is_known(kind):
             ENCODERS[kind](CountingSource({}, config))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_unknown_settings_of_encoders(kind):
     config = getattr(pytest.importorskip("transformers"), kind)().to_dict()
@@ -107,7 +104,6 @@ def test_unknown_settings_of_encoders(kind):
         ENCODERS[kind](CountingSource({}, config | {"layer_scale": 0.1}))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name, value", [("hidden_act", "quick_gelu"), ("num_attention_heads", 12), ("qkv_bias", False)]
 )
@@ -162,7 +158,6 @@ def gguf_source(tmp_path):
 # --- values ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "bool"])
 def test_integers_are_no_weights(tmp_path, dtype):
     weights = random_weights(CONFIG)
@@ -178,7 +173,6 @@ def large(tmp_path, value=1e5):
     return write_folder(tmp_path / "in", CONFIG, weights)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("arguments", [["--to", "hf"], [], ["--kernel-dtype", "float32"]])
 def test_what_float16_cannot_hold_is_not_written(capsys, tmp_path, arguments):
     source = large(tmp_path)
@@ -215,7 +209,6 @@ def test_a_sum_that_float16_cannot_hold(capsys, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_writers_write_finite_numbers(tmp_path, bad, dtype):

@@ -53,7 +53,6 @@ def plain(weights):
 # --- complete, or an error ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_every_tensor_is_read_once_and_in_its_place(num_layers):
     config = tiny_config(num_layers=num_layers)
@@ -72,7 +71,6 @@ def test_a_layer_count_equal_to_the_width_is_no_trap():
     assert_holds(read(weights, config)[0], weights)
 
 
-@pytest.mark.smoke
 def test_all_that_does_not_fit_is_one_error_and_nothing_is_read(weights):
     wrong = dict(weights)
     del wrong[Q]
@@ -198,7 +196,6 @@ def test_casts(stored, wanted):
     np.testing.assert_array_equal(model.lm_head.kernel[...], weights["lm_head.weight"].T.astype(jnp.dtype(wanted)))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_kernels_are_quantised_layer_by_layer(weights, plain, dtype):
     model = plain[dtype]

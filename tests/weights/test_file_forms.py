@@ -48,7 +48,6 @@ def test_a_torch_file_called_safetensors(tmp_path):
     assert_opened(tmp_path, "torch")
 
 
-@pytest.mark.smoke
 def test_a_safetensors_file_called_torchs(tmp_path):
     save_file(TENSORS, tmp_path / "pytorch_model.bin")
     assert_opened(tmp_path, "safetensors")
@@ -66,7 +65,6 @@ def test_shards_of_several_formats(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "flax_model.msgpack", "m.gguf", "x"])
 @pytest.mark.parametrize(
     "text", ["<!doctype html><title>429</title>", '{"error": "no access"}', "\ufeff<html>é" + "é" * 200]
@@ -77,7 +75,6 @@ def test_a_web_page_instead_of_weights(tmp_path, name, text):
         open_source(tmp_path / name)
 
 
-@pytest.mark.smoke
 def test_what_trainers_leave_beside_the_weights_is_not_them(tmp_path):
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "projectors.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x02")
@@ -87,7 +84,6 @@ def test_what_trainers_leave_beside_the_weights_is_not_them(tmp_path):
     assert open_source(tmp_path).format == "gguf"
 
 
-@pytest.mark.smoke
 def test_models_and_adapters_in_one_folder(tmp_path):
     save_file({"m": np.ones(2)}, tmp_path / "model.safetensors")
     save_file({"a": np.ones(2)}, tmp_path / "adapter_model.safetensors")
@@ -117,7 +113,6 @@ def test_the_folder_of_a_cache(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_json_as_windows_editors_save_it(tmp_path, encoding):
     write_sharded(tmp_path, CONFIG, TENSORS, "model.safetensors", save_file)
@@ -172,21 +167,18 @@ PREFIXES = (
 )
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_names_that_wrappers_lengthen(tmp_path, prefix):
     save_file({prefix + name: value for name, value in TENSORS.items()}, tmp_path / "model.safetensors")
     assert_opened(tmp_path, "safetensors")
 
 
-@pytest.mark.smoke
 def test_names_that_wrappers_lengthen_inside(tmp_path):
     inside = {name.replace("a.", "a._orig_mod._checkpoint_wrapped_module."): value for name, value in TENSORS.items()}
     save_file(inside | {"x_orig_mod.y": TENSORS["a.bias"]}, tmp_path / "model.safetensors")
     assert_opened(tmp_path, "safetensors", TENSORS | {"x_orig_mod.y": TENSORS["a.bias"]})
 
 
-@pytest.mark.smoke
 def test_names_that_only_look_lengthened(tmp_path):
     """A part of the model may be called module; and two names must not become one."""
     some = {"module.a": np.ones(1), "b": np.ones(1)}
@@ -295,7 +287,6 @@ def test_a_wrapped_checkpoint_becomes_a_model(tmp_path):
     assert report.dropped == ("optimizer/m",)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("prefix", ["model.", "model.model.", "", "module."])
 def test_a_model_inside_lightnings_module_or_without_a_head(tmp_path, prefix):
     """Tied, so that nothing but the names tells one from the other."""
@@ -309,7 +300,6 @@ def test_a_model_inside_lightnings_module_or_without_a_head(tmp_path, prefix):
     assert report.dropped == ()
 
 
-@pytest.mark.smoke
 def test_a_model_without_a_head_needs_one(tmp_path):
     write_config(tmp_path, CONFIG)
     bare = {n.removeprefix("model."): x for n, x in random_weights(CONFIG).items() if n != "lm_head.weight"}

@@ -164,7 +164,6 @@ def test_weight_norm(spelling):
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "shapes",
     [{"g": (1, 1, 5)}, {"v": (8, 2, 5)}, {"g": (8, 1, 1), "v": (8, 2, 5)}, {"g": (1, 1, 5), "v": (8, 5)}, {}],
@@ -244,7 +243,6 @@ def config_json(**changes):
     return {name: value for name, value in (settings | changes).items() if value is not None}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -268,7 +266,6 @@ def test_refused_settings(changes, words):
         load_hubert(MemorySource({}, config_json(**changes)))
 
 
-@pytest.mark.smoke
 def test_old_settings_mean_what_they_meant():
     """Before `feat_proj_layer_norm` and `conv_pos_batch_norm` there were always a norm and never a batch norm."""
     with user_error("feature_projection.layer_norm.weight"):  # the configuration is all right, the tensors are missing

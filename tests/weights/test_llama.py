@@ -92,7 +92,6 @@ def test_mixed_dtypes(tmp_path, main):
     assert_holds(load_float32(tmp_path)[0], weights)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_gguf(tmp_path, kind):
     """The same bits as the safetensors folder for F32; else what the gguf package itself makes of the file."""
@@ -158,7 +157,6 @@ def test_what_the_flax_class_saves(tmp_path, max_shard_size):
     assert_holds(load_float32(tmp_path / "flax")[0], weights)
 
 
-@pytest.mark.smoke
 def test_reference_model():
     """A folder of transformers 4.35 in float16."""
     model, report = load_float32(REFERENCE)
@@ -178,7 +176,6 @@ def test_reference_model_has_torchs_logits():
 # --- the configuration ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("settings", "changes"),
     [

@@ -140,7 +140,6 @@ def config_json(**changes):
     return {name: value for name, value in settings.items() if value is not None}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -164,7 +163,6 @@ def test_refused_settings(changes, words):
         load_mae(MemorySource({}, config_json(**changes)))
 
 
-@pytest.mark.smoke
 def test_old_settings_mean_what_they_meant():
     """Keys that a file does not have: the exact GELU, biases, three channels. Those of the decoder do not matter."""
     source = MemorySource({}, config_json(mask_ratio=0.75, decoder_num_hidden_layers=8))
@@ -172,7 +170,6 @@ def test_old_settings_mean_what_they_meant():
         load_mae(source)
 
 
-@pytest.mark.smoke
 def test_no_config_json():
     with user_error("no config.json beside the weights: in-memory.pth"):
         load_mae(MemorySource({"embeddings.cls_token": np.ones((1, 1, 32), np.float32)}))
@@ -192,7 +189,6 @@ class Settings:
             raise ValueError("width is negative")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("parse", "words"),
     [
@@ -211,7 +207,6 @@ def test_unusable_configurations(parse, words):
         read_architecture(source, parse, Settings, "Toy")
 
 
-@pytest.mark.smoke
 def test_usable_configuration():
     """Only what the file fixes is in it."""
     fields = {"width": 3, "rates": (1, 2), "is_deep": True}
@@ -249,7 +244,6 @@ def test_original_training_checkpoint(tmp_path, original):
     assert model.config.layer_norm_eps == 1e-5
 
 
-@pytest.mark.smoke
 def test_original_files_are_taken_for_large_ones(original):
     """They do not state their sizes."""
     words = "missing: blocks.10.", "blocks.23.norm2.weight", "pos_embed is [1, 17, 32], not [1, 197, 1024]"
@@ -257,7 +251,6 @@ def test_original_files_are_taken_for_large_ones(original):
         load_mae(MemorySource(original))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

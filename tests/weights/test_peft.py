@@ -154,7 +154,6 @@ def test_round_trip(blank, saved):
     assert_bit_equal(stored_values(blank), stored_values(model))
 
 
-@pytest.mark.smoke
 def test_the_adapters_name_may_be_spelled_out(blank, saved, copy):
     spelled = lambda weights: {name.replace(".weight", ".default.weight"): value for name, value in weights.items()}
     load_adapter(blank, copy(tensors=spelled))
@@ -189,7 +188,6 @@ def test_a_model_without_adapters_has_none_to_save(plain, tmp_path):
 # --- errors ---
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -131,7 +131,6 @@ def write(tmp_path):
     return make
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -148,7 +147,6 @@ def test_what_changes_more_than_the_adapters_layers_is_refused(write, name, valu
         open_adapter(write(**{name: value}))
 
 
-@pytest.mark.smoke
 def test_settings_that_say_nothing_are_none(write):
     folder = write(
         init_lora_weights=True, a_setting_of_tomorrow=None, another=[], megatron_core="megatron.core", bias="all"
@@ -156,7 +154,6 @@ def test_settings_that_say_nothing_are_none(write):
     assert adapter_config(folder) == LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj",))
 
 
-@pytest.mark.smoke
 def test_every_linear_layer_of_the_blocks():
     settings = AdapterSettings(r=4, lora_alpha=3.0, target_modules="all-linear")
     assert all(settings.adapter(module) == (4, 3.0) for module in LINEAR)
@@ -215,7 +212,6 @@ def test_a_named_adapter_lies_in_a_folder_of_its_name(write, tmp_path):
         adapter_config(tmp_path)
 
 
-@pytest.mark.smoke
 def test_a_model_in_the_same_folder_is_not_the_adapter(write):
     folder = write()
     save_file({"model.norm.weight": np.ones(3, np.float32)}, folder / "model.safetensors")
@@ -223,7 +219,6 @@ def test_a_model_in_the_same_folder_is_not_the_adapter(write):
     assert set(source.names()) == set(load_file(folder / "adapter_model.safetensors"))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_settings_as_windows_editors_save_them(write, encoding):
     file = write() / "adapter_config.json"

@@ -126,7 +126,6 @@ def test_norm_that_is_missing(weights):
         load_videomae(MemorySource(without, config_json()))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -22,7 +22,6 @@ def random(*shape: int) -> np.ndarray:
 # --- sources with other tensors ---
 
 
-@pytest.mark.smoke
 def test_with_tensors_changes_the_tensors_only():
     old, new = random(2, 3), random(4)
     source = WeightSource(Path("a.pth"), "torch", {"old": StoredTensor((2, 3), lambda: old)}, {"a": 1}, {"epoch": 3})
@@ -38,7 +37,6 @@ def test_with_tensors_changes_the_tensors_only():
         other.stored("old")
 
 
-@pytest.mark.smoke
 def test_without_prefix():
     """It goes where it stands at the beginning, unless the shorter name is taken."""
     names = ["vit.a", "vit.b.vit.c", "d", "head.vit.e", "vit.d", "vit.vit.f"]
@@ -103,7 +101,6 @@ def test_interpolation_is_torchs(old, new):
     assert np.max(np.abs(ours - theirs)) <= 1e-5
 
 
-@pytest.mark.smoke
 def test_interpolation_to_the_same_grid_changes_nothing():
     positions = random(7, 5, 3)
     np.testing.assert_array_equal(interpolate_positions(positions, 7, 5), positions)
@@ -124,7 +121,6 @@ def test_resized_positions(grid):
     assert np.max(np.abs(read[0, 1:].reshape(grid, grid, 6) - expected)) <= 1e-5
 
 
-@pytest.mark.smoke
 def test_positions_of_half_precision_are_interpolated_in_float32():
     half = random(1, 26, 6).astype(np.float16)
     resize = lambda positions: resize_positions(MemorySource({"pos": positions}), "pos", 8).read("pos")
@@ -132,7 +128,6 @@ def test_positions_of_half_precision_are_interpolated_in_float32():
     np.testing.assert_array_equal(resize(half), resize(half.astype(np.float32)))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "shape",
     [(1, 26, 6), (1, 25, 6), (1, 24, 6), (1, 1, 6), (26, 6), (1, 26, 6, 1), (0,), ()],
@@ -172,7 +167,6 @@ def test_patches_are_torchs_convolution(window):
     assert np.max(np.abs(ours - theirs)) <= 1e-5
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("window", [(4, 4), (2, 5, 3)], ids=str)
 def test_patch_layouts_are_inverse(window):
     kernel = random(8, 3, *window)
