@@ -257,25 +257,21 @@ def test_a_second_process_and_damage_are_refused(inputs, answered, tmp_path, cap
     assert "nobody knows whose answers there are" in capsys.readouterr().err
 
 
-KILLS, BATCH_SIZE = (20, 2) if os.environ.get("EMOLLAMA_SLOW") else (2, 10)
-
-
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_answers_of_an_unbroken_run(inputs, tmp_path):
-    argv = [f"{inputs}/clips:train", "--base", inputs / "base", *TINY, "--batch-size", BATCH_SIZE, "--out"]
+    argv = [f"{inputs}/clips:train", "--base", inputs / "base", *TINY, "--batch-size", 10, "--out"]
     argv = ["--question", "[reason] Why?", "--question", "Sure?", *argv]
     assert predict(*argv, tmp_path / "whole.jsonl") == 0
     for line in lines(tmp_path / "whole.jsonl"):
         assert len(line["answers"]) == 2 and line["answer"] == line["answers"][1]
     out, killed = tmp_path / "answers.jsonl", 0
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for seed in range(KILLS):
+    for seed in range(2):
         command = [sys.executable, "-m", "tests.infer.dying", str(seed), *map(str, argv), str(out), "--resume"]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode in (0, -9), done.stderr
         killed += done.returncode == -9
-    assert killed >= min(KILLS, 2)
-    print(f"killed {killed} times of {KILLS}")
+    assert killed == 2
     assert predict(*argv, out, "--resume") == 0
     assert timeless(out) == timeless(tmp_path / "whole.jsonl")
 

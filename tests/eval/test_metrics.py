@@ -111,7 +111,7 @@ def test_as_scikit_learn():
     from sklearn.metrics import precision_recall_fscore_support
 
     absent = invalid = 0
-    for seed in range(1000):
+    for seed in range(300):
         truth, predictions, labels = random_case(seed)
         confusion = confusion_matrix(truth, predictions, labels)
         found, classes = scores(confusion), per_class(confusion)
@@ -129,7 +129,7 @@ def test_as_scikit_learn():
         assert found["accuracy"] == pytest.approx(np.mean(y_true == y_pred), rel=1e-12)
         absent += len(occurring) < len(labels)
         invalid += bool(confusion[:, -1].any())
-    assert absent > 200 and invalid > 200
+    assert absent > 60 and invalid > 60
 
 
 def test_intervals_hold_the_spread_of_resampled_clips():

@@ -16,7 +16,7 @@ from tests.train.runs import ROOT, arguments, make_inputs
 from tests.train.test_bucket import address, metrics, stored, upload  # noqa: F401
 from tests.train.test_bucket import pytestmark as needs_bucket
 
-WHY_NOT = why_not() or ("" if os.environ.get("EMOLLAMA_SLOW") else "a quarter of an hour: EMOLLAMA_SLOW=1 adds it")
+WHY_NOT = why_not() or ("" if os.environ.get("EMOLLAMA_HOSTS") else "a quarter of an hour: EMOLLAMA_HOSTS=1 adds it")
 pytestmark = [pytest.mark.slow, needs_bucket, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")]
 BASE = ["--name=stage1", "--zone=z", "--bucket=gs://runs"]
 STEPS = 90

@@ -12,8 +12,9 @@ from emollama_jax.weights.encoders import ENCODERS
 from tests.models.tiny import close, initialised
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "mae" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
+)
 def test_on_a_mesh_as_on_one_device(name):
     config = getattr(load_config("tiny"), name)
     make_model = lambda: ENCODERS[name](config, rngs=nnx.Rngs(0))

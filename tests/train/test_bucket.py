@@ -90,6 +90,7 @@ def answers(text: str) -> list[dict]:
     return [{**json.loads(line), "timings_s": None} for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_where_it_was_killed(address, tmp_path):
     inputs = make_inputs(tmp_path)
     settings = environment() | {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
@@ -99,6 +100,7 @@ def test_a_run_in_a_bucket_goes_on_where_it_was_killed(address, tmp_path):
     assert metrics(stored(address, "run/metrics.jsonl")) == metrics((tmp_path / "run/metrics.jsonl").read_text())
 
 
+@pytest.mark.slow
 def test_what_a_run_reads_and_what_is_predicted_may_be_in_a_bucket(address, tmp_path):
     inputs = make_inputs(tmp_path)
     settings = environment() | {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
