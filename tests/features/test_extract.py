@@ -125,6 +125,17 @@ def test_neighbours_change_nothing(clips, reference, encoders, tmp_path):
     np.testing.assert_allclose(alone[clips[4].name], features_of(reference)[clips[4].name], atol=1e-5)
 
 
+def test_pictures_and_sound_make_their_own_features_alone(clips, encoders):
+    """A clip with the sound of another has the pictures' features of the one and the voice's of the other."""
+    spec = encoders.read_spec(56)
+    one, other = (read_clip(ClipRequest(clip.name, clip.video), CONFIG.clip, spec) for clip in clips[:2])
+    mixed = dataclasses.replace(one, waveform=other.waveform)
+    features, _ = encoders.features([one, other, mixed], 32)
+    np.testing.assert_allclose(features[2, :2], features[0, :2], atol=1e-5)
+    np.testing.assert_allclose(features[2, 2], features[1, 2], atol=1e-5)
+    assert abs(features[0] - features[1]).max(axis=1).min() > 1e-2
+
+
 def test_a_stopped_extraction_goes_on(clips, reference, encoders, tmp_path):
     """Stopped in the second part; the first is not made again."""
     done = []
