@@ -32,7 +32,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 if importlib.util.find_spec("beartype"):
-    install_import_hook("emollama_jax", "beartype.beartype")
+    import tests.type_checks
+
+    install_import_hook("emollama_jax", f"{tests.type_checks.__name__}.check_types")
 
 from emollama_jax.io.wheel_files import NotAvailable, take_out
 from tests.left_out import left_out, slow_first

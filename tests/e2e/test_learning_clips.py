@@ -27,7 +27,10 @@ from emollama_jax.weights.trained_export import write_folder
 from tests.weights.exported import trained_tensors
 
 LABELS = ("angry", "happy")
-CONFIG = dataclasses.replace(load_config("smollm2_135m"), eva_vit=load_config("tiny").eva_vit)
+SMOLLM2 = load_config("smollm2_135m")
+CONFIG = dataclasses.replace(
+    SMOLLM2, llama=dataclasses.replace(SMOLLM2.llama, remat="none"), eva_vit=load_config("tiny").eva_vit
+)
 ASK = request("emotion", emotion_question(MER2023))
 
 
@@ -46,7 +49,8 @@ def test_learning_clips(base, real_media, tmp_path):
     model = EmotionLlama(loaded.llama, loaded.projectors, encoder)
     images = num_image_tokens(CONFIG.eva_vit, CONFIG.projectors)
     samples = [encode_turns(tokenizer, [Turn(ASK, label)], image_tokens=images) for label in LABELS]
-    batch = pack_rows([samples], length=256, clips_per_row=2, soft_per_clip=images + NUM_FEATURE_TOKENS)
+    length = sum(len(sample.tokens) for sample in samples)
+    batch = pack_rows([samples], length=length, clips_per_row=2, soft_per_clip=images + NUM_FEATURE_TOKENS)
     frames = np.stack([eva_vit_frame(photo, CONFIG.eva_vit.image_size) for photo in real_media.stills])
     batch = dataclasses.replace(batch, frames=frames[None], features=np.zeros((1, 2, 3, 1024), np.float32))
 

@@ -13,6 +13,8 @@ from emollama_jax.config import GenerateConfig
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama
 
+pytestmark = pytest.mark.slow
+
 PARAGRAPH = (
     "The old woman at the window had been watching the street since morning. When the postman finally turned the "
     "corner, she pressed both hands against the glass, and for a moment her whole face seemed to grow younger. He "
@@ -101,7 +103,6 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.01), ("nf4", 0.1)])
 def test_quantisation_costs_little(folder, float_nll, tokens, dtype, bound):

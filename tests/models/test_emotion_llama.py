@@ -66,9 +66,20 @@ def batch_of(config: Config = TINY) -> Batch:
     )
 
 
-def hidden_of(model: EmotionLlama, batch: Batch) -> np.ndarray:
+@nnx.jit
+def hidden_of(model: EmotionLlama, batch: Batch) -> jax.Array:
     soft = model.soft_tokens(batch.features, image_tokens=batch.image_tokens)
-    return np.asarray(model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids))
+    return model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids)
+
+
+@nnx.jit
+def soft_tokens(model: EmotionLlama, batch: Batch, has_image: np.ndarray | None = None) -> jax.Array:
+    return model.soft_tokens(batch.features, image_tokens=batch.image_tokens, has_image=has_image)
+
+
+@nnx.jit
+def loss_of(model: EmotionLlama, batch: Batch) -> jax.Array:
+    return multimodal_loss(model, batch, None)[0]
 
 
 def paths(tree) -> set[str]:
@@ -103,10 +114,10 @@ def test_gradients_optimiser_and_checkpoint_hold_exactly_what_is_trained():
 def test_a_clip_whose_image_is_not_seen_has_zeros_for_its_tokens():
     model, batch = make_model(), batch_of()
     seen = np.array([[True], [False]])
-    ours = model.soft_tokens(batch.features, image_tokens=batch.image_tokens, has_image=seen)
-    blank = batch.image_tokens * seen[:, :, None, None]
-    np.testing.assert_array_equal(ours, model.soft_tokens(batch.features, image_tokens=blank))
-    assert (ours[1] != model.soft_tokens(batch.features, image_tokens=batch.image_tokens)[1]).any()
+    ours = np.asarray(soft_tokens(model, batch, seen))
+    blank = dataclasses.replace(batch, image_tokens=batch.image_tokens * seen[:, :, None, None])
+    np.testing.assert_array_equal(ours, soft_tokens(model, blank))
+    assert (ours[1] != soft_tokens(model, batch)[1]).any()
 
 
 @pytest.mark.parametrize("part", TRAINABLE)
@@ -137,7 +148,7 @@ def test_training_lowers_the_loss():
 
 def test_bfloat16_stays_near_float32():
     half = dataclasses.replace(TINY, llama=dataclasses.replace(TINY.llama, compute_dtype="bfloat16"))
-    losses = [float(multimodal_loss(make_model(config), batch_of(), None)[0]) for config in (TINY, half)]
+    losses = [float(loss_of(make_model(config), batch_of())) for config in (TINY, half)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
 
 

@@ -61,10 +61,13 @@ def model():
 
 @pytest.fixture(scope="module", params=[1, 8])
 def placed(request):
-    """(devices, a mesh of them, the model loaded onto it)."""
+    """(devices, a mesh of them, the model loaded onto it, its loss as a function of a batch)."""
     side = round(request.param ** (1 / 3))
     mesh = make_mesh(dict.fromkeys(("data", "fsdp", "tensor"), side), jax.devices()[: request.param])
-    return request.param, mesh, load_model(mesh)
+    model = load_model(mesh)
+    graphdef, state = nnx.split(model)
+    compiled = jax.jit(lambda state, batch: multimodal_loss(nnx.merge(graphdef, state), batch, None)[0])
+    return request.param, mesh, model, lambda batch: compiled(state, batch)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,17 @@ def batch(samples, expected):
     return batch_of([[(0, samples[0])], [(1, samples[1])]], expected)
 
 
+@nnx.jit
+def loss_and_weight(model, batch, key=None):
+    return multimodal_loss(model, batch, key)
+
+
+@nnx.jit
+def logits_of(model, batch):
+    soft = soft_tokens_of(model, batch)
+    return model.llama.logits(model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids))
+
+
 def soft_tokens_of(model, batch):
     return model.soft_tokens(batch.features, frames=batch.frames, image_tokens=batch.image_tokens)
 
@@ -142,12 +156,12 @@ def test_every_token_is_in_its_place(model, batch, expected):
 
 
 def test_the_losses(model, batch, expected):
-    loss, weight = multimodal_loss(model, batch, None)
+    loss, weight = loss_and_weight(model, batch)
     close(loss, expected["loss"], 1e-4, "loss")
     assert weight == len(expected["target_positions"])
     for row, theirs in enumerate(expected["per_sample_loss"]):
         close(
-            multimodal_loss(model, jax.tree.map(lambda x: x[row : row + 1], batch), None)[0],  # noqa: B023
+            loss_and_weight(model, jax.tree.map(lambda x: x[row : row + 1], batch))[0],  # noqa: B023
             theirs,
             1e-4,
             "sample's loss",
@@ -155,9 +169,7 @@ def test_the_losses(model, batch, expected):
 
 
 def test_the_logits(model, batch, expected):
-    soft = soft_tokens_of(model, batch)
-    hidden = model(batch.tokens, soft, batch.soft_index, batch.positions, batch.segment_ids)
-    logits = np.asarray(model.llama.logits(hidden))
+    logits = np.asarray(logits_of(model, batch))
     rows, columns = expected["target_positions"].T
     close(logits[rows, columns - 1], expected["target_logits"], 1e-3, "logits")
     for row, length in enumerate(expected["mask"].sum(1)):
@@ -208,21 +220,19 @@ def average_losses(expected):
 
 @pytest.mark.parametrize("order", [[(0, 1)], [(1, 0)], [(0,), (1,)], [(1,), (0,)]], ids=str)
 def test_packing_and_devices_change_nothing(placed, samples, expected, average_losses, order):
-    devices, mesh, model = placed
+    devices, mesh, _, loss_of = placed
     rows = [[(clip, samples[clip]) for clip in row] for row in order]
     rows *= devices // len(rows) or 1  # the same rows again leave the mean as it is
-    graphdef, state = nnx.split(model)
-    loss_of = jax.jit(lambda state, batch: multimodal_loss(nnx.merge(graphdef, state), batch, None)[0])
     for average, theirs in average_losses.items():
         with use_mesh(mesh, DEFAULT_SHARDING):
-            loss = loss_of(state, batch_of(rows, expected, loss_average=average))
+            loss = loss_of(batch_of(rows, expected, loss_average=average))
         close(loss, theirs, 1e-5, f"loss by {average}")
 
 
 @pytest.mark.slow
 def test_parts_of_a_batch_change_nothing(placed, samples, expected, average_losses):
     """Two parts, of one row each on one device and of four on eight."""
-    devices, mesh, model = placed
+    devices, mesh, model, _ = placed
     rows = [[(clip, samples[clip]) for clip in row] for row in ([(0,), (1,)] if devices == 1 else [(0, 1), (1, 0)] * 4)]
     optimizer = optax.sgd(0.0)
     with use_mesh(mesh, DEFAULT_SHARDING):
@@ -264,7 +274,7 @@ def test_dropout_needs_its_key(model, batch):
         dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, dropout=0.5)),
         trained=DATA / "checkpoint_0.pth",
     )[0]
-    loss = lambda key: float(multimodal_loss(dropped, batch, key)[0])
-    assert loss(None) == float(multimodal_loss(dropped, batch, None)[0])
+    loss = lambda key: float(loss_and_weight(dropped, batch, key)[0])
+    assert loss(None) == float(loss_and_weight(dropped, batch)[0])
     assert loss(jax.random.key(0)) != loss(None)
     assert loss(jax.random.key(0)) == loss(jax.random.key(0))
