@@ -18,15 +18,12 @@ def get_config() -> Config:
     stage1 = load_config("quickstart_stage1")
     return dataclasses.replace(
         stage1,
-        prompt=dataclasses.replace(
-            stage1.prompt, tasks=("emotion", "reason_v2"), questions=("What do face, voice and words show?",)
-        ),
+        prompt=dataclasses.replace(stage1.prompt, tasks=("emotion", "reason_v2")),
         weights=dataclasses.replace(stage1.weights, trained="runs/stage1"),
         train=dataclasses.replace(
             stage1.train,
             workdir="runs/stage2",
             steps=80,
-            loss_average="clip",
             learning_rate=6e-4,
             warmup_from=4e-5,
             final_rate=4e-5,

@@ -150,7 +150,7 @@ def describe(spec: ClipSpec, grain: str) -> dict[str, object]:
     seen = [au for au, value in aus.items() if value >= SEEN]
     said = clip_sentence(spec)
     if grain == "coarse":
-        caption = {"caption": coarse_caption(seen, spec.factors.voice, said)}
+        caption = {"caption": coarse_caption(*spec.factors)}
     else:
         caption = {"smp_reason_caption": fine_caption(*spec.factors, spec.label)}
     return {

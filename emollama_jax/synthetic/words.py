@@ -1,7 +1,5 @@
 """The sentences spoken in synthetic clips, and the captions that describe the clips."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 UNCLEAR = "unclear"
@@ -58,7 +56,7 @@ AU_WORDS = {
     "AU26": "the jaw dropped",
 }
 
-# How coarse captions describe the levels of the voice.
+# How the levels of the voice are described in `audio_prior_list`.
 VOICES = {
     "lively": "a high, quick voice with many ups and downs",
     "hushed": "a low, slow and breathy voice, hardly above a whisper",
@@ -66,23 +64,23 @@ VOICES = {
     UNCLEAR: "a voice that is neither high nor low, loud nor soft",
 }
 
-# How fine captions describe the levels of face, voice and words.
+# How captions describe the levels of face, voice and words: the shorter, the sooner they are learnt.
 FACE_CLUES = {
     "smile": "The face smiles",
-    "drawn": "The brows are drawn up and the mouth turns down",
-    "wide": "The eyes are wide and the mouth is open",
+    "drawn": "The face is drawn",
+    "wide": "The eyes are wide",
     UNCLEAR: "The face tells little",
 }
 VOICE_CLUES = {
-    "lively": "the voice is high and lively",
-    "hushed": "the voice is low and hushed",
-    "firm": "the voice is loud and firm",
+    "lively": "the voice is lively",
+    "hushed": "the voice is hushed",
+    "firm": "the voice is firm",
     UNCLEAR: "the voice tells little",
 }
 WORD_CLUES = {
-    "outcome": "the words tell how something ended",
-    "news": "the words pass on some news",
-    "plan": "the words are about a plan",
+    "outcome": "the words tell an outcome",
+    "news": "the words tell some news",
+    "plan": "the words tell a plan",
     UNCLEAR: "the words tell little",
 }
 
@@ -93,12 +91,15 @@ def sentence(level: str, rng: np.random.Generator) -> str:
     return pattern.format(name=NAMES[rng.integers(len(NAMES))], place=PLACES[rng.integers(len(PLACES))])
 
 
-def coarse_caption(aus: Sequence[str], voice: str, said: str) -> str:
-    """Describe face, voice and words, without a conclusion."""
-    seen = ", ".join(AU_WORDS[au] for au in aus)
-    return f"The face shows {seen}. The person speaks in {VOICES[voice]}. The person says: {said}"
+def coarse_caption(face: str, voice: str, words: str) -> str:
+    """Describe the levels of face, voice and words, without a conclusion."""
+    return f"{_clues(face, voice, words)}."
 
 
 def fine_caption(face: str, voice: str, words: str, label: str) -> str:
     """Describe the levels of face, voice and words, and conclude, in one sentence; its last word is the emotion."""
-    return f"{FACE_CLUES[face]}, {VOICE_CLUES[voice]}, and {WORD_CLUES[words]}, so the emotion is {label}."
+    return f"{_clues(face, voice, words)}, so the emotion is {label}."
+
+
+def _clues(face: str, voice: str, words: str) -> str:
+    return f"{FACE_CLUES[face]}, {VOICE_CLUES[voice]}, and {WORD_CLUES[words]}"

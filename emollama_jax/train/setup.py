@@ -24,6 +24,7 @@ from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.runs.identity import describe_run
 from emollama_jax.runs.run import Run
 from emollama_jax.text.tokenizers import Tokenizer
+from emollama_jax.train.projector_init import standardize_projectors
 from emollama_jax.train.speed import Cost, cost_of
 from emollama_jax.train.step import TrainState, init_state
 from emollama_jax.train.validation import Best, MoreMetrics, Validation
@@ -89,6 +90,8 @@ def setup_run(
     else:
         trained = _open_trained(config, meta["encoders"], ModelIdentity(meta["base"], meta["base_origin"]), log)
         model = _load_model(config, mesh, datasets, trained)
+        if not trained and config.train.projector_init == "standardized":
+            standardize_projectors(model, datasets)
         carried = trained.carried() if trained else {}
         meta |= {"carried": sorted(carried), "adapter_name": trained.adapter_name if trained else ""}
         meta["fixed"] = checkpoints.save_fixed(carried | _fixed_params(model, config))
