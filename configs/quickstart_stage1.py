@@ -52,7 +52,7 @@ def get_config() -> Config:
             batch_rows=1,
         ),
         prompt=PromptConfig(
-            tasks=("emotion", "reason"),
+            tasks=("emotion",),
             emotion_question="Which emotion is it?",
             questions=("What do face, voice and words show?",),
         ),
@@ -66,7 +66,7 @@ def get_config() -> Config:
             final_rate=2e-4,
             weight_decay=0.0,
             clip_norm=1.0,
-            projector_init="standardized",
+            center_projectors=True,
             loss_average="token",
             log_interval=5,
             checkpoint_interval=60,

@@ -141,9 +141,9 @@ class TrainConfig:
     """Added by AdamW to the root of the mean of squared gradients."""
     clip_norm: float = field(0.0, ge=0)
     """Largest norm of a gradient, which is scaled down to it; 0: no clipping."""
-    projector_init: str = field("random", choices=("random", "standardized"))
-    """How projectors begin without weights.trained: random, or standardized (scaled and shifted by the training clips,
-    so that what all clips share does not hide what tells them apart; see `train/projector_init.py`)."""
+    center_projectors: bool = False
+    """Whether the projectors are trained as if their inputs' mean over the training clips were subtracted, and new ones
+    begin at the size of embeddings: for encoders whose outputs differ little (see `train/projector_inputs.py`)."""
     loss_average: str = field("clip", choices=("clip", "token"))
     """What counts alike in the loss: clip (every clip, whose targets share one weight, as in the reference's recipe of
     one clip a GPU) or token (every target token, so that a caption counts as much as many labels)."""

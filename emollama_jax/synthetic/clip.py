@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from emollama_jax.synthetic.face import EXPRESSIONS, Look, draw_face, motion, random_look
-from emollama_jax.synthetic.voice import TONES, Tone, voice
+from emollama_jax.synthetic.voice import TONES, Tone, random_speaker, voice
 from emollama_jax.synthetic.words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
@@ -36,7 +36,8 @@ VERSION = 4  # counted up when the same seed would give other clips or captions
 FPS = Fraction(25, 2)
 NUM_FRAMES = (22, 30)  # minimum and maximum of a clip
 UNCLEAR_SHARE = 0.1
-ASPECTS = ("look", "peak", "talk", "voice", "words")
+ASPECTS = ("look", "peak", "talk", "voice", "words", "speaker")
+OF_PERSON = ("look", "speaker")  # aspects that all clips of a person share
 
 
 class Factors(NamedTuple):
@@ -113,7 +114,7 @@ def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) 
 
 def clip_rng(spec: ClipSpec, aspect: str) -> np.random.Generator:
     """The random generator of one of ASPECTS: a stream of its own, so that no aspect depends on another's draws."""
-    return np.random.default_rng((spec.look if aspect == "look" else spec.seed, ASPECTS.index(aspect)))
+    return np.random.default_rng((spec.look if aspect in OF_PERSON else spec.seed, ASPECTS.index(aspect)))
 
 
 def clip_look(spec: ClipSpec) -> Look:
@@ -148,7 +149,8 @@ def clip_voice(spec: ClipSpec) -> Float[np.ndarray, " S"]:
         tone = Tone(*(float(np.mean([getattr(t, f.name) for t in TONES.values()])) for f in fields(Tone)))
     else:
         tone = TONES[spec.factors.voice]
-    return voice(tone, float(spec.num_frames / FPS), clip_rng(spec, "voice"))
+    speaker = random_speaker(clip_rng(spec, "speaker"))
+    return voice(speaker, tone, float(spec.num_frames / FPS), clip_rng(spec, "voice"))
 
 
 def clip_sentence(spec: ClipSpec) -> str:

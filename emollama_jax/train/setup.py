@@ -24,7 +24,8 @@ from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.runs.identity import describe_run
 from emollama_jax.runs.run import Run
 from emollama_jax.text.tokenizers import Tokenizer
-from emollama_jax.train.projector_init import standardize_projectors
+from emollama_jax.train.optimizer import set_means
+from emollama_jax.train.projector_inputs import projector_moments, standardize_projectors
 from emollama_jax.train.speed import Cost, cost_of
 from emollama_jax.train.step import TrainState, init_state
 from emollama_jax.train.validation import Best, MoreMetrics, Validation
@@ -90,14 +91,17 @@ def setup_run(
     else:
         trained = _open_trained(config, meta["encoders"], ModelIdentity(meta["base"], meta["base_origin"]), log)
         model = _load_model(config, mesh, datasets, trained)
-        if not trained and config.train.projector_init == "standardized":
-            standardize_projectors(model, datasets)
+        moments = projector_moments(model, datasets) if config.train.center_projectors else {}
+        if not trained:
+            standardize_projectors(model, moments)
         carried = trained.carried() if trained else {}
         meta |= {"carried": sorted(carried), "adapter_name": trained.adapter_name if trained else ""}
         meta["fixed"] = checkpoints.save_fixed(carried | _fixed_params(model, config))
     cost = cost_of(model.llama)
     barrier("loaded")
     graphdef, frozen, state = placed_state(model, optimizer, config, mesh)
+    if not resumed and moments:
+        state.opt_state = set_means(state.opt_state, {name: inputs.mean for name, inputs in moments.items()})
     log(get_parameter_overview(nnx.to_pure_dict(state.trainable), include_stats=False))
     iterator = iter(onto_devices(train_batches(config, tokenizer, rows), config, mesh))
     if resumed:

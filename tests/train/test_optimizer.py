@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 
 from emollama_jax.config import TrainConfig
 from emollama_jax.models.layers import param
-from emollama_jax.train.optimizer import learning_rate, make_optimizer
+from emollama_jax.train.optimizer import learning_rate, make_optimizer, set_means
 
 
 def test_the_schedule_is_the_references():
@@ -74,3 +75,41 @@ def test_clipping_is_by_the_norm_of_all_gradients(clip_norm):
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
+
+
+def test_centred_projectors_are_those_of_centred_inputs():
+    """The steps of x W + b, centred, are those of (x - m) W + c, with Adam, clipping and decay."""
+    config = TrainConfig(learning_rate=0.05, warmup_steps=0, steps=20, clip_norm=1.0, center_projectors=True)
+    rng = np.random.default_rng(0)
+    x, y = (5 + rng.normal(size=(12, 6))).astype(np.float32), rng.normal(size=(12, 3)).astype(np.float32)
+    mean, kernel = x.mean(0), rng.normal(size=(6, 3)).astype(np.float32)
+
+    def train(optimizer, inputs, bias, means=None):
+        params = {"projectors": {"mae_proj": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}
+        loss = lambda p: jnp.mean((inputs @ p["kernel"] + p["bias"] - y) ** 2)
+        state = optimizer.init(params)
+        if means is not None:
+            state = set_means(state, means)
+        for _ in range(10):
+            gradients = jax.grad(lambda p: loss(p["projectors"]["mae_proj"]))(params)
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["projectors"]["mae_proj"]
+
+    plain = make_optimizer(dataclasses.replace(config, center_projectors=False))
+    ours = train(make_optimizer(config), x, np.zeros(3, np.float32), {"mae_proj": mean})
+    theirs = train(plain, x - mean, mean @ kernel)
+    np.testing.assert_allclose(ours["kernel"], theirs["kernel"], atol=2e-5)
+    np.testing.assert_allclose(ours["bias"], theirs["bias"] - mean @ theirs["kernel"], atol=2e-4)
+    uncentred = train(make_optimizer(config), x, np.zeros(3, np.float32))
+    np.testing.assert_allclose(uncentred["kernel"], train(plain, x, np.zeros(3, np.float32))["kernel"], atol=1e-6)
+    assert abs(uncentred["kernel"] - ours["kernel"]).max() > 0.1
+
+
+def test_means_are_of_the_projectors_that_are_trained_alone():
+    params = {"llama": {"lora_a": jnp.ones((4, 2))}, "projectors": {"cls_proj": {"kernel": jnp.ones((4, 2))}}}
+    params["projectors"]["cls_proj"]["bias"] = jnp.ones(2)
+    state = make_optimizer(TrainConfig(center_projectors=True)).init(params)
+    assert {name: mean.tolist() for name, mean in state.means.items()} == {"cls_proj": [0.0] * 4}
+    state = set_means(state, {"cls_proj": np.arange(4.0), "mae_proj": np.ones(3)})
+    assert {name: mean.tolist() for name, mean in state.means.items()} == {"cls_proj": [0.0, 1.0, 2.0, 3.0]}

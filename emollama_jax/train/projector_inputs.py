@@ -1,4 +1,8 @@
-"""Initial values of new projectors, from the training data.
+"""What the projectors' inputs have in common over the training clips, and initial values that take it away.
+
+Outputs of a frozen encoder are often a large vector that all clips share, and a small part that tells them apart. A
+projector passes both on, and training has to take the first away before it finds the second. With
+`train.center_projectors` new projectors begin without it, and `optimizer.center_projectors` keeps it out of the steps.
 
 Axes: N clips, T tokens of an image, W their width, P patches of an image token, F feature size, I inputs of a
 projector.
@@ -47,14 +51,10 @@ class Moments:
         return np.maximum(self._squares / self._count - np.square(self.mean), 0)
 
 
-def standardize_projectors(model: EmotionLlama, datasets: Sequence[IndexedRecords]) -> None:
-    """Scales and shifts new projectors in place: over the training clips, each kind of soft token then has the mean 0
-    and a root mean square near that of the language model's embeddings.
+def projector_moments(model: EmotionLlama, datasets: Sequence[IndexedRecords]) -> dict[str, Moments]:
+    """Measures the inputs of each projector, by its name, on up to `CLIPS` clips spread evenly over the data.
 
-    Outputs of a frozen encoder are often a large vector that all clips share, and a small part that tells them apart.
-    A new projector passes both on as they are, and training has to take the first away before it finds the second.
-    This is a data-dependent initialisation, as in arXiv:1602.07868 (section 3) and arXiv:1511.06856. It takes up to
-    `CLIPS` clips, spread evenly over the data; a projector whose inputs none of them has, or all alike, stays as it is.
+    A projector whose inputs none of these clips has, or all alike, is left out.
 
     Args:
         model: with its encoder where the data is of frames.
@@ -69,10 +69,18 @@ def standardize_projectors(model: EmotionLlama, datasets: Sequence[IndexedRecord
         for index, feature in enumerate(FEATURES):
             if record["has_feature"][index]:
                 moments[f"{feature}_proj"].add(record["features"][index])
+    return {name: inputs for name, inputs in moments.items() if inputs.differ}
+
+
+def standardize_projectors(model: EmotionLlama, moments: Mapping[str, Moments]) -> None:
+    """Scales and shifts new projectors in place: over the clips of `moments`, each kind of soft token then has the mean
+    0 and a root mean square near that of the language model's embeddings.
+
+    This is a data-dependent initialisation, as in arXiv:1602.07868 (section 3) and arXiv:1511.06856.
+    """
     size = _root_mean_square(model.llama.embed.embedding[...])
     for name, inputs in moments.items():
-        if inputs.differ:
-            _standardize(getattr(model.projectors, name), inputs, size)
+        _standardize(getattr(model.projectors, name), inputs, size)
 
 
 def _spread(datasets: Sequence[IndexedRecords]) -> Iterator[Mapping[str, Any]]:

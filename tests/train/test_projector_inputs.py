@@ -13,8 +13,8 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.projectors import PROJECTORS
 from emollama_jax.sharding import make_mesh
-from emollama_jax.train import projector_init
-from emollama_jax.train.projector_init import standardize_projectors
+from emollama_jax.train import projector_inputs
+from emollama_jax.train.projector_inputs import projector_moments, standardize_projectors
 from tests.data.prepared import random_record, tiny_config, write_data
 
 SHAPE = (17, 48)
@@ -51,7 +51,7 @@ def make_model(config: Config, *, with_encoder: bool = False) -> EmotionLlama:
 
 def standardized(config: Config) -> EmotionLlama:
     model = make_model(config)
-    standardize_projectors(model, open_datasets(config.data.train, config, "data.train"))
+    standardize_projectors(model, projector_moments(model, open_datasets(config.data.train, config, "data.train")))
     return model
 
 
@@ -83,7 +83,7 @@ def test_they_are_the_same_on_a_mesh(config, records):
         split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
         projector.kernel[...] = jax.device_put(projector.kernel[...], split)
         projector.bias[...] = jax.device_put(projector.bias[...], NamedSharding(mesh, PartitionSpec("fsdp")))
-    standardize_projectors(model, open_datasets(config.data.train, config, "data.train"))
+    standardize_projectors(model, projector_moments(model, open_datasets(config.data.train, config, "data.train")))
     expected = standardized(config)
     for name in PROJECTORS:
         ours, theirs = getattr(model.projectors, name), getattr(expected.projectors, name)
@@ -97,7 +97,8 @@ def test_inputs_that_are_alike_or_missing_leave_a_projector_as_it_was(config, re
     alike = [record | {"has_feature": absent, "image_tokens": records[0]["image_tokens"]} for record in records]
     data = write_data(tmp_path, {"train": CLIPS}, image="image_tokens", records=alike)
     model, before = make_model(config), make_model(config)
-    standardize_projectors(model, open_datasets((f"{data}:train",), config, "data.train"))
+    datasets = open_datasets((f"{data}:train",), config, "data.train")
+    standardize_projectors(model, projector_moments(model, datasets))
     same = lambda name: np.array_equal(*(getattr(m.projectors, name).kernel[...] for m in (model, before)))
     assert [name for name in PROJECTORS if same(name)] == ["mae_proj", "cls_proj"]
 
@@ -105,9 +106,9 @@ def test_inputs_that_are_alike_or_missing_leave_a_projector_as_it_was(config, re
 def test_clips_are_spread_over_all_data_sets(config, records, tmp_path, monkeypatch):
     data = write_data(tmp_path, {"train": 30, "more": 10}, image="image_tokens")
     datasets = open_datasets((f"{data}:train", f"{data}:more"), config, "data.train")
-    numbers = lambda: [record["number"] for record in projector_init._spread(datasets)]
+    numbers = lambda: [record["number"] for record in projector_inputs._spread(datasets)]
     assert numbers() == list(range(40))
-    monkeypatch.setattr(projector_init, "CLIPS", 4)
+    monkeypatch.setattr(projector_inputs, "CLIPS", 4)
     assert numbers() == [0, 13, 26, 39]
 
 
@@ -115,7 +116,7 @@ def test_frames_are_encoded(config, tmp_path):
     data = write_data(tmp_path, {"train": 6})
     model = make_model(config, with_encoder=True)
     (dataset,) = datasets = open_datasets((f"{data}:train",), config, "data.train")
-    standardize_projectors(model, datasets)
+    standardize_projectors(model, projector_moments(model, datasets))
     frames = jnp.stack([jnp.full((56, 56, 3), number, jnp.uint8) for number in range(len(dataset))])
     soft = model.projectors(model.eva_vit.encode(frames), jnp.zeros((6, 3, 1024)))
     tokens = np.asarray(soft[:, -1])
