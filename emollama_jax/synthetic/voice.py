@@ -12,8 +12,9 @@ from emollama_jax.media.audio import SAMPLE_RATE
 
 LOUDEST = 0.9  # maximum absolute sample; louder clips are scaled down
 
-# Formant frequencies in Hz, of an adult speaker.
-VOWELS = ((730, 1090, 2440), (530, 1840, 2480), (270, 2290, 3010), (570, 840, 2410), (300, 870, 2240))
+# Formant frequencies in Hz, of an adult speaker who mumbles: further apart they would hide the tone from an untrained
+# encoder, whose mean over a clip shows vowels first of all.
+VOWELS = ((730, 1090, 2440), (660, 1200, 2500), (640, 1190, 2390))
 BANDWIDTHS = (160, 200, 280)
 
 
@@ -37,11 +38,11 @@ class Tone:
     """Spectral tilt: the exponent of 1 / frequency."""
 
 
-# The tone of each level of the voice factor.
-TONES = {  # apart enough that the mean of an untrained encoder tells them
-    "lively": Tone(pitch=1.7, slope=0.25, liveliness=0.14, loudness=0.11, tempo=5.5, breath=0.05, dullness=1.2),
-    "hushed": Tone(pitch=0.95, slope=-0.05, liveliness=0.03, loudness=0.03, tempo=2.6, breath=0.8, dullness=2.0),
-    "firm": Tone(pitch=1.0, slope=-0.35, liveliness=0.04, loudness=0.13, tempo=3.8, breath=0.0, dullness=0.5),
+# The tone of each level of the voice factor, with little movement of the pitch, for the same reason.
+TONES = {
+    "lively": Tone(pitch=1.7, slope=0.06, liveliness=0.03, loudness=0.11, tempo=5.5, breath=0.05, dullness=1.2),
+    "hushed": Tone(pitch=0.95, slope=-0.02, liveliness=0.01, loudness=0.03, tempo=2.6, breath=0.8, dullness=2.0),
+    "firm": Tone(pitch=1.0, slope=-0.08, liveliness=0.01, loudness=0.13, tempo=3.8, breath=0.0, dullness=0.5),
 }
 
 

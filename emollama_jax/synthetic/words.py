@@ -58,9 +58,9 @@ AU_WORDS = {
 
 # How the levels of the voice are described in `audio_prior_list`.
 VOICES = {
-    "lively": "a high, quick voice with many ups and downs",
+    "lively": "a high, quick voice",
     "hushed": "a low, slow and breathy voice, hardly above a whisper",
-    "firm": "a loud, clear voice that falls towards the end",
+    "firm": "a loud, clear voice",
     UNCLEAR: "a voice that is neither high nor low, loud nor soft",
 }
 
