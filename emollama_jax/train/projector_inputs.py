@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from emollama_jax.data.datasets import IndexedRecords
 from emollama_jax.data.records import decode_frame
 from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.sharding import constrain
 from emollama_jax.text.prompts import FEATURES
 
 CLIPS = 256  # clips that mean and variance are taken of; more would change them little
@@ -30,8 +32,8 @@ class Moments:
     def __init__(self):
         self._count, self._sum, self._squares = 0, 0.0, 0.0
 
-    def add(self, inputs: np.ndarray) -> None:
-        """Counts inputs [..., I]."""
+    def add(self, inputs: Float[np.ndarray, "*N I"]) -> None:
+        """Takes inputs in."""
         inputs = inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
         self._count += len(inputs)
         self._sum += inputs.sum(0)
@@ -43,11 +45,11 @@ class Moments:
         return bool(self._count and self.variance.sum() > 1e-9 * np.square(self.mean).sum())
 
     @property
-    def mean(self) -> np.ndarray:
+    def mean(self) -> Float[np.ndarray, " I"]:
         return self._sum / self._count
 
     @property
-    def variance(self) -> np.ndarray:
+    def variance(self) -> Float[np.ndarray, " I"]:
         return np.maximum(self._squares / self._count - np.square(self.mean), 0)
 
 
@@ -92,8 +94,8 @@ def _spread(datasets: Sequence[IndexedRecords]) -> Iterator[Mapping[str, Any]]:
         yield from (dataset[int(number) - dataset.first] for number in inside)
 
 
-def _image_tokens(model: EmotionLlama, record: Mapping[str, Any]) -> np.ndarray:
-    """EVA-ViT's tokens [T, W] of a record: those stored, or of its frame."""
+def _image_tokens(model: EmotionLlama, record: Mapping[str, Any]) -> Float[np.ndarray, "T W"]:
+    """EVA-ViT's tokens of a record: those stored, or of its frame."""
     if "image_tokens" in record:
         return record["image_tokens"]
     return np.asarray(_encode(model.eva_vit, decode_frame(record["frame"])[None]))[0]
@@ -101,7 +103,7 @@ def _image_tokens(model: EmotionLlama, record: Mapping[str, Any]) -> np.ndarray:
 
 @nnx.jit
 def _encode(eva_vit: nnx.Module, frames: jax.Array) -> jax.Array:
-    return eva_vit.encode(frames).astype(jnp.float32)
+    return constrain(eva_vit.encode(frames).astype(jnp.float32), None, None, None)  # whole on every process
 
 
 @jax.jit
