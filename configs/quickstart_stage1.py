@@ -49,19 +49,19 @@ def get_config() -> Config:
         data=DataConfig(
             train=("data/clips/image_tokens/1.0.0:train",),
             eval=("data/clips/image_tokens/1.0.0:test",),
-            sequence_length=232,
+            sequence_length=220,
             clips_per_row=5,
             batch_rows=1,
         ),
         prompt=PromptConfig(
             tasks=("emotion",),
-            emotion_question="Which emotion is it?",
-            questions=("What do face, voice and words show?",),
+            emotion_question="Which emotion?",
+            questions=("What do you notice?",),
         ),
         weights=WeightsConfig(base="weights/smollm2"),
         train=TrainConfig(
             workdir="runs/stage1",
-            steps=100,
+            steps=120,
             warmup_steps=15,
             warmup_from=1e-4,
             learning_rate=1.5e-3,
@@ -72,6 +72,6 @@ def get_config() -> Config:
             center_projectors=True,
             loss_average="token",
             log_interval=5,
-            checkpoint_interval=50,
+            checkpoint_interval=60,
         ),
     )

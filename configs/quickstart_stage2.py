@@ -3,7 +3,7 @@
     emollama quickstart
     emollama params --config quickstart_stage2
 
-A label and a caption are asked for equally often. A third of the clips come without one or two of face, voice and
+A label and a caption are asked for equally often. A quarter of the clips comes without one or two of face, voice and
 words, as in the evaluation of each alone. The rate is lower than in stage 1, so that what was learnt there stays.
 
 Expected: the 998,208 trained parameters of stage 1.
@@ -19,7 +19,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         stage1,
         prompt=dataclasses.replace(stage1.prompt, tasks=("emotion", "reason_v2")),
-        data=dataclasses.replace(stage1.data, modality_dropout=0.35),
+        data=dataclasses.replace(stage1.data, modality_dropout=0.25),
         weights=dataclasses.replace(stage1.weights, trained="runs/stage1"),
         train=dataclasses.replace(
             stage1.train,
