@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="emollama quickstart",
         description="Draws short videos of a speaking face, turns them into features, trains adapters and projectors "
         "for SmolLM2-135M in two stages, evaluates them with all modalities and with each alone, asks about a clip "
-        "and exports the adapter to PyTorch; prints each command it runs. Takes ten minutes on two cores, "
+        "and exports the adapter to PyTorch; prints each command it runs. Takes about ten minutes on two cores, "
         "and needs no network but the package index. Started again, it goes on where it was stopped.",
     )
     parser.add_argument(
