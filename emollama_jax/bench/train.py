@@ -5,8 +5,8 @@ clips, each in a row of its own, padded to the longest of the batch. Both start 
 error if their first steps differ.
 
 Neither runs the encoder of the frame, which would dominate the time: the clips have image tokens, as data prepared with
-`--image image_tokens` has. Image tokens and features are random; subtitles and captions are those of synthetic clips,
-with realistic lengths. Texts are cut into pieces of four letters (see `predict.py`).
+`--image image_tokens` has. Image tokens and features are random; subtitles are those of synthetic clips, and captions
+describe these, with realistic lengths. Texts are cut into pieces of four letters (see `predict.py`).
 
 Axes: B rows, T positions, K clips a row.
 """
@@ -15,9 +15,9 @@ import contextlib
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -153,7 +153,7 @@ def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
 
 
 def _prepared(folder: Path, config: Config, count: int) -> epath.Path:
-    """A data set with the subtitles and captions of synthetic clips, and random image tokens and features."""
+    """A data set with subtitles and captions of synthetic clips, and random image tokens and features."""
     labels = config.prompt.labels
     shape = (1 + config.eva_vit.grid**2, config.eva_vit.hidden_size)
     size = config.projectors.feature_size
@@ -167,8 +167,8 @@ def _prepared(folder: Path, config: Config, count: int) -> epath.Path:
             split=spec.split,
             emotion=labels[index % len(labels)],
             subtitle=coarse["text"],
-            caption_coarse=coarse["caption"],
-            caption_fine=fine["smp_reason_caption"],
+            caption_coarse=_long_caption(coarse),
+            caption_fine=f"{_long_caption(fine)} {fine['smp_reason_caption']}",
         )
 
     def make_parts(clips: Sequence[Clip], recipe: Recipe, folder: epath.Path) -> list[epath.Path]:
@@ -186,6 +186,12 @@ def _prepared(folder: Path, config: Config, count: int) -> epath.Path:
 
     annotations = Annotations(tuple(map(clip_of, range(count))), ())
     return prepare("clips", annotations, folder, recipe, make_parts).path
+
+
+def _long_caption(clip: Mapping[str, Any]) -> str:
+    """A caption as long as MERR's, of an entry of its files."""
+    seen, heard = ", ".join(clip["visual_prior_list"]), clip["audio_prior_list"]
+    return f"The face shows {seen}. The person speaks in {heard}. The person says: {clip['text']}"
 
 
 def amount_of(batches: Sequence[Batch]) -> Amount:

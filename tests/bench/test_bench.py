@@ -305,7 +305,7 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step,train,predict,encode,data,extract}" in error("--config=tiny")
+    assert "required: {decode,step,train,predict,encode,data,extract,serve}" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")
