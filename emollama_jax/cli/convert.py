@@ -1,7 +1,6 @@
 """Convert a language model between weight formats."""
 
 import argparse
-import os
 from pathlib import Path
 
 import jax
@@ -10,13 +9,13 @@ from etils import epath
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
-from emollama_jax.io.paths import as_path
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.lora import merge
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest, save_base
+from emollama_jax.weights.convert import source_name, write_base_from
 from emollama_jax.weights.llama import architecture
-from emollama_jax.weights.model_identity import check_base, identify_model, origin_of
+from emollama_jax.weights.model_identity import check_base, identify_model
 from emollama_jax.weights.peft import adapter_base, adapter_config, load_adapter
 from emollama_jax.weights.pretrained import (
     NO_LORA,
@@ -50,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         "file, or a base checkpoint) and writes it, with its tokenizer, as a base checkpoint, which is what training "
         "and prediction load, or as a Hugging Face folder, which is what torch loads.",
     )
-    parser.add_argument("input", type=epath.Path, help="folder or file to read")
+    parser.add_argument("input", type=epath.Path, help="folder or file to read, or ORG/NAME of the Hugging Face hub")
     parser.add_argument("output", type=epath.Path, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("base", "hf"), default="base", help="what to write (default: %(default)s)")
     parser.add_argument("--adapter", type=epath.Path, help="PEFT folder whose LoRA is added to the weights")
@@ -74,6 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
 def _convert(arguments: argparse.Namespace, folder: Path) -> None:
     is_base = is_base_checkpoint(arguments.input)
     source = arguments.input if is_base else open_source(arguments.input)
+    if not is_base and arguments.to == "base" and not arguments.adapter:
+        kernel_dtype = arguments.kernel_dtype or arguments.dtype
+        storage = {"dtype": arguments.dtype, "kernel_dtype": kernel_dtype}
+        fingerprint = write_base_from(source, folder, **storage, name=source_name(arguments.input), log=print)
+        print(f"wrote   {arguments.output}: a base checkpoint with {kernel_dtype} kernels, fingerprint {fingerprint}")
+        return
     manifest = read_manifest(source) if is_base else {"llama": LlamaConfig(**architecture(source))}
     found = manifest["llama"]
     execution = {"param_dtype": arguments.dtype, "kernel_dtype": arguments.kernel_dtype or arguments.dtype}
@@ -97,10 +102,9 @@ def _convert(arguments: argparse.Namespace, folder: Path) -> None:
         what = f"a Hugging Face folder in {arguments.dtype}"
     else:
         merge(model)
-        origin = manifest.get("origin", "") if is_base else origin_of(source)
-        origin = "" if arguments.adapter else origin
+        origin = manifest.get("origin", "") if is_base and not arguments.adapter else ""
         save_settings(folder, model.config, tokenizer, carried, dtype=arguments.dtype)
-        made_of = manifest["source"] if is_base else os.fspath(as_path(arguments.input))
+        made_of = manifest["source"] if is_base else source_name(arguments.input)
         fingerprint = save_base(folder, model, source=made_of, origin=origin)
         what = f"a base checkpoint with {execution['kernel_dtype']} kernels, fingerprint {fingerprint}"
     print(f"wrote   {arguments.output}: {what}")

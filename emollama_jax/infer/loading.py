@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from emollama_jax.config import Config
 from emollama_jax.errors import StartError, as_user_error
 from emollama_jax.features.encoders import Encoders, load_encoders, random_encoders
-from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.runs.run import Run
@@ -19,6 +19,7 @@ from emollama_jax.sharding import make_mesh
 from emollama_jax.text.prompts import FEATURES
 from emollama_jax.text.tokenizers import Tokenizer
 from emollama_jax.weights.emotion_llama import load_emotion_llama
+from emollama_jax.weights.locate import locate
 from emollama_jax.weights.model_identity import identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer
 from emollama_jax.weights.trained import open_trained
@@ -62,7 +63,7 @@ def check_image_file(image_encoder: Mapping[str, PathLike | None], checked: Run 
     """
     if not image_encoder:
         return
-    if not as_path(file := image_encoder["eva_vit"]).is_file():
+    if not locate(file := image_encoder["eva_vit"]).is_file():
         raise StartError(f"weights.eva_vit: no such file: {file}; clips come as frames, which need the encoder")
     if checked:
         checked.check_image_encoder(image_encoder)

@@ -9,7 +9,7 @@ from emollama_jax.config import Config, from_dict, to_dict, values_affecting
 from emollama_jax.data.datasets import IndexedRecords, find_encoders, find_frame_rules, find_images
 from emollama_jax.errors import UserError
 from emollama_jax.io.checksums import file_digest
-from emollama_jax.io.paths import as_path
+from emollama_jax.weights.locate import locate
 from emollama_jax.weights.model_identity import identify_model
 
 FILE = "file:"  # before the fingerprints of files
@@ -41,7 +41,7 @@ def _image_encoder_files(config: Config, datasets: Sequence[IndexedRecords]) -> 
     """The fingerprints of the files that encode frames; none for data of image tokens."""
     if find_images(datasets) != "frames":
         return {}
-    if not config.weights.eva_vit or not as_path(config.weights.eva_vit).is_file():
+    if not config.weights.eva_vit or not locate(config.weights.eva_vit).is_file():
         raise UserError(
             f"weights.eva_vit: no such file: {config.weights.eva_vit}; the data is of frames and needs it: "
             "give --config.weights.eva_vit=eva_vit_g.pth, or prepare the data with --image image_tokens"
@@ -52,7 +52,7 @@ def _image_encoder_files(config: Config, datasets: Sequence[IndexedRecords]) -> 
 
 def file_fingerprint(path: epath.PathLike) -> str:
     """Returns the fingerprint of an encoder's file, which tells it from those of parameters."""
-    return FILE + file_digest(path)
+    return FILE + file_digest(locate(path))
 
 
 def is_file_fingerprint(fingerprint: str) -> bool:

@@ -1,18 +1,19 @@
 """Base checkpoints: a frozen model as Orbax arrays that every host reads straight into its shards.
 
 model.json     the model's LlamaConfig, fingerprints of its parameters and of those it was made of, and their name
-params/        the parameters (Orbax), as they are stored on the device: float, int8 or nf4
+params/NAME/   one parameter (Orbax), as it is stored on the device: float, int8 or nf4
 tokenizer...   the tokenizer's files
 files.json     size and SHA-256 of each of these files, by which damage is seen (`io/file_list.py`)
 
-Those of format 1 have no `files.json`.
+Parameters are written and read one after another: the host holds one beside those that are on the devices. Those of
+format 2 lie in one Orbax folder, `params/`; those of format 1 have no `files.json`, either.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ from emollama_jax.sharding import AxisRules, abstract, shardings
 from emollama_jax.weights.engine import LoadReport, first_device, initial_values, param_values, set_params
 
 MANIFEST, PARAMS = "model.json", "params"
-FORMAT, UNSEALED = 2, 1
+FORMAT, ONE_FOLDER, UNSEALED = 3, 2, 1
 
 _log = logging.getLogger(__name__).warning
 
@@ -44,26 +45,43 @@ def is_base_checkpoint(path: PathLike) -> bool:
 
 
 def save_base(folder: PathLike, model: Llama, *, source: str, origin: str = "") -> str:
-    """Writes the frozen parameters into an existing folder, seals it with what is there already, such as the
+    """Writes the frozen parameters of a model: see `write_base`."""
+    values = param_values(nnx.state(model, nnx.Not(is_adapter)))
+    return write_base(folder, sorted(values.items()), model.config, source=source, origin=lambda: origin)
+
+
+def write_base(
+    folder: PathLike,
+    params: Iterable[tuple[str, Any]],
+    config: LlamaConfig,
+    *,
+    source: str,
+    origin: Callable[[], str] = lambda: "",
+) -> str:
+    """Writes parameters into an existing folder, each as it comes, seals it with what is there already, such as the
     tokenizer's files, and returns the parameters' fingerprint.
 
     Args:
+        params: by path, sorted by it.
         source: says in words where the weights came from.
-        origin: the `ModelIdentity.origin` of the weights; "" where they are not a file's as they were.
+        origin: gives the `ModelIdentity.origin` of the weights at the end; "" where they are not a file's as they were.
 
     Raises:
         UserError: a parameter holds NaN or infinity.
     """
-    folder, values = as_path(folder), param_values(nnx.state(model, nnx.Not(is_adapter)))
-    _check_finite(values)
-    fingerprint = fingerprint_of(values)
-    save_arrays(folder / PARAMS, _packed(values))
+    folder, digest = as_path(folder), hashlib.sha256()
+    for path, value in params:
+        _check_finite(path, value)
+        _add_to_digest(digest, path, value)
+        save_arrays(folder / PARAMS / path, _packed({path: value}))
+        del value  # before the next one is made
+    fingerprint = f"sha256:{digest.hexdigest()}"
     manifest = {
         "format": FORMAT,
         # Which kernel runs is a matter of the devices at hand, not of the file.
-        "llama": dataclasses.asdict(dataclasses.replace(model.config, attention="auto")),
+        "llama": dataclasses.asdict(dataclasses.replace(config, attention="auto")),
         "fingerprint": fingerprint,
-        "origin": origin,
+        "origin": origin(),
         "source": source,
     }
     write_json(folder / MANIFEST, manifest)
@@ -81,21 +99,21 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
     file = as_path(path) / MANIFEST
     try:
         manifest = json.loads(file.read_text())
-        if manifest["format"] not in (FORMAT, UNSEALED):
+        if manifest["format"] not in (FORMAT, ONE_FOLDER, UNSEALED):
             raise UserError(f"base checkpoint of format {manifest['format']}, not {FORMAT}: {file}; convert it again")
         if missing := {"llama", "fingerprint", "source"} - set(manifest):
             raise KeyError(", ".join(sorted(missing)))
         manifest["llama"] = LlamaConfig(**manifest["llama"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged base checkpoint: {file} ({error}); convert the model again") from error
-    if manifest["format"] == FORMAT:
+    if manifest["format"] != UNSEALED:
         _check_files(path, lambda name: name == MANIFEST)
     return manifest
 
 
 def is_sealed(path: PathLike) -> bool:
     """Returns whether a base checkpoint lists its files. Raises UserError as `read_manifest`."""
-    return read_manifest(path)["format"] == FORMAT
+    return read_manifest(path)["format"] != UNSEALED
 
 
 def check_base(path: PathLike, is_read: Callable[[str], bool]) -> None:
@@ -133,7 +151,8 @@ def load_base(
     Raises:
         UserError: the checkpoint is damaged, or holds kernels that cannot become what `execution` asks for.
     """
-    stored = read_manifest(path)["llama"]
+    manifest = read_manifest(path)
+    stored, folder = manifest["llama"], as_path(path) / PARAMS
     config = dataclasses.replace(stored, **execution)
     if config.kernel_dtype != stored.kernel_dtype and {config.kernel_dtype, stored.kernel_dtype} & set(QUANTISED):
         raise UserError(
@@ -150,9 +169,11 @@ def load_base(
         jax.eval_shape(_packed, frozen),
         where,
     )
-    packed = restore_arrays(as_path(path) / PARAMS, items, remedy="convert it again")
-    # Each packed array goes as soon as it is unpacked.
-    values = {name: _unpacked(packed.pop(name), frozen[name], where[name]) for name in list(packed)}
+    values = {}
+    for name, item in items.items():
+        of_one = folder / name if manifest["format"] == FORMAT else folder
+        packed = restore_arrays(of_one, {name: item}, partial=True, remedy="convert it again")
+        values[name] = _unpacked(packed.pop(name), frozen[name], where[name])
     adapters = tuple(name for name in param_values(state) if name not in frozen)
     set_params(state, values | initial_values(build(config), adapters, param_shardings))
     return nnx.merge(graphdef, state), LoadReport(tuple(frozen), (), adapters)
@@ -162,22 +183,25 @@ def fingerprint_of(values: Mapping[str, Any]) -> str:
     """SHA-256 over paths, dtypes, shapes and bytes of the parameters, one layer on the host at a time."""
     digest = hashlib.sha256()
     for path in sorted(values):
-        for leaf in jax.tree.leaves(values[path]):
-            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-            for part in leaf if leaf.ndim == 3 else [leaf]:
-                digest.update(np.ascontiguousarray(np.asarray(part)).tobytes())
+        _add_to_digest(digest, path, values[path])
     return f"sha256:{digest.hexdigest()}"
 
 
-def _check_finite(values: Mapping[str, Any]) -> None:
-    """Raises UserError for parameters, as they are stored, that are not finite numbers."""
-    for path, value in values.items():
-        for leaf in jax.tree.leaves(value):
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_finite(leaf):
-                raise UserError(
-                    f"NaN or infinity in the parameter {path}, stored as {leaf.dtype}; store it as bfloat16 or "
-                    "float32, and if that fails too, get the weights again"
-                )
+def _add_to_digest(digest: Any, path: str, value: Any) -> None:
+    for leaf in jax.tree.leaves(value):
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        for part in leaf if leaf.ndim == 3 else [leaf]:
+            digest.update(np.ascontiguousarray(np.asarray(part)).tobytes())
+
+
+def _check_finite(path: str, value: Any) -> None:
+    """Raises UserError for a parameter, as it is stored, that is not of finite numbers."""
+    for leaf in jax.tree.leaves(value):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_finite(leaf):
+            raise UserError(
+                f"NaN or infinity in the parameter {path}, stored as {leaf.dtype}; store it as bfloat16 or "
+                "float32, and if that fails too, get the weights again"
+            )
 
 
 @jax.jit

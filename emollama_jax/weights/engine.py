@@ -110,8 +110,16 @@ def read_params(
     Raises:
         UserError: as `load`.
     """
+    values, report = stream_params(source, table, params, param_shardings)
+    return dict(values), report
+
+
+def stream_params(
+    source: WeightSource, table: Table, params: Mapping[str, Any], param_shardings: Mapping[str, Any]
+) -> tuple[Iterator[tuple[str, Any]], LoadReport]:
+    """As `read_params`, but each value is read when its turn comes, in the order of the paths."""
     plan, report = _plan(source, table, params)
-    values = {path: _fill(source, tensors, params[path], param_shardings[path]) for path, tensors in plan.items()}
+    values = ((path, _fill(source, plan[path], params[path], param_shardings[path])) for path in sorted(plan))
     return values, report
 
 

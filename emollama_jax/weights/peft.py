@@ -13,7 +13,7 @@ from flax import nnx
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
 from emollama_jax.io.json_files import read_json_object
-from emollama_jax.io.paths import PathLike, as_path, is_file
+from emollama_jax.io.paths import PathLike, is_file
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, adapter_targets, adapters, is_adapter
 from emollama_jax.weights.engine import (
     TRANSPOSE,
@@ -26,6 +26,7 @@ from emollama_jax.weights.engine import (
     set_params,
 )
 from emollama_jax.weights.llama import projections
+from emollama_jax.weights.locate import locate
 from emollama_jax.weights.model_identity import UNKNOWN, ModelIdentity
 from emollama_jax.weights.peft_settings import CONFIG, MERGE, AdapterSettings, read_settings
 from emollama_jax.weights.safetensors_files import save_safetensors
@@ -57,7 +58,7 @@ def find_adapter(folder: PathLike) -> epath.Path:
     Raises:
         UserError: several subfolders hold adapters, or a link to the settings leads nowhere.
     """
-    folder = as_path(folder)
+    folder = locate(folder)
     if is_file(folder / CONFIG) or not folder.is_dir():
         return folder
     found = sorted(inner for inner in folder.iterdir() if is_file(inner / CONFIG))
@@ -144,9 +145,7 @@ def _plan(
             targets=tuple(sorted({linear[module] for module in planned})),
         )
     except ValueError as error:
-        raise UserError(
-            f"unusable adapter settings: {as_path(folder) / CONFIG} ({error}); save the adapter again"
-        ) from error
+        raise UserError(f"unusable adapter settings: {folder / CONFIG} ({error}); save the adapter again") from error
     return lora, planned
 
 

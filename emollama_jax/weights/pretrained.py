@@ -4,7 +4,7 @@ model, report = load_llama("Llama-2-7b-chat-hf", kernel_dtype="int8")
 save_hugging_face("merged", model, tokenizer, merge_adapters=True)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from emollama_jax.io.atomic import write_json
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import LoRAConfig
-from emollama_jax.sharding import AxisRules
+from emollama_jax.sharding import AxisRules, abstract, shardings
 from emollama_jax.text.gguf_tokenizers import tokenizer_from_gguf
 from emollama_jax.text.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from emollama_jax.weights.base_checkpoint import PARAMS, check_base, is_base_checkpoint, load_base
-from emollama_jax.weights.engine import LoadReport, export, first_device, load
+from emollama_jax.weights.engine import LoadReport, export, first_device, load, param_values, stream_params
 from emollama_jax.weights.llama import TABLES, architecture, arrange, hugging_face_config, hugging_face_table
+from emollama_jax.weights.locate import locate
 from emollama_jax.weights.safetensors_files import write_safetensors_folder
 from emollama_jax.weights.sources import open_source, read_config
 from emollama_jax.weights.tensors import WeightSource
@@ -62,13 +63,30 @@ def load_llama(
         return load_llama(source, lora=lora, seed=seed, mesh=mesh, rules=rules, **execution)
 
 
+def stream_llama(
+    source: WeightSource, **execution: str | bool | int
+) -> tuple[LlamaConfig, Iterator[tuple[str, Any]], LoadReport]:
+    """The decoder's settings, and its parameters by path in the order of the paths, each read when its turn comes: for
+    a model that the machine could not hold as a whole. See `load_llama`.
+
+    Raises:
+        UserError: as `load_llama`, now or as the parameters come.
+    """
+    config, mesh = LlamaConfig(**architecture(source), **execution), first_device()
+    config = config.for_devices(mesh.devices.flat)
+    _, state = abstract(lambda: Llama(config, NO_LORA, rngs=nnx.Rngs(0)))
+    where = param_values(shardings(state, mesh, ()))
+    params, report = stream_params(arrange(source, config), TABLES[source.format](config), param_values(state), where)
+    return config, params, report
+
+
 def load_base_tokenizer(where: PathLike | WeightSource, vocab_size: int) -> Tokenizer:
     """The tokenizer that lies beside a model's weights, or inside its GGUF file.
 
     Raises:
         UserError: there is none, it is damaged, or it has more ids than the model has rows (`vocab_size`).
     """
-    path = as_path(where.path if isinstance(where, WeightSource) else where)
+    path = locate(where.path if isinstance(where, WeightSource) else where)
     if isinstance(where, WeightSource) and where.format == "gguf":
         tokenizer = tokenizer_from_gguf(where.config)
     elif path.suffix == ".gguf" and path.is_file():

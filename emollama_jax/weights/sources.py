@@ -13,9 +13,10 @@ from etils.epath import Path
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.json_files import read_json_object
-from emollama_jax.io.paths import PathLike, as_path, is_file, local_copy
+from emollama_jax.io.paths import PathLike, is_file, local_copy
 from emollama_jax.weights.flax_msgpack import open_flax
 from emollama_jax.weights.gguf_files import open_gguf
+from emollama_jax.weights.locate import is_hub_name, locate
 from emollama_jax.weights.safetensors_files import open_safetensors
 from emollama_jax.weights.state_dict import inside_container, without_wrappers
 from emollama_jax.weights.tensors import StoredTensor, WeightSource, damaged
@@ -42,7 +43,8 @@ READERS = {"safetensors": open_safetensors, "torch": open_torch, "flax": open_fl
 
 
 def open_source(path: PathLike, main_files: tuple[str, ...] = MODEL_FILES) -> WeightSource:
-    """Opens the weights at `path`: a folder, one weights file, or the index of a sharded model.
+    """Opens the weights at `path`: a folder, one weights file, the index of a sharded model, or a model of the hub
+    (`weights/locate.py`).
 
     A folder that holds several formats is read as safetensors, else torch, else Flax, else GGUF.
 
@@ -52,7 +54,7 @@ def open_source(path: PathLike, main_files: tuple[str, ...] = MODEL_FILES) -> We
     Raises:
         UserError: nothing there, no weights among it, or files that are damaged, incomplete, unsafe or unsupported.
     """
-    found = as_path(path)
+    found = locate(path)
     if not (is_file(found) or found.exists()):
         raise UserError(f"no such file or folder: {path}; check the path")
     entry = _find_entry(found, main_files) if found.is_dir() else found
@@ -68,7 +70,7 @@ def open_source(path: PathLike, main_files: tuple[str, ...] = MODEL_FILES) -> We
     if format in ("torch", "safetensors"):
         tensors = without_wrappers(tensors)
     config = extra if format == "gguf" else read_config(entry.parent)
-    return WeightSource(path, format, tensors, config, extra, outside)
+    return WeightSource(found if is_hub_name(path) else path, format, tensors, config, extra, outside)
 
 
 def _find_entry(folder: Path, main_files: tuple[str, ...]) -> Path:

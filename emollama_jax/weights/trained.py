@@ -21,11 +21,12 @@ from etils import epath
 from flax import nnx
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.paths import PathLike, as_path
+from emollama_jax.io.paths import PathLike
 from emollama_jax.models.emotion_llama import EmotionLlama, is_trainable
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_adapter
 from emollama_jax.weights.engine import LoadReport, Rule, Table, param_values
+from emollama_jax.weights.locate import locate
 from emollama_jax.weights.model_identity import ANY_BASE, UNKNOWN, ModelIdentity, check_base
 from emollama_jax.weights.peft import (
     adapter_base,
@@ -168,7 +169,7 @@ def open_trained(path: PathLike, *, alpha: float | None = None, num_layers: int 
     Raises:
         UserError: there are no trained weights, or files that are damaged or unsafe.
     """
-    path = as_path(path)
+    path = locate(path)
     if path.is_dir():
         return _open_folder(path, num_layers)
     source, adapter_name = _unnamed(open_source(path))

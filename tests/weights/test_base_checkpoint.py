@@ -16,8 +16,12 @@ from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig, is_adapter
 from emollama_jax.sharding import make_mesh
 from emollama_jax.text.tokenizers import load_tokenizer
+from emollama_jax.weights import base_checkpoint, engine
 from emollama_jax.weights.base_checkpoint import fingerprint_of, is_base_checkpoint, read_manifest, save_base
+from emollama_jax.weights.convert import write_base_from
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama
+from emollama_jax.weights.sources import open_source
+from tests.weights.older_base import as_older_base
 from tests.weights.tiny import (
     FLOAT32,
     REFERENCE,
@@ -64,7 +68,7 @@ def test_round_trip(bases, dtype):
     folder, model, fingerprint = bases[dtype]
     assert is_base_checkpoint(folder)
     manifest = read_manifest(folder)
-    assert (manifest["fingerprint"], manifest["source"], manifest["format"]) == (fingerprint, "tiny", 2)
+    assert (manifest["fingerprint"], manifest["source"], manifest["format"]) == (fingerprint, "tiny", 3)
     assert manifest["llama"] == dataclasses.replace(model.config, attention="auto")  # the devices' business
     again, report = load_llama(folder)
     assert again.config == model.config
@@ -200,7 +204,7 @@ def test_fingerprint_tells_dtypes_and_names(bases):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m | {"format": 3}, ["format 3, not 2"]),
+        (lambda m: m | {"format": 4}, ["format 4, not 3"]),
         (lambda m: {k: v for k, v in m.items() if k != "format"}, ["damaged", "'format'"]),
         (lambda m: {k: v for k, v in m.items() if k != "llama"}, ["damaged", "llama"]),
         (lambda m: {k: v for k, v in m.items() if k != "fingerprint"}, ["damaged", "fingerprint"]),
@@ -248,7 +252,9 @@ def test_no_damaged_file_is_loaded(damaged):
     load_tokenizer(REFERENCE).save(damaged)
     write_file_list(damaged)
     load()
+    of_one = "layers.attn.q_proj.kernel"  # the folders of the other parameters are alike
     files = [file for file in damaged.rglob("*") if file.is_file()]
+    files = [file for file in files if {"params", of_one} & {*file.relative_to(damaged).parts} != {"params"}]
     assert {"params", "model.json", "tokenizer.model"} <= {file.relative_to(damaged).parts[0] for file in files}
     for file in files:
         content = file.read_bytes()
@@ -266,10 +272,36 @@ def test_no_damaged_file_is_loaded(damaged):
     load()
 
 
-def test_an_older_checkpoint_is_loaded_and_cannot_be_checked(bases, damaged, caplog):
-    (damaged / "files.json").unlink()
-    file = damaged / "model.json"
-    old = {name: value for name, value in json.loads(file.read_text()).items() if name != "origin"}
-    file.write_text(json.dumps(old | {"format": 1}))
-    assert_bit_equal(stored_values(load_llama(damaged)[0]), stored_values(bases["int8"][1]))
-    assert "which cannot be checked" in caplog.text and str(damaged) in caplog.text
+@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_an_older_checkpoint_is_loaded(bases, tmp_path, caplog, format, dtype):
+    """The first ones have no list of files, and cannot be checked."""
+    folder, model, _ = bases[dtype]
+    older = shutil.copytree(folder, tmp_path / "older")
+    as_older_base(older, format)
+    assert_bit_equal(stored_values(load_llama(older)[0]), stored_values(model))
+    assert ("which cannot be checked" in caplog.text and str(older) in caplog.text) == (format == 1)
+
+
+def test_a_checkpoint_is_written_and_read_one_parameter_at_a_time(tmp_path, monkeypatch):
+    """Of a stream of parameters each is made after the one before has been written; the result is the whole model's."""
+    weights = write_folder(tmp_path / "hf", CONFIG, random_weights(CONFIG))
+    load_tokenizer(REFERENCE).save(weights)
+    model, _ = load_llama(weights, kernel_dtype="int8", param_dtype="float32")
+    written, read, made = [], [], []
+
+    def record(log, function):
+        return lambda folder, arrays, **options: (log.append(sorted(arrays)), function(folder, arrays, **options))[1]
+
+    monkeypatch.setattr(base_checkpoint, "save_arrays", record(written, base_checkpoint.save_arrays))
+    monkeypatch.setattr(base_checkpoint, "restore_arrays", record(read, base_checkpoint.restore_arrays))
+    fill = engine._fill
+    monkeypatch.setattr(engine, "_fill", lambda *given: (made.append(len(written)), fill(*given))[1])
+    (tmp_path / "base").mkdir()
+    with open_source(weights) as source:
+        storage = {"dtype": "float32", "kernel_dtype": "int8"}
+        fingerprint = write_base_from(source, tmp_path / "base", **storage, name="tiny")
+    assert made == list(range(len(written)))
+    assert fingerprint == fingerprint_of(stored_values(model))
+    assert_bit_equal(stored_values(load_llama(tmp_path / "base")[0]), stored_values(model))
+    assert sorted(written) == sorted(read) == [[name] for name in sorted(stored_values(model))]
