@@ -21,6 +21,7 @@ from emollama_jax.errors import UserError, as_user_error
 
 VERBS = {
     "quickstart": "Run every step once, on synthetic clips with a small language model.",
+    "fetch": "Fetch the weights of the real model.",
     "convert": "Convert a language model between weight formats.",
     "export": "Export trained adapters and projectors for PyTorch.",
     "extract": "Turn raw videos into features and records.",

@@ -9,11 +9,16 @@ EVERY_S = 30.0  # between two lines
 
 
 class Progress:
-    """Counts what is done of `total`, with the rate and the time left, on standard error."""
+    """Counts what is done of `total`, with the rate and the time left, on standard error.
+
+    Bytes, which are the unit "B", are told in kB, MB and GB.
+    """
 
     def __init__(self, total: int, unit: str):
-        self._bar = tqdm(total=total, unit=unit) if sys.stderr.isatty() else None
-        self._total, self._unit, self._done = total, unit, 0
+        scaled = unit == "B"
+        self._bar = tqdm(total=total, unit=unit, unit_scale=scaled) if sys.stderr.isatty() else None
+        self._told_as = lambda count: f"{tqdm.format_sizeof(count)}B" if scaled else f"{count:,} {unit}s"
+        self._total, self._done = total, 0
         self._start = self._told = time.monotonic()
 
     def __call__(self, count: int) -> None:
@@ -23,8 +28,9 @@ class Progress:
             self._bar.update(count)
         elif (now := time.monotonic()) - self._told >= EVERY_S:
             self._told, rate = now, self._done / (now - self._start)
-            left = (self._total - self._done) / rate
-            print(f"{self._done:,} of {self._total:,} {self._unit}s, {rate:.2f}/s, {left:.0f} s left", file=sys.stderr)
+            left = max(0, self._total - self._done) / max(rate, 1e-9)
+            done, total = self._told_as(self._done), self._told_as(self._total)
+            print(f"{done} of {total}, {self._told_as(round(rate, 2))} a second, {left:.0f} s left", file=sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -43,8 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         "       emollama doctor [--config NAME_OR_PATH [--config.GROUP.FIELD=VALUE ...]]\n"
         "                       [--pod | --coordinator HOST:PORT --processes N --process I [--wait SECONDS]]",
         description="With paths: reads every file of a run (all checkpoints, the values it does not train, and its\n"
-        "language model where that is there), of one checkpoint, or of a base checkpoint, and compares it with what\n"
-        "was written. Loading does so once for a file and then goes by its size and time of change.\n\n"
+        "language model where that is there), of one checkpoint, of a base checkpoint, or of a folder that emollama\n"
+        "fetch made, and compares it with what was written. Loading does so once for a file and then\n"
+        "goes by its size and time of change.\n\n"
         "Without: checks this host, or all hosts of a pod on each of which it is started, before a run: versions,\n"
         "devices, disk, memory, /dev/shm, clocks, and that every host has the same code and experiment; with the\n"
         "arguments of emollama train also whether the mesh and the batch fit, data and weights can be read, and the\n"

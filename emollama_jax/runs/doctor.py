@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 
 from emollama_jax.errors import UserError
-from emollama_jax.io.file_list import find_damage
+from emollama_jax.io.file_list import FILES, find_damage
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.lora import is_adapter
 from emollama_jax.runs.checkpoint_files import CHECKPOINTS, FIXED, check_fixed, find_steps, is_checkpoint
@@ -37,7 +37,7 @@ class Finding:
 
 def examine(path: PathLike) -> Iterator[Finding]:
     """Yields what is found of a run with all its checkpoints and its language model where that is there, of one
-    checkpoint, or of a base checkpoint. Every byte is read.
+    checkpoint, of a base checkpoint, or of a folder that `emollama fetch` made. Every byte is read.
 
     Raises:
         UserError: the path is none of these.
@@ -49,8 +49,10 @@ def examine(path: PathLike) -> Iterator[Finding]:
         yield from _examine_checkpoints([where], where.parent.parent)
     elif Run.is_run(where):
         yield from _examine_checkpoints([where / CHECKPOINTS / str(step) for step in find_steps(where)], where)
+    elif (where / FILES).is_file():
+        yield Finding(where, find_damage(where, anew=True) or "")
     else:
-        raise UserError(f"no run, checkpoint or base checkpoint: {path}; give the folder of one")
+        raise UserError(f"no run, checkpoint, base checkpoint or fetched folder: {path}; give the folder of one")
 
 
 def _examine_checkpoints(folders: list[epath.Path], run: epath.Path) -> Iterator[Finding]:

@@ -9,11 +9,13 @@ import pytest
 
 from emollama_jax import cli
 from emollama_jax.config import load_config, to_dict
+from emollama_jax.io.file_list import write_file_list
 from emollama_jax.runs.checkpoints import Checkpoints
 from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import read_manifest, save_base
 from emollama_jax.weights.pretrained import load_llama
 from tests.train.runs import write_meta
+from tests.weights.older_base import as_older_base
 from tests.weights.tiny import random_weights, tiny_config, write_folder
 
 
@@ -59,12 +61,13 @@ def test_a_sound_run_and_each_damage(run, capsys):
 
 def test_another_language_model_than_the_run_names(run, capsys):
     file = run.parent / "base/model.json"
+    as_older_base(file.parent, 1)
     old = {name: value for name, value in read_manifest(file.parent).items() if name != "llama"}
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | old | {"format": 1, "fingerprint": "sha256:other"}))
+    file.write_text(json.dumps(content | old | {"fingerprint": "sha256:other"}))
     assert cli.main(["doctor", str(file.parent)]) == 1  # an older one, by the fingerprint of its parameters
     assert "its parameters are not what was written" in capsys.readouterr().out
-    file.write_text(json.dumps(content | {"format": 1}))
+    file.write_text(json.dumps(content))
     assert cli.main(["doctor", str(run)]) == 0
     meta = Run.open(run).meta | {"base": "sha256:other"}
     for step in ("1", "2"):
@@ -72,4 +75,13 @@ def test_another_language_model_than_the_run_names(run, capsys):
     assert cli.main(["doctor", str(run)]) == 1
     assert "another language model than" in capsys.readouterr().out
     assert cli.main(["doctor", str(run.parent / "hf")]) == 2
-    assert "no run, checkpoint or base checkpoint" in capsys.readouterr().err
+    assert "no run, checkpoint, base checkpoint or fetched folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_fetched(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    write_file_list(tmp_path)
+    assert cli.main(["doctor", str(tmp_path)]) == 0
+    (tmp_path / "config.json").write_text("[]")
+    assert cli.main(["doctor", str(tmp_path)]) == 1
+    assert "damaged (config.json is not what was written)" in capsys.readouterr().out
