@@ -13,10 +13,8 @@ The data set's metadata says where these come from (`labels`, the recipe with it
 and by `answers` what each record of a split can answer, so that nobody has to read them all to know.
 """
 
-import contextlib
 import io
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from PIL import Image
 
 from emollama_jax.errors import UserError, first_line
 from emollama_jax.io.json_lines import read_json_lines
-from emollama_jax.io.paths import PathLike, as_path, local_copy
+from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.text.answers import normalize_answer
 
 IMAGE_STORAGE = ("frame", "image_tokens")
@@ -88,16 +86,13 @@ class Records:
     """
 
     def __init__(self, path: PathLike, split: str):
-        """Open a data set; of one in an object store the split is downloaded, for as long as this object lives.
+        """Open a data set. Records of one in an object store are read there when they are asked for, each by itself.
 
         Raises:
             UserError: there is no prepared data set, or it lacks the split.
         """
         self.path = epath.Path(path)
-        files = contextlib.ExitStack()
-        weakref.finalize(self, files.close)
-        wanted = lambda name: RECORD_FILE not in name or f"-{split}{RECORD_FILE}" in name
-        builder = _open_builder(self.path, files, wanted)
+        builder = _open_builder(self.path)
         if split not in builder.info.splits:
             there = ", ".join(builder.info.splits) or "none"
             raise UserError(f"no split {split!r}: {path}; it has {there}")
@@ -165,19 +160,14 @@ def open_split(path: str, where: str = "") -> Records:
 
 def splits_of(path: PathLike) -> tuple[str, ...]:
     """Return the splits of a prepared data set. Raises UserError where there is none."""
-    with contextlib.ExitStack() as files:
-        return tuple(_open_builder(path, files, lambda name: RECORD_FILE not in name).info.splits)
+    return tuple(_open_builder(path).info.splits)
 
 
-def _open_builder(
-    path: PathLike, files: contextlib.ExitStack, wanted: Callable[[str], bool]
-) -> tfds.core.DatasetBuilder:
-    """Open a data set by its files, of which the `wanted` ones are on this machine until `files` is closed: ArrayRecord
-    reads no object stores."""
+def _open_builder(path: PathLike) -> tfds.core.DatasetBuilder:
+    """Open a data set by its files; none of its records is read."""
     if not (as_path(path) / "features.json").is_file():
         raise UserError(f"no prepared data set: {path}; give the folder with features.json that prepare printed")
-    folder = files.enter_context(local_copy(path, wanted))
     try:
-        return tfds.builder_from_directory(str(folder))
+        return tfds.builder_from_directory(str(as_path(path)))
     except Exception as error:  # TFDS has no common class for what damaged files raise
         raise UserError(f"damaged data set: {path} ({first_line(error)}); prepare it again") from error

