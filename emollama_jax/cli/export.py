@@ -3,19 +3,27 @@
 import argparse
 import dataclasses
 import os
+import re
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 
+from emollama_jax import __version__
 from emollama_jax.cli._arguments import VerbParser
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder
+from emollama_jax.io.hub import push_folder
 from emollama_jax.io.paths import PathLike, as_path
 from emollama_jax.models.layers import FLOAT_DTYPES
 from emollama_jax.models.lora import LoRAConfig
+from emollama_jax.runs.model_card import hub_base, model_card
 from emollama_jax.runs.run import Run
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
+from emollama_jax.weights.locate import SCHEME
 from emollama_jax.weights.model_identity import UNKNOWN, identify_model
 from emollama_jax.weights.pretrained import load_base_tokenizer, load_llama, read_carried, save_hugging_face
 from emollama_jax.weights.trained import TrainedWeights, load_adapters, open_trained
@@ -34,6 +42,7 @@ def run(argv: list[str]) -> None:
         raise UserError(f"--adapter-name {arguments.adapter_name}: a name has no dots; choose another")
     if arguments.alpha is not None and (arguments.alpha <= 0 or arguments.input.is_dir()):
         raise UserError(f"--alpha {arguments.alpha:g}: above 0, and only for a .pth; a folder records its own")
+    repo = _repo(arguments)
     jax.config.update("jax_platforms", "cpu")  # the host has the memory, and nothing here needs an accelerator
     run = Run.find(arguments.input)
     trained = run.trained_weights() if run else open_trained(arguments.input, alpha=arguments.alpha)
@@ -45,6 +54,10 @@ def run(argv: list[str]) -> None:
     )
     print(f"dropped {', '.join(trained.dropped) or 'nothing'}")
     print(f"carried {', '.join(trained.carried()) or 'nothing'}")
+    if repo:
+        card = model_card(repo, trained, run, arguments.licence)
+        _push(repo, card, dataclasses.replace(trained, base=hub_base(trained)), tensors, arguments)
+        return
     for line in _write(arguments, trained, tensors):
         print(f"wrote   {line}")
 
@@ -59,7 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example: emollama export Emotion_LLaMA.pth adapter --to peft",
     )
     parser.add_argument("input", type=epath.Path, help="file or folder to read")
-    parser.add_argument("output", type=epath.Path, help="file (pth) or folder to write; must not exist")
+    parser.add_argument(
+        "output",
+        type=epath.Path,
+        help="file (pth) or folder to write, which must not exist; or, with --to peft, hf://USER/NAME, a model of the "
+        "Hugging Face hub to push to, with a model card, which is shown first",
+    )
     parser.add_argument("--to", choices=("pth", "peft", "hf"), required=True, help="what to write")
     parser.add_argument(
         "--base",
@@ -85,7 +103,50 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=FLOAT_DTYPES, default="bfloat16", help="of the model of --to hf (default: %(default)s)"
     )
+    group = parser.add_argument_group("the model on the hub")
+    group.add_argument("--yes", action="store_true", help="push without asking")
+    group.add_argument("--public", action="store_true", help="for all to see, where it is new (default: private)")
+    group.add_argument(
+        "--licence", metavar="NAME", default="other", help="as the hub calls it, as in llama2 (default: %(default)s)"
+    )
     return parser
+
+
+def _repo(arguments: argparse.Namespace) -> str:
+    """The name of the model on the hub that is to be pushed to; "" for a file or folder."""
+    text = os.fspath(arguments.output)
+    if not text.startswith(SCHEME):
+        if arguments.yes or arguments.public or arguments.licence != "other":
+            raise UserError("--yes, --public and --licence go with an output hf://USER/NAME")
+        return ""
+    repo = text.removeprefix(SCHEME)
+    if arguments.to != "peft" or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
+        raise UserError(f"{text}: write hf://USER/NAME --to peft; other forms are written into a folder")
+    if not arguments.yes and not sys.stdin.isatty():
+        raise UserError(
+            f"{text}: nothing is pushed without being asked; add --yes where there is no terminal to ask at"
+        )
+    return repo
+
+
+def _push(
+    repo: str, card: str, trained: TrainedWeights, tensors: dict[str, np.ndarray], arguments: argparse.Namespace
+) -> None:
+    """Shows what is to be pushed, asks, and pushes it."""
+    with tempfile.TemporaryDirectory(prefix="emollama-") as name:
+        folder = Path(name)
+        recorded = {"base": trained.base, "base_identity": trained.base_identity}
+        write_folder(folder, tensors, trained.lora, adapter_name=trained.adapter_name, **recorded)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        print(card)
+        for file in sorted(folder.iterdir()):
+            print(f"{file.stat().st_size:>13,} {file.name}")
+        seen = "public" if arguments.public else "private"
+        if not arguments.yes and input(f"push these files to {repo} ({seen} where it is new)? [y/N] ").lower() != "y":
+            print("nothing was pushed")
+            return
+        message = f"Adapters and projectors, by emollama_jax {__version__}"
+        print(f"pushed  {push_folder(folder, repo, private=not arguments.public, message=message)}")
 
 
 def _with_base(trained: TrainedWeights, arguments: argparse.Namespace) -> TrainedWeights:
