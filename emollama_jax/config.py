@@ -96,7 +96,8 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
-    """Where weights are read from: training, extraction, prediction and evaluation all look here."""
+    """Where weights are read from: training, extraction, prediction and evaluation all look here. Each is a path, an
+    address gs://BUCKET/PATH, or the name of a model of the Hugging Face hub (ORG/NAME, ORG/NAME@REVISION)."""
 
     base: str = "weights/llama2"
     """The language model: a base checkpoint, as emollama convert writes it."""
