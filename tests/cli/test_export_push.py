@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from safetensors.numpy import load
 
 from emollama_jax import cli
@@ -95,7 +96,7 @@ def test_the_card_of_a_run_says_what_it_was_trained_on(checkpoint, tmp_path):
     }
     meta["config"]["data"]["train"] = [f"{tmp_path}/merr/frame/1.0.0:train"]
     folder = write_meta(tmp_path / "run/checkpoints/4", **meta)
-    card = model_card("me/tiny", open_trained(CHECKPOINT), Run(folder, folder), "other")
+    card = model_card("me/tiny", open_trained(CHECKPOINT), Run(epath.Path(folder), folder), "other")
     for said in (
         "- trained for 4 steps, seed 7",
         "- data: merr, split train, 60 clips (fingerprint abc)",
