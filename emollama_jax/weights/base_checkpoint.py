@@ -67,14 +67,18 @@ def write_base(
         origin: gives the `ModelIdentity.origin` of the weights at the end; "" where they are not a file's as they were.
 
     Raises:
-        UserError: a parameter holds NaN or infinity.
+        UserError: a parameter holds NaN or infinity; nothing is left in the folder then.
     """
     folder, digest = as_path(folder), hashlib.sha256()
-    for path, value in params:
-        _check_finite(path, value)
-        _add_to_digest(digest, path, value)
-        save_arrays(folder / PARAMS / path, _packed({path: value}))
-        del value  # before the next one is made
+    try:
+        for path, value in params:
+            _check_finite(path, value)
+            _add_to_digest(digest, path, value)
+            save_arrays(folder / PARAMS / path, _packed({path: value}))
+            del value  # before the next one is made
+    except UserError:
+        (folder / PARAMS).rmtree(missing_ok=True)  # those before it
+        raise
     fingerprint = f"sha256:{digest.hexdigest()}"
     manifest = {
         "format": FORMAT,
