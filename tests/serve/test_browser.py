@@ -84,7 +84,7 @@ def test_an_upload_is_asked_about(page, engine, videos, shoot):
     bars = page.get_attribute("#bars .emo-bars", "aria-label")
     assert bars == ", ".join(f"{label} {p:.0%}" for label, p in expected.probabilities.items())
     assert page.locator("#bars .emo-spread").count() == len(expected.probabilities)
-    assert page.locator("#seen img").count() == 2 and page.locator("#seen svg").count() == 1
+    assert page.locator(".emo-seen img").count() == 2 and page.locator(".emo-seen svg").count() == 1
     assert "“Oh no.” (typed)" in page.inner_text("#seen")
     page.fill("#question textarea", "Are you sure?")
     page.press("#question textarea", "Enter")
