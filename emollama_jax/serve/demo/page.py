@@ -98,8 +98,9 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
             try:
                 async for shown in ask(service, asked, before):
                     yield _updates(shown)
-            except ApiError as error:
-                raise gr.Error(error.message, print_exception=False) from error
+            except ApiError as error:  # not raised: what follows, such as free buttons, would be left out
+                gr.Warning(error.message, title="No answer")
+                yield (gr.skip(),) * len(parts)
 
         fields = [video, subtitle, labels, orders, temperature, question, talk]
         parts = [talk, chat, bars, seen, subtitle]
@@ -128,10 +129,13 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
         wire([reason.click], REASON)
         wire([send.click, question.submit], "")
 
-        def begin_anew() -> tuple[Any, ...]:
-            return Talk(), [], figures.empty(NO_BARS), figures.empty(NO_SEEN), ""
+        def begin_anew(path: str | None, before: Talk) -> tuple[Any, ...]:
+            if path and before.key.startswith(f"{path} "):  # it has been asked about already
+                return (gr.skip(),) * (len(parts) - 1)
+            return Talk(), [], figures.empty(NO_BARS), figures.empty(NO_SEEN)
 
-        video.change(begin_anew, None, parts, **at_once)
+        video.change(begin_anew, [video, talk], parts[:-1], **at_once)
+        video.change(None, None, subtitle, js="() => ''")  # at once, before new words are typed
     return page
 
 
