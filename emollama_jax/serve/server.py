@@ -109,16 +109,19 @@ class _Server(uvicorn.Server):
 
     async def serve_and_warm_up(self, bound: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        host, port = bound.getsockname()[:2]
-        address = f"[{host}]" if ":" in host else host
-        scheme = "https" if self.config.is_ssl else "http"
-        self._log(f"listening on {scheme}://{address}:{port}")
         warming = asyncio.ensure_future(self._warm_up())
         try:
             await self.serve(sockets=[bound])
         finally:
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            address = f"[{host}]" if ":" in host else host
+            self._log(f"listening on {'https' if self.config.is_ssl else 'http'}://{address}:{port}")
 
     async def _warm_up(self) -> None:
         if self._service.is_warm:

@@ -62,6 +62,15 @@ def messages(page) -> list[str]:
     return page.locator(MESSAGES).all_inner_texts()
 
 
+def type_words(page, words: str) -> None:
+    """What is said in the clip; a new clip empties the field, which a machine may do late."""
+    for _ in range(20):
+        page.fill("#subtitle textarea", words)
+        page.wait_for_timeout(500)
+        if page.input_value("#subtitle textarea") == words:
+            return
+
+
 def wait_for_messages(page, count: int) -> list[str]:
     """What is said, once the last of so many messages is whole."""
     page.wait_for_function(
@@ -76,7 +85,7 @@ def wait_for_messages(page, count: int) -> list[str]:
 def test_an_upload_is_asked_about(page, engine, videos, shoot):
     page.set_input_files("#clip input[type=file]", videos[0])
     page.wait_for_selector("#clip video")
-    page.fill("#subtitle textarea", "Oh no.")
+    type_words(page, "Oh no.")
     page.click("#emotion")
     said = wait_for_messages(page, 2)
     expected = engine.replace(orders=3).label(videos[0], subtitle="Oh no.")
