@@ -90,15 +90,16 @@ def test_an_upload_is_asked_about(page, engine, videos, shoot):
     said = wait_for_messages(page, 2)
     expected = engine.replace(orders=3).label(videos[0], subtitle="Oh no.")
     assert said[1].strip() == f"{expected.label} ({expected.probabilities[expected.label]:.0%})"
+    page.wait_for_selector("#seen >> text=/frame [0-9]+ of/")  # the last to come
     bars = page.get_attribute("#bars .emo-bars", "aria-label")
     assert bars == ", ".join(f"{label} {p:.0%}" for label, p in expected.probabilities.items())
     assert page.locator("#bars .emo-spread").count() == len(expected.probabilities)
     assert page.locator(".emo-seen img").count() == 2 and page.locator(".emo-seen svg").count() == 1
-    assert "“Oh no.” (typed)" in page.inner_text("#seen")
+    page.wait_for_selector("#seen >> text=“Oh no.” (typed)")
     page.fill("#question textarea", "Are you sure?")
     page.press("#question textarea", "Enter")
     assert wait_for_messages(page, 4)[2].strip() == "Are you sure?"
-    assert page.input_value("#question textarea") == ""
+    page.wait_for_function("document.querySelector('#question textarea').value === ''")
     page.click("#reason")
     assert len(wait_for_messages(page, 6)) == 6
     shoot(page, f"upload-{page.viewport_size['width']}")
@@ -114,6 +115,7 @@ def test_labels_are_typed_and_an_example_is_taken(page, shoot):
     page.press("#labels input", "Enter")
     page.click("#emotion")
     wait_for_messages(page, 2)
+    page.wait_for_selector("#seen >> text=/frame [0-9]+ of/")
     bars = page.get_attribute("#bars .emo-bars", "aria-label")
     assert {part.split()[0] for part in bars.split(", ")} == {"calm", "tense"}
     shoot(page, f"example-{page.viewport_size['width']}")
@@ -121,13 +123,18 @@ def test_labels_are_typed_and_an_example_is_taken(page, shoot):
 
 @pytest.mark.slow
 def test_a_recording_of_the_camera_is_asked_about(page, shoot):
-    page.click("#clip button[aria-label='Capture from camera']")
-    page.click("#clip button:has-text('Access Webcam')")
-    page.click("#clip button:has-text('Record')")
-    page.wait_for_timeout(2500)
-    page.click("#clip button:has-text('Stop')")
-    page.wait_for_selector("#clip video[src*='/file=']")
-    page.click("#emotion")
-    wait_for_messages(page, 2)
+    for seconds in (3, 6, 12):  # a busy machine's made-up microphone may be silent for some time
+        page.goto(page.url)
+        page.click("#clip button[aria-label='Capture from camera']")
+        page.click("#clip button:has-text('Access Webcam')")
+        page.click("#clip button:has-text('Record')")
+        page.wait_for_timeout(1000 * seconds)
+        page.click("#clip button:has-text('Stop')")
+        page.wait_for_selector("#clip video[src*='/file=']")
+        page.click("#emotion")
+        wait_for_messages(page, 2)
+        page.wait_for_selector("#seen >> text=/frame [0-9]+ of/")
+        if "s of sound" in page.inner_text("#seen"):
+            break
     assert "s of sound" in page.inner_text("#seen")
     shoot(page, f"recording-{page.viewport_size['width']}")
