@@ -62,8 +62,10 @@ class FakeCloud:
         return self.folder / "bucket/mine/jobs/stage1" / name
 
     def transcript(self) -> str:
-        text = (self.folder / "transcript").read_text().replace(str(self.folder), "FOLDER").replace(str(ROOT), "ROOT")
-        text = text.replace(sys.executable, "python")
+        text = (self.folder / "transcript").read_text()
+        # The interpreter first: it may lie below the repository.
+        for path, name in ((sys.executable, "python"), (str(self.folder), "FOLDER"), (str(ROOT), "ROOT")):
+            text = text.replace(path, name)
         text = re.sub(r"/\S*/tmp\w{8}(?=[/ \n])", "TEMPORARY", text)
         # Whole chip-hours: a slow machine spends some seconds between a boot and the look at it.
         text = re.sub(r"(\d+\.\d) chip-hours", lambda found: f"{float(found[1]):.0f} chip-hours", text)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.launch.hosts import Host, Metadata, why_not
-from tests.train.runs import ROOT, arguments, make_inputs
-from tests.train.test_bucket import address, metrics, stored, upload  # noqa: F401
+from tests.train.runs import ROOT, arguments, assert_same_run, lines, make_inputs
+from tests.train.test_bucket import SERVER_VARIABLES, address, download, stored, upload  # noqa: F401
 from tests.train.test_bucket import pytestmark as needs_bucket
 
 WHY_NOT = why_not() or ("" if os.environ.get("EMOLLAMA_HOSTS") else "a quarter of an hour: EMOLLAMA_HOSTS=1 adds it")
@@ -42,7 +42,7 @@ class Cloud:
         }
         self.servers = [Metadata(attributes | {"agent-worker-number": str(i)}) for i in range(2)]
         shared = google | {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_CERT"))}
-        shared |= {"STORAGE_EMULATOR_HOST": bucket, "TENSORSTORE_GCS_HTTP_URL": bucket}
+        shared |= dict.fromkeys(SERVER_VARIABLES, bucket)
         hosts = {
             h.name: shared | {"GCE_METADATA_HOST": s.address} for h, s in zip(self.hosts, self.servers, strict=True)
         }
@@ -132,8 +132,9 @@ def test_killed_stalled_and_taken_away_a_run_ends_as_if_it_had_not_been(cloud, t
 
     said = (cloud.folder / "transcript").read_text()
     assert said.count("DONE") == 2 and said.count("SUSPENDED") == 1
-    assert metrics(stored(cloud.bucket, "run/metrics.jsonl")) == metrics(stored(cloud.bucket, "unbroken/metrics.jsonl"))
-    assert len(metrics(stored(cloud.bucket, "run/metrics.jsonl"))) == STEPS
+    run, unbroken = (download(cloud.bucket, name, tmp_path / "back") for name in ("run", "unbroken"))
+    assert_same_run(run, unbroken)
+    assert len(lines(run)) == STEPS
     log = stored(cloud.bucket, "jobs/stage1/logs/process-0.log")
     assert "resumed from step" in log and "ok    devices: 2 x cpu" in log
     assert cloud.run("down") == 0

