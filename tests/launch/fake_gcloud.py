@@ -24,6 +24,7 @@ SCENARIO = {
     "preempt_at": [],  # steps
     "fail_at": [],  # steps at which Cloud TPU gives the slices up
     "stall_at": None,  # a step
+    "installs_for": 0,  # looks, each time that the machines start
     "end_at": None,  # [step, exit code]
     "refused": [],  # the numbers of the creations that are refused, from 1
     "ssh_fails": 0,  # how often one worker cannot be reached
@@ -46,7 +47,7 @@ FLAGS = {  # of each command: those with a value, then those without
 }
 STATE = CLOUD / "state.json"
 state = {"at": -1, "type": "", "creations": 0, "step": 0, "saved": 0, "reached": 0, "ssh": 0, "looks": 0, "lost": ""}
-state |= {"stuck": False, "stalled": False, "booted": int(time.time()) - 900}
+state |= {"stuck": False, "stalled": False, "installed_for": 0, "booted": int(time.time()) - 900}
 
 
 def main() -> int:
@@ -99,7 +100,7 @@ def create(arguments, where):
     state["creations"] += 1
     if state["creations"] in SCENARIO["refused"]:
         fail(where, "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProjectPerZone' has been exceeded. Limit: 0.")
-    state.update(at=0, type=arguments.accelerator_type[0], step=state["saved"], lost="", stuck=False)
+    state.update(at=0, type=arguments.accelerator_type[0], step=state["saved"], lost="", stuck=False, installed_for=0)
     state["booted"] = int(time.time()) - 900 * state["creations"]  # a quarter of an hour longer each time
 
 
@@ -127,6 +128,11 @@ def describe(arguments, where):
 
 def work():
     """What the machines do until the next look."""
+    if state["installed_for"] < SCENARIO["installs_for"]:
+        state["installed_for"] += 1
+        for number in range(SCENARIO["processes"]):
+            tell_process(number, "installing")
+        return
     before, state["step"] = state["step"], min(state["step"] + SCENARIO["pace"], SCENARIO["steps"])
     if SCENARIO["stall_at"] and not state["stalled"] and state["step"] >= SCENARIO["stall_at"]:
         state.update(stuck=True, stalled=True)
@@ -167,7 +173,7 @@ def ssh(arguments, where):
         fail(where, "[/usr/bin/ssh] exited with return code [255] on worker 2.")
     command = (arguments.command or [""])[0]
     if "restart emollama" in command or "tpu_startup.sh" in command:
-        state.update(stuck=False, step=state["saved"])
+        state.update(stuck=False, step=state["saved"], installed_for=0)
     elif "stop emollama" in command:
         for number in range(SCENARIO["processes"]):
             tell_process(number, "stopped")

@@ -52,6 +52,13 @@ def test_a_worker_that_cannot_be_reached_is_tried_again_then_all_is_created_agai
     check_golden("ssh.txt", cloud.transcript())
 
 
+def test_an_installation_is_no_stall(cloud):
+    cloud.change(installs_for=3)
+    assert cloud.up("run", "--stall-minutes=0") == 0
+    said = cloud.transcript()
+    assert "4 of 4 installing" in said and "STALLED" not in said
+
+
 def test_a_network_that_is_gone_for_a_while_costs_nothing(cloud):
     cloud.change(looks_fail=list(range(5, 12)))
     assert cloud.up("run") == 0
