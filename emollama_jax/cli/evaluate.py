@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from emollama_jax.cli._arguments import VerbParser, add_label_arguments, at_least
+from emollama_jax.cli._arguments import VerbParser, add_label_arguments, at_least, parse
+from emollama_jax.cli._evaluate_open import OPEN_NAMES, add_open_arguments, evaluate_open_sets
 from emollama_jax.cli._model import add_model_arguments, inputs_of_records, model_options, read_experiment
 from emollama_jax.cli._progress import Progress
 from emollama_jax.config import Config
@@ -28,6 +29,11 @@ OWN = "labels"
 def run(argv: list[str]) -> int:
     if argv[:1] == ["emer"]:
         raise UserError("emer is a verb of its own: emollama judge ANSWERS REFERENCES --out FOLDER")
+    if argv and argv[0] in OPEN_NAMES:
+        _, arguments = parse(make_parser(), argv, default=Config())
+        evaluate_open_sets(arguments)
+        print(f"wrote {arguments.out}")
+        return 0
     config, arguments = read_experiment(make_parser(), argv)
     if arguments.predictions and arguments.trained:
         raise UserError("--trained: answers in a file (--predictions) are not a model's; give one of the two")
@@ -42,7 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="emollama evaluate",
         usage="emollama evaluate BENCHMARK --data FOLDER:SPLIT --trained RUN [--modalities AVT,A,V,T] --out FOLDER\n"
-        "       emollama evaluate BENCHMARK --predictions FILE [--data FOLDER:SPLIT | --list FILE] --out FOLDER",
+        "       emollama evaluate BENCHMARK --predictions FILE [--data FOLDER:SPLIT | --list FILE] --out FOLDER\n"
+        "       emollama evaluate {ov-merd,mer-fg,open,mer2024-ov,unibench} --predictions FILE --list FILE "
+        "--wheels FOLDER --out FOLDER",
         description="Scores the labels of prepared clips and writes metrics with their confidence intervals, classes "
         "and the confusion matrix, beside the published figures (JSON, Markdown, PNG). Several sets of modalities, and "
         "data sets prepared by several frame rules, are evaluated one by one and put into one table. --predictions "
@@ -50,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example: emollama evaluate mer2023 --data data/mer2023/frame/1.0.0:test1 --trained runs/mer2023 "
         "--modalities AVT,AV,A,V,T --out results",
     )
-    parser.add_argument("benchmark", choices=(*BENCHMARKS, OWN), help=f"{OWN}: any labels")
+    parser.add_argument("benchmark", choices=(*BENCHMARKS, OWN, *OPEN_NAMES), help=f"{OWN}: any labels")
     parser.add_argument("--out", type=epath.Path, required=True, metavar="FOLDER", help="the results")
     parser.add_argument(
         "--data", action="append", default=[], metavar="FOLDER:SPLIT", help="prepared clips; one for each frame rule"
@@ -72,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--list", type=local_path, metavar="FILE", help="names and labels, where the answers' file has none"
     )
+    add_open_arguments(parser)
     return parser
 
 
@@ -92,6 +101,7 @@ def _evaluate_model(config: Config, arguments: argparse.Namespace) -> None:
     save_sweep(cells, arguments.out)
     for cell in cells:
         print(_line(cell))
+    print(_floor(cells[0].evaluated.evaluation))
 
 
 def _benchmark(arguments: argparse.Namespace, splits: list[Records]) -> Benchmark:
@@ -122,6 +132,12 @@ def _line(cell: Cell) -> str:
     return f"{cell.modalities}, {cell.frame} frame: {', '.join(shown)}; {_counts(evaluation, left_out)}"
 
 
+def _floor(evaluation: Evaluation) -> str:
+    label, floor = evaluation.floor
+    shown = (f"{HEADINGS[name]} {100 * floor[name]:.2f} %" for name in evaluation.benchmark.metrics)
+    return f"floor, always {label!r}: {', '.join(shown)}"
+
+
 def _counts(evaluation: Evaluation, left_out: str = "") -> str:
     return f"{evaluation.clips} clips{left_out}, {evaluation.invalid} invalid answers"
 
@@ -137,11 +153,17 @@ def _evaluate_file(config: Config, arguments: argparse.Namespace) -> None:
         truth = labels_of_records(splits) if splits else answers.emotions
     if not truth:
         raise UserError(f"no labels beside the answers in {arguments.predictions}; give --data or --list")
-    matched = evaluate_answers(answers, truth, _benchmark(arguments, splits), invalid=arguments.invalid)
+    valences = read_labels(arguments.list, "valence", none_needed=True) if arguments.list and answers.valences else {}
+    benchmark = _benchmark(arguments, splits)
+    matched = evaluate_answers(answers, truth, benchmark, invalid=arguments.invalid, valences=valences)
     matched.evaluated.save(arguments.out)
     evaluation = matched.evaluated.evaluation
     shown = (f"{HEADINGS[name]} {100 * evaluation.scores[name]:.2f} %" for name in evaluation.benchmark.metrics)
     print(f"{', '.join(shown)}; {_counts(evaluation)}")
+    print(_floor(evaluation))
+    if found := evaluation.valence:
+        combined = f"MER2023's combined ranking {100 * found['combined']:.2f} %"
+        print(f"valence: mean squared error {found['mse']:.4f}; {combined}")
     _name(matched.missing, "clips without an answer, counted as invalid")
     _name(matched.others, "answers about other clips, left out")
 

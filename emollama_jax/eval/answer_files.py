@@ -7,16 +7,21 @@ everywhere: "7", "00007" and "00007.mp4" are one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from emollama_jax.data.problems import Problem
 from emollama_jax.data.records import Records
 from emollama_jax.data.tables import Row, key_of, read_rows
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Benchmark, evaluate
+from emollama_jax.eval.open_vocabulary import combined_score
 from emollama_jax.eval.sweep import Evaluated, Prediction
 from emollama_jax.text.answers import parse_label
+from emollama_jax.text.labels import split_labels
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,12 @@ class Answers:
 
     Attributes:
         emotions: the labels beside them.
+        valences: the valences beside them, which in a submission to MER2023 are answers, too.
     """
 
     answers: dict[str, str | None]
     emotions: dict[str, str]
+    valences: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,22 +59,27 @@ def read_answers(path: Path, fields: Sequence[str] = ("answer",)) -> Answers:
         UserError: it cannot be read, a line of it cannot, has no name, or names a clip again; or there is no answer.
     """
     rows = _rows(path, ("name", tuple(fields)))
-    holder = next((field for field in fields if any(field in row.fields for row in rows.values())), None)
+    holder = next((one for one in fields if any(one in row.fields for row in rows.values())), None)
     if holder is None:
         raise UserError(f"no answer in {path}; give a .csv or .jsonl of names and answers")
     answers = {key: row.fields.get(holder) for key, row in rows.items()}
     beside = {key: row.fields["emotion"] for key, row in rows.items() if "emotion" in row.fields}
-    return Answers(answers, beside if holder != "emotion" else {})
+    valences = {key: row.fields["valence"] for key, row in rows.items() if "valence" in row.fields}
+    return Answers(answers, beside if holder != "emotion" else {}, valences)
 
 
-def read_labels(path: Path, field: str = "emotion") -> dict[str, str]:
+def read_labels(path: Path, field: str = "emotion", *, none_needed: bool = False) -> dict[str, Any]:
     """The labels (or another field of COLUMNS) in a list or table, by `key_of` the clip's name.
+
+    Args:
+        none_needed: whether a file without any is none to complain of.
 
     Raises:
         UserError: as `read_answers`, or there are none.
     """
-    found = {key: row.fields[field] for key, row in _rows(path, ("name", field)).items() if field in row.fields}
-    if not found:
+    rows = _rows(path, ("name",) if none_needed else ("name", field))
+    found = {key: row.fields[field] for key, row in rows.items() if field in row.fields}
+    if not found and not none_needed:
         raise UserError(f"no {field} in {path}; give a list of names and labels")
     return found
 
@@ -108,9 +120,20 @@ def _rows(path: Path, needs: tuple[str | tuple[str, ...], ...]) -> dict[str, Row
 
 
 def evaluate_answers(
-    answers: Answers, truth: Mapping[str, str], benchmark: Benchmark, *, invalid: str = "invalid"
+    answers: Answers,
+    truth: Mapping[str, str],
+    benchmark: Benchmark,
+    *,
+    invalid: str = "invalid",
+    valences: Mapping[str, float] | None = None,
 ) -> Matched:
     """The answers about the clips of `truth` (labels by `key_of` a name), judged.
+
+    A clip may have several labels, as in "surprise, happy": any of them is right, and a clip whose answer is none of
+    them counts under the first.
+
+    Args:
+        valences: of the clips. Where the answers have valences too, the evaluation gets MER2023's combined ranking.
 
     Raises:
         UserError: no answer is about any of the clips, or a label is none of the benchmark's.
@@ -120,12 +143,19 @@ def evaluate_answers(
     predictions = []
     for key, emotion in truth.items():
         text = answers.answers.get(key) or ""
-        if (own := benchmark.label(emotion)) is None:
+        said = parse_label(text, benchmark.labels)
+        own = [benchmark.label(part) for part in ([emotion] if benchmark.label(emotion) else split_labels(emotion))]
+        if not own or None in own:
             hint = "say from which number on labels are counted" if emotion.isdecimal() else "add it, or mend it"
             raise UserError(f"{key} has the label {emotion!r}, none of {', '.join(benchmark.labels)}; {hint}")
-        predictions.append(Prediction(key, own, text, parse_label(text, benchmark.labels)))
+        predictions.append(Prediction(key, said if said in own else own[0], text, said))
     emotions, labels = [p.emotion for p in predictions], [p.label for p in predictions]
     evaluation = evaluate(benchmark, emotions, labels, invalid=invalid)
+    if both := [key for key in truth if key in (valences or {}) and key in answers.valences]:
+        of_clips, said_of_clips = ([some[key] for key in both] for some in (valences, answers.valences))
+        error = float(np.mean(np.subtract(of_clips, said_of_clips) ** 2))
+        combined = combined_score(evaluation.scores["weighted_f1"], of_clips, said_of_clips)
+        evaluation = replace(evaluation, valence={"clips": len(both), "mse": error, "combined": combined})
     missing = tuple(key for key in truth if answers.answers.get(key) is None)
     others = tuple(key for key in answers.answers if key not in truth)
     return Matched(Evaluated(evaluation, tuple(predictions)), missing, others)

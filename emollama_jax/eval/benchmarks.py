@@ -147,10 +147,21 @@ class Evaluation:
     """Precision, recall, F1 and support of each label."""
     sensitivity: dict[str, float] = field(default_factory=dict)
     """`spread` and `changed` under other orders of the labels (see `order_sensitivity`), where these were asked."""
+    valence: dict[str, float | int] = field(default_factory=dict)
+    """Of answers with valences: the number of `clips` that have one, their `mse`, and MER2023's `combined` ranking."""
 
     @property
     def clips(self) -> int:
         return int(self.confusion.sum())
+
+    @property
+    def floor(self) -> tuple[str, dict[str, float]]:
+        """The label that always given scores best by the benchmark's first metric, and its scores."""
+        support = self.confusion.sum(axis=1)
+        constant = support[None, :, None] * np.eye(len(support) + 1, dtype=np.int64)[:-1, None, :]
+        found = scores(constant)
+        best = int(found[self.benchmark.metrics[0]].argmax())
+        return self.benchmark.labels[best], {name: float(values[best]) for name, values in found.items()}
 
 
 def evaluate(

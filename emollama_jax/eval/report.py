@@ -46,6 +46,8 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "confusion": evaluation.confusion.tolist(),
         "confusion_columns": [*benchmark.labels, "invalid"],
         "order_sensitivity": evaluation.sensitivity,
+        "valence": evaluation.valence,
+        "floor": {"label": evaluation.floor[0], "scores": evaluation.floor[1]},
         "published": [{"who": row.who, "scores": dict(row.scores)} for row in benchmark.published],
     }
 
@@ -75,8 +77,15 @@ def to_markdown(evaluation: Evaluation) -> str:
         first = HEADINGS[benchmark.metrics[0]]
         lines.append(f"Under other orders of the labels {first} spreads over {spread} points; {changed} % of the")
         lines.append("clips change their label.")
+    if found := evaluation.valence:
+        lines.append(
+            f"Valence of {found['clips']:.0f} clips: mean squared error {found['mse']:.4f}; weighted F1 less a"
+        )
+        lines.append(f"quarter of it, by which MER2023 ranks: {_percent(found['combined'])}.")
     headings = {name: HEADINGS[name] for name in benchmark.metrics}
-    lines += ["", *comparison(headings, evaluation.scores, benchmark.published)]
+    label, floor = evaluation.floor
+    rows = (Published(f"floor: always {label}", floor), *benchmark.published)
+    lines += ["", *comparison(headings, evaluation.scores, rows)]
     lines += ["", *table(["metric", "%", level], metrics)]
     lines += ["", *table(["class", "precision", "recall", "F1", "clips"], classes)]
     lines += ["", *table(["true \\ predicted", *benchmark.labels, "invalid"], matrix)]

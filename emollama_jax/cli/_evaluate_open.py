@@ -1,0 +1,110 @@
+"""`emollama evaluate` for labels of an open vocabulary: MER-UniBench, MER2025's tracks and MER2024-OV."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emollama_jax.errors import UserError
+from emollama_jax.eval.label_files import read_label_sets, read_sentiments, read_synonyms
+from emollama_jax.eval.open_report import save_open, save_synonym_scores, save_unibench
+from emollama_jax.eval.open_vocabulary import synonym_set_scores
+from emollama_jax.eval.unibench import (
+    HEADINGS,
+    OPEN_SETS,
+    UNIBENCH,
+    OpenEvaluation,
+    OpenSet,
+    evaluate_open,
+    unibench_mean,
+)
+from emollama_jax.eval.wheels import EmotionWheels
+from emollama_jax.io.paths import local_path
+
+UNIBENCH_NAME, SYNONYMS_NAME = "unibench", "mer2024-ov"
+OPEN_NAMES = (*OPEN_SETS, SYNONYMS_NAME, UNIBENCH_NAME)
+SUFFIXES = ("-openset.npz", ".npz", ".csv", ".jsonl", ".json", ".xlsx", ".txt")  # the first that is there counts
+
+
+def add_open_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("labels of an open vocabulary")
+    group.add_argument(
+        "--wheels", type=local_path, metavar="FOLDER", help="the scorer's emotion_wheel, or its wheel_mapping.npz"
+    )
+    group.add_argument("--synonyms", type=local_path, metavar="FOLDER", help=f"of {SYNONYMS_NAME}: a .npy a clip")
+
+
+def evaluate_open_sets(arguments: argparse.Namespace) -> None:
+    """Score the labels in files by the true ones in `--list`."""
+    if not arguments.predictions or not arguments.list:
+        raise UserError(f"{arguments.benchmark}: give the labels with --predictions and the true ones with --list")
+    if arguments.benchmark == SYNONYMS_NAME:
+        _evaluate_synonyms(arguments)
+        return
+    if not arguments.wheels:
+        raise UserError("--wheels: give the folder emotion_wheel of MERTools (MER2025_Track23)")
+    wheels = EmotionWheels.load(arguments.wheels)
+    if arguments.benchmark != UNIBENCH_NAME:
+        evaluation = _evaluate(OPEN_SETS[arguments.benchmark], arguments.predictions, arguments.list, wheels)
+        save_open(evaluation, wheels, "labels", arguments.out)
+        _print(evaluation)
+        return
+    evaluations = {}
+    for one in UNIBENCH:
+        predictions, truth = (_file_of(folder, one.name) for folder in (arguments.predictions, arguments.list))
+        if predictions and truth:
+            evaluations[one.name] = _evaluate(one, predictions, truth, wheels)
+            _print(evaluations[one.name])
+    if not evaluations:
+        raise UserError(f"no set is in both {arguments.predictions} and {arguments.list}; name files as mer2023.csv")
+    save_unibench(evaluations, wheels, "labels", arguments.out)
+    mean = unibench_mean(evaluations)
+    missing = ", ".join(one.name for one in UNIBENCH if one.name not in evaluations)
+    print(f"no mean of the nine sets: {missing} missing" if mean is None else f"mean of the nine: {100 * mean:.2f} %")
+
+
+def _file_of(folder: Path, name: str) -> Path | None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; {UNIBENCH_NAME} takes one of files named as mer2023.csv")
+    found = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in found if path.is_file()), None)
+
+
+def _evaluate(open_set: OpenSet, predictions: Path, truth: Path, wheels: EmotionWheels) -> OpenEvaluation:
+    true = read_sentiments(truth) if open_set.kind == "sentiment" else read_label_sets(truth)
+    return evaluate_open(open_set, true, read_label_sets(predictions), wheels)
+
+
+def _evaluate_synonyms(arguments: argparse.Namespace) -> None:
+    if not arguments.synonyms:
+        raise UserError(f"--synonyms: {SYNONYMS_NAME} needs the groups of synonyms, a folder of .npy")
+    truth, predictions = read_label_sets(arguments.list), read_label_sets(arguments.predictions)
+    groups = read_synonyms(arguments.synonyms)
+    if not (names := [name for name in truth if name in groups]):
+        raise UserError(f"no clip of {arguments.list} has synonyms in {arguments.synonyms}; check the names")
+    given = [predictions.get(name, ()) for name in names]
+    scores = synonym_set_scores([truth[name] for name in names], given, [groups[name] for name in names])
+    save_synonym_scores(scores, len(names), arguments.out)
+    print(f"{', '.join(f'{name} {100 * value:.2f} %' for name, value in scores.items())}; {len(names)} clips")
+    _name([name for name in names if name not in predictions], "clips without an answer, counted as no label")
+
+
+def _print(evaluation: OpenEvaluation) -> None:
+    shown = (_score(name, evaluation.scores) for name in HEADINGS if name in evaluation.scores)
+    print(f"{evaluation.open_set.title}: {', '.join(shown)}; {evaluation.clips} clips, {evaluation.scored} scored")
+    first = evaluation.open_set.first_metric
+    floors = (f"{who} {100 * scores[first]:.2f} %" for who, scores in evaluation.floors.items())
+    print(f"floor of constant answers, {HEADINGS[first]}: {', '.join(floors)}")
+    if evaluation.count_note:
+        print(evaluation.count_note)
+    _name(evaluation.unanswered, "clips without an answer, counted as no label")
+    _name(evaluation.others, "answers about other clips, left out")
+
+
+def _score(name: str, scores: Mapping[str, float]) -> str:
+    value = f"{scores[name]:.2f}" if name == "list_length" else f"{100 * scores[name]:.2f} %"
+    return f"{HEADINGS[name]} {value}"
+
+
+def _name(clips: Sequence[str], what: str) -> None:
+    if clips:
+        print(f"{len(clips)} {what}: {', '.join(clips[:3])}{', ...' if len(clips) > 3 else ''}")
