@@ -45,7 +45,7 @@ def evaluate_open_sets(arguments: argparse.Namespace) -> None:
     wheels = EmotionWheels.load(arguments.wheels)
     if arguments.benchmark != UNIBENCH_NAME:
         evaluation = _evaluate(OPEN_SETS[arguments.benchmark], arguments.predictions, arguments.list, wheels)
-        save_open(evaluation, wheels, "labels", arguments.out)
+        save_open(evaluation, wheels, "as given", arguments.out)
         _print(evaluation)
         return
     evaluations = {}
@@ -56,7 +56,7 @@ def evaluate_open_sets(arguments: argparse.Namespace) -> None:
             _print(evaluations[one.name])
     if not evaluations:
         raise UserError(f"no set is in both {arguments.predictions} and {arguments.list}; name files as mer2023.csv")
-    save_unibench(evaluations, wheels, "labels", arguments.out)
+    save_unibench(evaluations, wheels, "as given", arguments.out)
     mean = unibench_mean(evaluations)
     missing = ", ".join(one.name for one in UNIBENCH if one.name not in evaluations)
     print(f"no mean of the nine sets: {missing} missing" if mean is None else f"mean of the nine: {100 * mean:.2f} %")

@@ -14,7 +14,7 @@ def to_dict(evaluation: OpenEvaluation, wheels: EmotionWheels, labels_from: str)
     """Everything, in JSON's types; values are fractions of 1.
 
     Args:
-        labels_from: how the labels came out of descriptions, or "labels" where they were given.
+        labels_from: how the labels came out of descriptions, or "as given".
     """
     return {
         "benchmark": evaluation.open_set.name,
