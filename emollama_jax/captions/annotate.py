@@ -1,10 +1,11 @@
 """Annotates clips in stages, each of which is kept for each clip with everything that made it (`stage_store`).
 
-    peak        the frame of the strongest expression and the label, from action units or a list of labels
+    units       blendshapes of the main face, of clips without action units, where there is a mesh (`face_units`)
+    peak        the frame of the strongest expression and the label, from units or a list of labels
     read        the peak frame as a picture, the measured voice, the words
     picture     what the peak frame shows, by a describer
     expression  phrases for the active units
-    voice       the tone in words, against the voices of all clips
+    voice       the tone in words: by a describer, or as measured against the voices of all clips
     coarse      the parts joined
     fine        an inference from them, by a describer
 
@@ -12,17 +13,20 @@ A clip without a label is dropped and counted, one that cannot be read is a fail
 """
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
 
 from emollama_jax.captions import expression, parts, voice
 from emollama_jax.captions.annotation import AnnotateConfig, Annotated, Annotation, SourceClip
-from emollama_jax.captions.describers import Describer
+from emollama_jax.captions.describers import Describer, Scene, measured_picture
+from emollama_jax.captions.face_units import FaceUnits, measure_faces
 from emollama_jax.captions.mer_factory import TOOL
 from emollama_jax.captions.parts import Parts, coarse_caption
 from emollama_jax.captions.stage_store import ClipStages, StageStore, stage_key
@@ -35,6 +39,7 @@ from emollama_jax.media.action_units import ActionUnits, read_action_units
 from emollama_jax.media.audio import is_silent, read_sound
 from emollama_jax.media.clip import ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipRead, ClipReader
+from emollama_jax.media.mesh_units import above_baseline
 from emollama_jax.media.subtitle_files import find_subtitle_files
 from emollama_jax.media.subtitles import Transcribe
 from emollama_jax.media.unit_rules import (
@@ -45,7 +50,7 @@ from emollama_jax.media.unit_rules import (
 )
 
 VERSION = 1  # counted up when the stages `peak` or `read` would give something else
-TEXTS = {"picture": "picture", "fine": "caption_fine"}  # kind -> field of an annotation
+TEXTS = {"picture": "picture", "voice": "voice", "fine": "caption_fine"}  # kind -> field of an annotation
 PATIENCE = 16  # clips without a single text, until no others are described
 FRAME = 448  # pixels of the pictures that are kept, both ways
 
@@ -55,8 +60,7 @@ def annotate(
     out: Path,
     config: AnnotateConfig,
     *,
-    picture: Describer,
-    fine: Describer | None = None,
+    describers: Mapping[str, Describer] = MappingProxyType({}),
     transcribe: Transcribe | None = None,
     workers: int = 0,
     progress: Callable[[int], None] = lambda count: None,
@@ -64,8 +68,9 @@ def annotate(
     """Annotates clips; goes on where it was stopped.
 
     Args:
-        out: gets the folders `stages` and `frames`.
-        picture, fine: who describes the peak frame, and infers the fine caption; None writes none.
+        out: gets the folders `stages`, `frames` and, with a mesh, `blendshapes`.
+        describers: who describes the peak frame (`picture`) and the `voice`, by measurement where they are not given,
+            and who infers the `fine` caption, which is not written without.
         transcribe: listens, where the subtitle sources name speech.
         workers: child processes that read clips.
         progress: is told of every clip that has been read.
@@ -74,6 +79,8 @@ def annotate(
         UserError: an endpoint refuses the key, the address or the model. Finished work is kept.
     """
     run = _Run(out, config, Stopwatch())
+    with run.clock("units"):
+        run.measure_units(clips, workers)
     for clip in clips:
         with run.clock("peak"):
             run.find_peak(clip)
@@ -81,33 +88,46 @@ def annotate(
         progress(1)
     alive = [clip for clip in clips if run.annotations[clip.name].status == "annotated"]
     with run.clock("picture"):
-        run.ask(alive, "picture", picture)
+        run.ask(alive, "picture", describers.get("picture") or measured_picture())
+    with run.clock("voice"):
+        run.ask([clip for clip in alive if run.annotations[clip.name].voice_measures], "voice", describers.get("voice"))
     with run.clock("words"):
         run.put_into_words(alive)
     with run.clock("fine"):
-        run.ask([clip for clip in alive if fine or clip.given.fine], "fine", fine)
+        run.ask(alive, "fine", describers.get("fine"))
     return Annotated([run.annotations[clip.name] for clip in clips], run.clock.seconds)
 
 
 class _Run:
     def __init__(self, out: Path, config: AnnotateConfig, clock: Stopwatch):
-        self.config, self.clock, self._frames = config, clock, out / "frames"
+        self.config, self.clock, self._frames, self._tables = config, clock, out / "frames", out / "blendshapes"
+        self._measured: dict[str, FaceUnits | UserError] = {}
         self._store = StageStore(out / "stages")
         self._stages: dict[str, ClipStages] = {}
         self.annotations: dict[str, Annotation] = {}
 
     # The peak and the label
 
+    def measure_units(self, clips: Sequence[SourceClip], workers: int) -> None:
+        for clip in clips:
+            self._stages[clip.name] = self._store.open(clip.name)
+        if self.config.clip.mesh:
+            without = [clip for clip in clips if clip.units is None]
+            self._measured = measure_faces(without, self._tables, self._stages, self.config.clip, workers=workers)
+
     def find_peak(self, clip: SourceClip) -> None:
         one = self.annotations[clip.name] = Annotation(clip.name, str(clip.video))
-        stages = self._stages[clip.name] = self._store.open(clip.name)
+        stages, measured = self._stages[clip.name], self._measured.get(clip.name)
         settings = [rules_identity(self.config.rules), self.config.active_from, self.config.labels, clip.label]
+        settings += [self.config.clip.person, clip.given.peak_index]
         try:
-            given = clip.given.peak_index
-            key = stage_key(VERSION, clip.units and file_digest(clip.units), *settings, given)
+            if isinstance(measured, UserError):
+                raise measured
+            table = measured.table if measured else clip.units
+            key = stage_key(VERSION, table and file_digest(table), measured and measured.peak_index, *settings)
             value = stages.get("peak", key)
             if value is None:
-                value = self._peak(clip)
+                value = self._peak(clip, measured)
                 stages.put("peak", key, value)
         except (UserError, OSError) as error:
             one.status, one.reason = "failed", str(error)
@@ -115,31 +135,41 @@ class _Run:
         for name, given in value.items():
             setattr(one, name, given)
 
-    def _peak(self, clip: SourceClip) -> dict[str, Any]:
+    def _peak(self, clip: SourceClip, measured: FaceUnits | None) -> dict[str, Any]:
         """The fields of the annotation that the units and the label give."""
-        table = read_action_units(clip.units) if clip.units is not None else None
-        peak = None if table is None else self._unit_peak(table, clip.label)
+        table, given = None, clip.given.peak_index
+        frame = given if given is not None else measured and measured.peak_index
+        if clip.units is not None:
+            table, frame = read_action_units(clip.units, person=self.config.clip.person), None
+        elif measured and measured.peak_index is not None:
+            table = above_baseline(read_action_units(measured.table))
+        peak = None if table is None else self._unit_peak(table, clip.label, frame)
         fields: dict[str, Any] = {}
         if table is not None:
             fields["out_of_reach"] = labels_out_of_reach(table, self.config.rules)
         if clip.label is None and peak is None:
-            reason = "no action units and no label" if table is None else "no rule matches its action units"
+            unknown = "no face is found, and no label" if measured else "no action units and no label"
+            reason = unknown if table is None else f"no rule matches its {_kind(table)}"
             return fields | {"status": "dropped", "reason": reason}
         if clip.label is None and peak.label not in self.config.labels:
             return fields | {"status": "dropped", "reason": f"its units say {peak.label}, which is none of the labels"}
         fields |= {"label": clip.label or peak.label, "peak_by": "motion", "label_by": "label file"}
-        if clip.given.peak_index is not None:
-            fields |= {"peak_index": clip.given.peak_index, "peak_by": TOOL}
+        if given is not None:
+            fields |= {"peak_index": given, "peak_by": TOOL}
+        elif frame is not None:
+            fields["peak_index"] = frame
         if peak is not None:
-            fields |= {"peak_index": peak.frame, "peak_by": table.source, "units": peak.active, "matches": peak.matches}
+            fields |= {"units": peak.active, "matches": peak.matches}
+            if frame is None:  # of blendshapes it is found by motion
+                fields |= {"peak_index": peak.frame, "peak_by": table.source}
             fields["label_by"] = "label file" if clip.label else table.source
         return fields
 
-    def _unit_peak(self, table: ActionUnits, label: str | None) -> UnitPeak | None:
+    def _unit_peak(self, table: ActionUnits, label: str | None, frame: int | None) -> UnitPeak | None:
         """The peak by the rules of the label, where one is given and they match, else by all."""
+        find = functools.partial(find_unit_peak, table, active_from=self.config.active_from, frame=frame)
         own = [rule for rule in self.config.rules if rule.label == label]
-        peak = find_unit_peak(table, own, active_from=self.config.active_from) if own else None
-        return peak or find_unit_peak(table, self.config.rules, active_from=self.config.active_from)
+        return (find(own) if own else None) or find(self.config.rules)
 
     # What is seen and heard
 
@@ -234,19 +264,18 @@ class _Run:
                 lambda one=one: expression.describe_units(one.units, one.name, self.config.seed),
             )
             key = stage_key(voice.VERSION, one.voice_measures, norms)
-            one.voice = clip.given.voice or _kept(
-                stages, "voice", key, lambda one=one: voice.describe_voice(one.voice_measures, norms)
-            )
+            if not one.voice:
+                one.voice = _kept(stages, "tone", key, lambda one=one: voice.describe_voice(one.voice_measures, norms))
+                one.describers["voice"] = "measured"
             key = stage_key(parts.VERSION, dataclasses.asdict(_parts(one)))
             one.caption_coarse = _kept(stages, "coarse", key, lambda one=one: coarse_caption(_parts(one)))
-            heard = TOOL if clip.given.voice else "measured"
-            one.describers |= {"expression": "phrases", "voice": heard, "coarse": "template"}
+            one.describers |= {"expression": "phrases", "coarse": "template"}
 
     # By describers
 
     def _take_given(self, clip: SourceClip, kind: str) -> bool:
         """Whether the text is given, which is taken then."""
-        if not (text := {"picture": clip.given.picture, "fine": clip.given.fine}[kind]):
+        if not (text := getattr(clip.given, kind)):
             return False
         one = self.annotations[clip.name]
         setattr(one, TEXTS[kind], text)
@@ -258,11 +287,13 @@ class _Run:
 
         def work(clip: SourceClip) -> str:
             one, stages = self.annotations[clip.name], self._stages[clip.name]
-            about = file_digest(self.frame(clip)) if kind == "picture" else dataclasses.asdict(_parts(one))
+            scene = Scene(self.frame(clip), clip.video, _parts(one))
+            file = {"picture": scene.frame, "voice": scene.video}.get(kind)
+            about = file_digest(file) if file else dataclasses.asdict(scene.parts)
             key = stage_key(describer.identity, about)
             value = stages.get(kind, key)
             if value is None:
-                reply = describer.describe(self.frame(clip), _parts(one))
+                reply = describer.describe(scene)
                 value = {"status": reply.status, "text": reply.text}
                 if reply.status != "failed":
                     stages.put(kind, key, value)
@@ -275,7 +306,7 @@ class _Run:
 
         statuses: list[str] = []
         clips = [clip for clip in clips if not self._take_given(clip, kind)]
-        if not clips:
+        if not clips or describer is None:
             return
         with ThreadPoolExecutor(describer.concurrency) as pool:
             try:
@@ -290,6 +321,10 @@ class _Run:
                 describer.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _kind(table: ActionUnits) -> str:
+    return "blendshapes at the peak" if table.source == "blendshapes" else "action units"
 
 
 def _measure_voice(video: Path) -> dict[str, float] | str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from emollama_jax.captions.mer_factory import GivenParts
 from emollama_jax.media.action_units import ACTIVE
 from emollama_jax.media.clip import ClipConfig
-from emollama_jax.media.unit_rules import MERR_RULES, UnitRule
+from emollama_jax.media.unit_rules import RULES, UnitRule
 from emollama_jax.text.labels import MERR
 
 
@@ -30,7 +30,7 @@ class SourceClip:
 class AnnotateConfig:
     """How clips are annotated."""
 
-    rules: tuple[UnitRule, ...] = MERR_RULES
+    rules: tuple[UnitRule, ...] = RULES
     active_from: float = ACTIVE
     """The intensity from which a unit is active."""
     labels: tuple[str, ...] = MERR
@@ -40,6 +40,8 @@ class AnnotateConfig:
     subtitle_sources: tuple[str, ...] = ()
     subtitle_language: str = ""
     clip: ClipConfig = field(default_factory=ClipConfig)
+    """How clips are read. With a `mesh` the blendshapes of those without action units are measured; of several people
+    `person` is the one."""
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """What action units look like, in words: phrases for each unit, one of which a seed chooses for a clip."""
 
+import re
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
-VERSION = 1  # counted up when the same seed would give other phrases
+VERSION = 2  # counted up when the same seed would give other phrases
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "AU01": ("the inner ends of the brows rise", "the middle of the brows is lifted", "inner brows drawn upwards"),
@@ -26,17 +27,25 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "AU25": ("the lips are parted", "the mouth is slightly open", "lips apart"),
     "AU26": ("the jaw drops", "the mouth falls open", "a lowered jaw"),
     "AU28": ("the lips are sucked in", "the lips roll inwards", "lips drawn between the teeth"),
+    # Of blendshapes, and only what is seen: a grimace draws the corners of the mouth, too.
+    "browInnerUp": ("the middle of the brows goes up", "the inner brows are higher than before", "inner brows move up"),
+    "browOuterUp": ("the outer brows go up", "the brows are higher than before", "outer brows move up"),
+    "jawOpen": ("the jaw opens", "the mouth opens", "the chin goes down"),
+    "mouthSmile": ("the corners of the mouth move out and up", "the mouth widens upwards", "mouth corners drawn up"),
+    "mouthUpperUp": ("the upper lip goes up", "the upper teeth show", "the upper lip is drawn up"),
 }
 
 
 def describe_units(units: Iterable[str], name: str, seed: int = 0) -> list[str]:
     """Chooses a phrase for each unit that has any, in order; the same for the same clip, unit and seed.
 
+    Of a blendshape's two sides the first is described, for both.
+
     Args:
         name: the clip's.
     """
     chosen = []
-    for unit in units:
+    for unit in dict.fromkeys(re.sub("(Left|Right)$", "", unit) for unit in units):
         if phrases := PHRASES.get(unit):
             rng = np.random.default_rng((seed, zlib.crc32(f"{name} {unit}".encode("utf-8", "surrogateescape"))))
             chosen.append(phrases[rng.integers(len(phrases))])

@@ -1,54 +1,65 @@
 """Make MERR-style annotations of raw clips: labels, descriptions, captions."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emollama_jax.captions.annotate import AnnotateConfig, Annotated, SourceClip, annotate
-from emollama_jax.captions.describers import Describer, chat_describers, measured_picture, read_prompts
+from emollama_jax.captions.describers import Describer, chat_describers, read_prompts
 from emollama_jax.captions.human_check import write_sheet
 from emollama_jax.captions.mer_factory import GivenParts, read_mer_factory
 from emollama_jax.captions.merr_files import write_merr_files
+from emollama_jax.captions.own_model import KINDS, model_describers
 from emollama_jax.captions.page import write_page
-from emollama_jax.cli._arguments import VerbParser, add_label_arguments, at_least
+from emollama_jax.cli._arguments import VerbParser, add_config_argument, add_label_arguments, at_least, parse
 from emollama_jax.cli._progress import Progress
 from emollama_jax.cli._subtitles import add_subtitle_arguments, check_subtitle_arguments, transcribe_of
+from emollama_jax.config import Config, MeshConfig, load_config
 from emollama_jax.data.clip_files import FolderFiles
 from emollama_jax.data.problems import Problem
 from emollama_jax.data.tables import key_of, read_rows, read_subtitles, stem_of
 from emollama_jax.errors import UserError
+from emollama_jax.infer.engine import Engine
 from emollama_jax.io.chat import ChatConfig
 from emollama_jax.io.locks import exclusive_lock
 from emollama_jax.io.paths import local_path
 from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.media.action_units import ACTIVE
 from emollama_jax.media.container import VIDEO_SUFFIXES
-from emollama_jax.media.unit_rules import MERR_RULES, read_rules
+from emollama_jax.media.face_mesh import load_mesh
+from emollama_jax.media.unit_rules import RULES, read_rules
 from emollama_jax.text.labels import MERR, find_label
+from emollama_jax.weights.catalogue import CATALOGUE
 
-DESCRIBED = ("picture", "fine")
+DESCRIBED = ("picture", "voice", "fine")
+ENDPOINT, MODEL = "endpoint", "model"
+EXPERIMENT = "stage1_merr"  # of which MiniGPT-v2 is the beginning
+MESH = f"weights/{CATALOGUE['face-landmarker'].target}"
 
 
 def run(argv: list[str]) -> int:
-    arguments = make_parser().parse_args(argv)
+    experiment, arguments = parse(make_parser(), argv, default=load_config(EXPERIMENT))
     check_subtitle_arguments(arguments)
     if unknown := [kind for kind in arguments.describe if kind not in DESCRIBED]:
         raise UserError(f"--describe: no text {unknown[0]!r}; choose among {', '.join(DESCRIBED)}")
     labels = arguments.labels or MERR
+    chosen = {"mesh": arguments.mesh, "person": arguments.person}
+    clip = dataclasses.replace(experiment.clip, **{name: value for name, value in chosen.items() if value})
+    if clip.mesh:
+        load_mesh(clip.mesh)  # what is wrong with it is said now
     config = AnnotateConfig(
-        rules=read_rules(arguments.rules) if arguments.rules else MERR_RULES,
+        rules=read_rules(arguments.rules) if arguments.rules else RULES,
         active_from=arguments.active_from,
         labels=labels,
         seed=arguments.seed,
         subtitle_sources=arguments.subtitles_from,
         subtitle_language=arguments.subtitle_language,
+        clip=clip,
     )
     clips = _find_clips(arguments, labels)
-    prompts = read_prompts(arguments.prompts)
-    describers: Mapping[str, Describer] = {}
-    if arguments.describe:
-        describers = chat_describers(ChatConfig.from_environment("describer"), arguments.describe, prompts)
+    describers = _describers(arguments, experiment)
     busy = UserError(f"another process writes to {arguments.out}; wait for it, or choose another --out")
     with exclusive_lock(arguments.out / "lock", busy):
         progress = Progress(len(clips), "clip")
@@ -56,8 +67,7 @@ def run(argv: list[str]) -> int:
             clips,
             arguments.out,
             config,
-            picture=describers.get("picture") or measured_picture(),
-            fine=describers.get("fine"),
+            describers=describers,
             transcribe=transcribe_of(arguments),
             workers=arguments.workers,
             progress=progress,
@@ -76,18 +86,31 @@ def make_parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="emollama annotate",
         description="Annotates the videos below a folder as MERR was made: the peak frame and a label from action "
-        "units, phrases for these, the tone of the voice, the words, a coarse caption and, with a model behind a chat "
-        "endpoint, a description of the frame and a fine caption. Writes MERR's own files, which emollama prepare and "
+        "units, phrases for these, the tone of the voice, the words, a coarse caption and, with a model as the "
+        "describer, a description of the frame and a fine caption. Writes MERR's own files, which emollama prepare and "
         "extract read, annotations.jsonl with everything, and report.html. Clips without a label are dropped and "
-        "counted. Goes on where it was stopped, and does anew only what depends on what has changed. The endpoint is "
-        "EMOLLAMA_DESCRIBER_ADDRESS, EMOLLAMA_DESCRIBER_MODEL and EMOLLAMA_DESCRIBER_KEY. Exit code 1: a clip could "
-        "not be read, or a text was not given.",
+        "counted. Goes on where it was stopped, and does anew only what depends on what has changed. Describers are a "
+        "model behind an endpoint (EMOLLAMA_DESCRIBER_ADDRESS, EMOLLAMA_DESCRIBER_MODEL, EMOLLAMA_DESCRIBER_KEY) or "
+        "MiniGPT-v2 and LLaMA in this process (--describer model). Exit code 1: a clip could not be read, or a text "
+        "was not given.",
         epilog="example: emollama annotate my_videos --units openface --subtitles-from file,track --out merr",
     )
     parser.add_argument("folder", type=local_path, metavar="FOLDER", help="of videos")
     parser.add_argument("--out", type=local_path, required=True, metavar="FOLDER", help="the annotations")
     parser.add_argument(
         "--units", type=local_path, metavar="FOLDER", help="of {name}.csv by OpenFace 2, OpenFace 3 or LibreFace"
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs="?",
+        const=MESH,
+        default="",
+        metavar="FILE",
+        help=f"measure blendshapes where a clip has no units, and tell faces from what is none, by MediaPipe's "
+        f"face_landmarker.task (default: {MESH})",
+    )
+    parser.add_argument(
+        "--person", type=at_least(1), default=None, metavar="N", help="of several: 1 the main one, 2 the next, ..."
     )
     parser.add_argument(
         "--label-file",
@@ -114,16 +137,47 @@ def make_parser() -> argparse.ArgumentParser:
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar=",".join(DESCRIBED),
-        help="texts that a model behind the endpoint gives: of the peak frame, and the fine caption",
+        help="texts that a model gives: of the peak frame, of the tone of voice, and the fine caption",
     )
-    parser.add_argument("--prompts", type=local_path, metavar="FILE", help='JSON: {"picture": "...", "fine": "..."}')
+    parser.add_argument("--prompts", type=local_path, metavar="FILE", help='JSON: {"picture": "...", ...}')
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of phrases (default: %(default)s)")
     parser.add_argument(
         "--workers", type=at_least(1), default=default_workers(), metavar="N", help="default: the processors"
     )
     add_subtitle_arguments(parser)
     add_label_arguments(parser, "default: MERR's nine")
+    group = parser.add_argument_group("the describer")
+    group.add_argument(
+        "--describer",
+        choices=(ENDPOINT, MODEL),
+        default=ENDPOINT,
+        help=f"{ENDPOINT}, or {MODEL}: MiniGPT-v2 for the picture and its language model for the fine caption, in this "
+        "process (default: %(default)s)",
+    )
+    group.add_argument("--base", metavar="FOLDER", help="the language model (default: weights.base)")
+    group.add_argument("--trained", metavar="FILE", help="MiniGPT-v2's checkpoint (default: weights.trained)")
+    group.add_argument("--eva-vit", metavar="FILE", help="the encoder of frames (default: weights.eva_vit)")
+    add_config_argument(group, default=EXPERIMENT)
     return parser
+
+
+def _describers(arguments: argparse.Namespace, experiment: Config) -> Mapping[str, Describer]:
+    """Who gives the texts of `--describe`."""
+    prompts, kinds = read_prompts(arguments.prompts), arguments.describe
+    if not kinds:
+        return {}
+    if arguments.describer == ENDPOINT:
+        return chat_describers(ChatConfig.from_environment("describer"), kinds, prompts)
+    if deaf := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"--describer {MODEL}: hears nothing; leave {deaf[0]} out of --describe")
+    engine = Engine.load(
+        arguments.trained,
+        config=dataclasses.replace(experiment, mesh=MeshConfig()),
+        base=arguments.base,
+        eva_vit=arguments.eva_vit,
+        inputs="frames" if "picture" in kinds else "image_tokens",
+    )
+    return model_describers(engine, kinds, prompts)
 
 
 def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[SourceClip]:

@@ -22,7 +22,8 @@ from emollama_jax.fields import fields_affecting
 from emollama_jax.io.paths import PathLike
 from emollama_jax.media.clip import ClipMedia, ReadSpec
 from emollama_jax.media.face_detection import detector_name
-from emollama_jax.media.faces import MAIN_FACE
+from emollama_jax.media.face_mesh import mesh_identity
+from emollama_jax.media.faces import main_face_rule
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
@@ -71,12 +72,15 @@ class Encoders:
 
     def fingerprints(self, config: Config) -> dict[str, str]:
         """What the numbers of each encoder that is there depend on: its parameters, and how clips are read for it."""
+        clip = config.clip
+        meshed = {"mesh": mesh_identity(clip.mesh)} if clip.mesh else {}
         options = {
             "mae": lambda model: {
                 "pool": model.config.pool,
                 "faces": detector_name(),
-                "main_face": MAIN_FACE,
-                "max_faces": config.clip.max_faces,
+                "main_face": main_face_rule(mesh=bool(clip.mesh), person=clip.person),
+                "max_faces": clip.max_faces,
+                **meshed,
             },
             "videomae": lambda model: {"frames": model.config.num_frames, "pool": "mean"},
             "hubert": lambda model: {"layer": model.config.layer, "pool": "mean"},

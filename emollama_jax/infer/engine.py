@@ -21,6 +21,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config, load_config
@@ -46,6 +49,7 @@ from emollama_jax.infer.slots import SlotBatcher
 from emollama_jax.io.paths import PathLike
 from emollama_jax.media.subtitles import Recogniser
 from emollama_jax.models.emotion_llama import EmotionLlama
+from emollama_jax.models.lora import is_adapter
 from emollama_jax.runs.run import Run
 from emollama_jax.sharding import use_mesh
 from emollama_jax.text.prompts import PromptConfig, Turn
@@ -347,9 +351,14 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
-    def make_slot_batcher(self, slots: int) -> SlotBatcher:
-        """Make a batcher of this model's answers, beside the engine's own."""
-        return SlotBatcher(self._model.llama, self._tokenizer.end_ids, slots=slots)
+    def make_slot_batcher(self, slots: int, *, adapters: bool = True) -> SlotBatcher:
+        """Make a batcher of this model's answers, beside the engine's own; without `adapters` of the language model
+        alone, which shares its parameters."""
+        llama = self._model.llama
+        if not adapters:
+            graphdef, adapted, others = nnx.split(llama, is_adapter, ...)
+            llama = nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, adapted), others)
+        return SlotBatcher(llama, self._tokenizer.end_ids, slots=slots)
 
     def on_mesh(self) -> contextlib.AbstractContextManager:
         """Compute on the engine's mesh within the block."""

@@ -3,6 +3,8 @@
     openface2   frame, success, AU01_r ... AU45_r (0 to 5), AU01_c ... AU45_c; AU28 has no AU28_r
     openface3   au: a text with a list of eight numbers without names; OPENFACE3_UNITS are those it is trained on
     libreface   frame_idx, au_1 ... (0 or 1), au_1_intensity ... (0 to 5)
+    blendshapes frame, presence (of a face, 0 to 1), browDownLeft ... (0 to 1): `media/mesh_units.py`, under their own
+                names
 
 Headers may have blanks before them and be in any case. Values of two tools cannot be compared: a table says whose they
 are.
@@ -22,12 +24,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from emollama_jax.errors import UserError
+from emollama_jax.media.face_mesh import BLENDSHAPES, SEEN
 
 # DISFA's eight, in the order of OpenFace 3's list. A file that says otherwise does not exist: the list has no names.
 OPENFACE3_UNITS = ("AU01", "AU02", "AU04", "AU06", "AU09", "AU12", "AU25", "AU26")
 ACTIVE = 0.3  # the intensity from which a unit is active, as low as in MERR, where 0.36 counts
-BLINK = "AU45"
-BLINK_ACTIVE = 1.0
+BLINKS = {"AU45": 1.0, "eyeBlinkLeft": 0.5, "eyeBlinkRight": 0.5}  # from which intensity eyes are shut
 LONGEST_BLINK_S = 0.5  # eyes that are shut for longer do not blink
 USUAL_FRAME_S = 1 / 25  # where a file has no times
 
@@ -38,6 +40,7 @@ _COLUMNS = {
     "confidence": ("confidence",),
     "face": ("face_id",),
     "list": ("au", "aus", "action_units"),
+    "presence": ("presence",),
 }
 _OPENFACE2 = re.compile(r"au(\d\d)_([rc])")
 _LIBREFACE = re.compile(r"au_(\d{1,2})(_intensity)?")
@@ -60,9 +63,9 @@ class ActionUnits:
     """The action units of one face through a clip."""
 
     source: str
-    """The tool: openface2, openface3 or libreface."""
+    """The tool: openface2, openface3, libreface or blendshapes."""
     units: tuple[str, ...]
-    """AU01, AU02, ... in ascending order."""
+    """AU01, AU02, ... in ascending order; of blendshapes their own names."""
     frames: Int[np.ndarray, " F"]
     """The number of each frame in the clip, from 0, ascending."""
     times: Float[np.ndarray, " F"]
@@ -90,9 +93,10 @@ class ActionUnits:
     def blinks(self) -> Bool[np.ndarray, " F"]:
         """Returns in which frames the eyes blink, that is, are shut for LONGEST_BLINK_S at most."""
         blinks = np.zeros(len(self.frames), bool)
-        if BLINK not in self.units:
+        lids = [self.active(least)[:, self.units.index(unit)] for unit, least in BLINKS.items() if unit in self.units]
+        if not lids:
             return blinks
-        shut = self.active(BLINK_ACTIVE)[:, self.units.index(BLINK)]
+        shut = np.all(lids, axis=0)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], shut.astype(int), [0]])))
         for start, end in edges.reshape(-1, 2):
             blinks[start:end] = self.times[end - 1] - self.times[start] <= LONGEST_BLINK_S
@@ -104,14 +108,14 @@ class ActionUnits:
         return awake if awake.any() else self.found
 
 
-def read_action_units(path: str | Path, *, face: str | None = None) -> ActionUnits:
-    """Reads a file of OpenFace 2.2, OpenFace 3 or LibreFace.
+def read_action_units(path: str | Path, *, person: int = 1) -> ActionUnits:
+    """Reads a file of OpenFace 2.2, OpenFace 3, LibreFace or blendshapes.
 
     Args:
-        face: the `face_id` of a file with several faces; None is the one found in most frames, of equals the surest.
+        person: of a file with several faces: 1 is the one found in most frames, of equals the surest, 2 the next.
 
     Raises:
-        UserError: no such file, of no tool above, a row that is not numbers, or no frame with the face.
+        UserError: no such file, of no tool above, a row that is not numbers, or fewer faces than `person`.
     """
     path = Path(path)
     names, table = _read_table(path)
@@ -132,11 +136,11 @@ def read_action_units(path: str | Path, *, face: str | None = None) -> ActionUni
     faces = {name: rows for name, rows in measured.items() if any(row.found for row in rows)}
     if not faces:
         raise UserError(f"{path}: no frame with a face; leave it out")
-    if face is not None and face not in faces:
-        raise UserError(f"{path}: no face {face}; it has {', '.join(sorted(faces))}")
+    if person > len(faces):
+        raise UserError(f"{path}: no person {person}; it has {len(faces)} faces")
     first = min(row.frame for rows in measured.values() for row in rows)
     start = min(first, 1) if source == "openface2" else min(first, 0)  # OpenFace 2 counts from 1
-    return _table(source, units, faces[face] if face is not None else max(faces.values(), key=_weight), start)
+    return _table(source, units, sorted(faces.values(), key=_weight, reverse=True)[person - 1], start)
 
 
 class _Measured(NamedTuple):
@@ -183,6 +187,9 @@ def _units_of(names: Sequence[str], columns: dict[str, int | None]) -> tuple[str
             units = tuple(sorted(found))
             places = _Places([found[u].get(True) for u in units], [found[u].get(False) for u in units], None)
             return source, units, places
+    shapes = {name: names.index(name.lower()) for name in BLENDSHAPES if name.lower() in names}
+    if len(shapes) == len(BLENDSHAPES) and columns["presence"] is not None:
+        return "blendshapes", tuple(shapes), _Places([*shapes.values()], [None] * len(shapes), None)
     if columns["list"] is not None:
         return "openface3", OPENFACE3_UNITS, _Places([], [], columns["list"])
     return "", (), _Places([], [], None)
@@ -209,7 +216,9 @@ def _measure(row: list[str], number: int, columns: dict[str, int | None], places
         frame=frame,
         time=value("time", frame * USUAL_FRAME_S),
         confidence=value("confidence", 1.0),
-        found=value("success", 1.0) >= 0.5 and bool(measured) and all(map(math.isfinite, measured)),
+        found=min(value("success", 1.0), value("presence", 1.0)) >= SEEN
+        and bool(measured)
+        and all(map(math.isfinite, measured)),
         intensity=intensity,
         present=present,
     )

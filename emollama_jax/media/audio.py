@@ -3,8 +3,10 @@
 Axes: S samples.
 """
 
+import io
 import itertools
 import math
+import wave
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +80,17 @@ def read_sound(
 def is_silent(sound: Float[np.ndarray, " S"]) -> bool:
     """Whether sound is digital silence, as of a track in which nothing was recorded."""
     return bool(np.abs(sound).max(initial=0) <= SILENT)
+
+
+def wav_bytes(sound: Float[np.ndarray, " S"] | None) -> bytes:
+    """The sound, 16 kHz, mono, from -1 to 1, as a WAV file of 16 bits; None is one of no length."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(SAMPLE_RATE)
+        writer.writeframes(b"" if sound is None else (sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def _find_timeline(path: str | Path) -> Timeline:

