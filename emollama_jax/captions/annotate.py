@@ -90,7 +90,8 @@ def annotate(
     with run.clock("picture"):
         run.ask(alive, "picture", describers.get("picture") or measured_picture())
     with run.clock("voice"):
-        run.ask([clip for clip in alive if run.annotations[clip.name].voice_measures], "voice", describers.get("voice"))
+        heard = [clip for clip in alive if clip.given.voice or run.annotations[clip.name].voice_measures]
+        run.ask(heard, "voice", describers.get("voice"))
     with run.clock("words"):
         run.put_into_words(alive)
     with run.clock("fine"):
@@ -159,7 +160,7 @@ class _Run:
         elif frame is not None:
             fields["peak_index"] = frame
         if peak is not None:
-            fields |= {"units": peak.active, "matches": peak.matches}
+            fields |= {"units": peak.active, "units_by": table.source, "matches": peak.matches}
             if frame is None:  # of blendshapes it is found by motion
                 fields |= {"peak_index": peak.frame, "peak_by": table.source}
             fields["label_by"] = "label file" if clip.label else table.source
@@ -345,5 +346,10 @@ def _kept(stages: ClipStages, stage: str, key: str, make: Callable[[], Any]) -> 
 
 def _parts(one: Annotation) -> Parts:
     return Parts(
-        label=one.label, picture=one.picture, expression=tuple(one.expression), voice=one.voice, subtitle=one.subtitle
+        label=one.label,
+        picture=one.picture,
+        expression=tuple(one.expression),
+        expression_by=one.units_by,
+        voice=one.voice,
+        subtitle=one.subtitle,
     )

@@ -62,6 +62,8 @@ class Annotation:
     frames: int = 0
     units: dict[str, float] = field(default_factory=dict)
     """Those that are active at the peak, with their intensity."""
+    units_by: str = ""
+    """The tool that measured them."""
     matches: dict[str, float] = field(default_factory=dict)
     """The labels whose rules match at the peak, with their strength, best first."""
     out_of_reach: list[str] = field(default_factory=list)

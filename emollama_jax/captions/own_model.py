@@ -15,6 +15,7 @@ from PIL import Image
 from emollama_jax.captions.describers import Describer, Scene, fill
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.engine import Engine
+from emollama_jax.infer.shared_batcher import SharedBatcher
 from emollama_jax.infer.slots import GenerationRequest
 from emollama_jax.io.chat import ChatReply
 from emollama_jax.media.images import eva_vit_frame
@@ -25,6 +26,7 @@ from emollama_jax.text.tokenizers import Tokenizer
 KINDS = ("picture", "fine")  # it hears nothing
 CAPTION = "[caption] {prompt}"
 CHAT_MARK = "<|im_start|>"  # of vocabularies whose chats are marked so; LLaMA-2's have [INST]
+TOGETHER = 8  # clips whose texts are generated at the same time; none depends on the others
 VERSION = 1  # counted up when the same model would be asked in other words
 
 
@@ -43,6 +45,7 @@ def model_describers(engine: Engine, kinds: Sequence[str], prompts: Mapping[str,
             identity=f"{VERSION} {identity} {prompts[kind]}",
             describe=lambda scene, kind=kind: describe[kind](scene, prompts[kind]),
             name=f"MiniGPT-v2 over {name}" if kind == "picture" else name,
+            concurrency=TOGETHER,
         )
         for kind in kinds
     }
@@ -51,8 +54,8 @@ def model_describers(engine: Engine, kinds: Sequence[str], prompts: Mapping[str,
 class _OwnModel:
     def __init__(self, engine: Engine):
         self._engine, self._config = engine, engine.config
-        self._with_adapters = engine.make_slot_batcher(1)
-        self._alone = engine.make_slot_batcher(1, adapters=False)
+        self._with_adapters = SharedBatcher(engine.make_slot_batcher(TOGETHER))
+        self._alone = SharedBatcher(engine.make_slot_batcher(TOGETHER, adapters=False))
 
     def caption(self, scene: Scene, prompt: str) -> ChatReply:
         config = self._config
@@ -63,17 +66,16 @@ class _OwnModel:
         with self._engine.on_mesh():
             (soft,) = self._engine.predictor.soft_tokens([clip])
             asked = caption_prompt(self._engine.tokenizer, prompt, num_image_tokens(config.eva_vit, config.projectors))
-            (found,) = self._with_adapters.run([GenerationRequest(asked, config.generate, config.seed, soft)])
-        return self._reply(found.tokens)
+            return self._reply(self._with_adapters, GenerationRequest(asked, config.generate, config.seed, soft))
 
     def infer(self, scene: Scene, prompt: str) -> ChatReply:
         asked = chat_prompt(self._engine.tokenizer, fill(prompt, scene.parts))
         with self._engine.on_mesh():
-            (found,) = self._alone.run([GenerationRequest(asked, self._config.generate, self._config.seed)])
-        return self._reply(found.tokens)
+            return self._reply(self._alone, GenerationRequest(asked, self._config.generate, self._config.seed))
 
-    def _reply(self, tokens: Sequence[int]) -> ChatReply:
-        text = " ".join(self._engine.tokenizer.decode(tokens).split())
+    def _reply(self, batcher: SharedBatcher, request: GenerationRequest) -> ChatReply:
+        *_, last = batcher.stream(request)
+        text = " ".join(self._engine.tokenizer.decode(last.completion.tokens).split())
         return ChatReply("answered", text) if text else ChatReply("failed", "an empty answer")
 
 

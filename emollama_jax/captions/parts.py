@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 VERSION = 1  # counted up when the same parts would give another caption
+DOUBT = {"blendshapes": " (by blendshapes, which a grimace of pain moves as a smile does)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +15,8 @@ class Parts:
     """A sentence or more about the peak frame."""
     expression: tuple[str, ...] = ()
     """A phrase for each active unit."""
+    expression_by: str = ""
+    """The tool that measured the units."""
     voice: str = ""
     """As in "a high voice", or a sentence."""
     subtitle: str = ""
@@ -36,7 +39,7 @@ def clues(parts: Parts) -> str:
     """Lists the parts, one a line, for a model that infers from them."""
     lines = {
         "Picture of the moment of strongest expression": parts.picture,
-        "Facial expression": "; ".join(parts.expression),
+        f"Facial expression{DOUBT.get(parts.expression_by, '')}": "; ".join(parts.expression),
         "Tone of voice": parts.voice,
         "Words": parts.subtitle,
         "Emotion": parts.label,

@@ -248,7 +248,9 @@ def _report(out: Path, found: Annotated, written: Mapping[str, int]) -> int:
     unanswered = [(kind, why) for one in found.having("annotated") for kind, why in one.unanswered.items()]
     if unanswered:
         print(f"{len(unanswered)} texts were not given, the first: {unanswered[0][0]} {unanswered[0][1]}")
-    print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items()))
+    total = max(sum(found.seconds.values()), 1e-3)
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in found.seconds.items())
+    print(f"{total:.1f} seconds, {len(found.annotations) / total:.2f} clips a second: {shares}")
     print(
         f"wrote {out} (captions: {', '.join(f'{grain} {count}' for grain, count in written.items())}); see report.html"
     )
