@@ -1,5 +1,6 @@
 """Who describes a clip in words: measurements of our own, or a model behind a chat endpoint, by one interface."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def chat_describers(config: ChatConfig, kinds: Sequence[str], prompts: Mapping[s
     Raises:
         UserError: the package openai is not installed.
     """
-    client = ChatClient(config)
+    client, decoding = ChatClient(config), threading.Lock()  # by one child process, which is kept
 
     def describe(scene: Scene, *, kind: str) -> ChatReply:
         content = [text_part(fill(prompts[kind], scene.parts))]
@@ -80,7 +81,9 @@ def chat_describers(config: ChatConfig, kinds: Sequence[str], prompts: Mapping[s
             content.append(image_part(scene.frame.read_bytes(), "image/png"))
         if kind == "voice":
             try:
-                content.append(audio_part(wav_bytes(run_apart(read_sound, scene.video))))
+                with decoding:
+                    sound = run_apart(read_sound, scene.video)
+                content.append(audio_part(wav_bytes(sound)))
             except (UserError, WorkerDied) as error:
                 return ChatReply("failed", f"its sound cannot be decoded ({error})")
         reply = client.complete([{"role": "user", "content": content}])

@@ -7,7 +7,6 @@ on. The fine caption is inferred by the language model alone, without adapters: 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -30,15 +29,17 @@ TOGETHER = 8  # clips whose texts are generated at the same time; none depends o
 VERSION = 1  # counted up when the same model would be asked in other words
 
 
-def model_describers(engine: Engine, kinds: Sequence[str], prompts: Mapping[str, str]) -> dict[str, Describer]:
+def model_describers(
+    engine: Engine, kinds: Sequence[str], prompts: Mapping[str, str], *, name: str
+) -> dict[str, Describer]:
     """Makes the describers of these kinds, of KINDS.
 
     Args:
         engine: loaded with `inputs="frames"` for pictures.
+        name: of the language model.
     """
     identity = hashlib.sha256(json.dumps(engine.identity(), sort_keys=True, default=str).encode()).hexdigest()[:32]
     model = _OwnModel(engine)
-    name = Path(str(engine.config.weights.base or "model")).name
     describe = {"picture": model.caption, "fine": model.infer}
     return {
         kind: Describer(

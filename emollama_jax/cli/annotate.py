@@ -177,7 +177,7 @@ def _describers(arguments: argparse.Namespace, experiment: Config) -> Mapping[st
         eva_vit=arguments.eva_vit,
         inputs="frames" if "picture" in kinds else "image_tokens",
     )
-    return model_describers(engine, kinds, prompts)
+    return model_describers(engine, kinds, prompts, name=Path(arguments.base or experiment.weights.base).name)
 
 
 def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[SourceClip]:

@@ -62,11 +62,11 @@ def test_the_task_is_laid_out_as_minigpt_was_trained_and_words_stay_words():
 def test_pictures_are_seen_with_adapters_and_inferred_from_without(files, tmp_path):
     options = {"config": CONFIG, "base": files / "base", "eva_vit": REFERENCE / "eva_vit_tiny.pth", "inputs": "frames"}
     engine = Engine.load(files / "minigpt.pth", **options)
-    found = model_describers(engine, KINDS, PROMPTS)
+    found = model_describers(engine, KINDS, PROMPTS, name="llama")
     one, other = scene_of(tmp_path, 1), scene_of(tmp_path, 2)
     seen = found["picture"].describe(one)
     assert seen.status == "answered" and seen == found["picture"].describe(one) != found["picture"].describe(other)
-    untrained = model_describers(Engine.load(**options), KINDS, PROMPTS)
+    untrained = model_describers(Engine.load(**options), KINDS, PROMPTS, name="llama")
     assert seen != untrained["picture"].describe(one)
     inferred = found["fine"].describe(one)
     assert inferred == untrained["fine"].describe(one)  # the language model alone
