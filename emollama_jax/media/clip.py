@@ -38,8 +38,9 @@ class ClipConfig:
     max_faces: int = field(256, ge=1)
     """Frames in which the face is looked for, evenly over the clip where it has more. The peak is one of them."""
     mesh: str = ""
-    """MediaPipe's face_landmarker.task (`emollama fetch face-landmarker`), which tells faces from what is none, and
-    finds them where there is no other detector, as on ARM; empty does without. Needs the extra `mesh`."""
+    """MediaPipe's face_landmarker.task (`emollama fetch face-landmarker`), which tells faces from what is none and
+    people from pictures, and finds faces where there is no other detector, as on ARM; empty does without. Needs the
+    extra `mesh`."""
     person: int = field(1, ge=1)
     """Whose face is looked at, of several: 1 the main one, which is large and sure for long, 2 the next."""
 

@@ -1,9 +1,9 @@
 """The main face of a clip, cut out upright, in one size, for the MAE.
 
 The faces of all frames are linked to tracks; the track that is largest and surest over the clip is the main face,
-after which others are counted. With a mesh (`face_mesh`) the presence of a face decides, too. Each of its frames is
-turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is smoothed over time. A
-clip without any face gives the middles of its frames instead.
+after which others are counted. With a mesh (`face_mesh`) the presence of a face decides, too, and whether it moves.
+Each of its frames is turned, scaled and shifted so that the landmarks come to lie on TEMPLATE, by a movement that is
+smoothed over time. A clip without any face gives the middles of its frames instead.
 
 Axes: H x W pixels, S pixels of a crop, n frames that are looked at, F crops.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from emollama_jax.errors import UserError
 from emollama_jax.media.face_detection import MIN_SCORE, Faces, can_detect, detect_faces
-from emollama_jax.media.face_mesh import CROP, FaceMesh
+from emollama_jax.media.face_mesh import CROP, FaceMesh, Mesh
 from emollama_jax.media.video import Video
 
 # x, y in parts of a crop's side: the eyes, the nose's tip and the mouth's corners. An upright face of the usual
@@ -25,6 +25,10 @@ from emollama_jax.media.video import Video
 TEMPLATE = np.array([(0.365, 0.38), (0.635, 0.38), (0.5, 0.534), (0.39, 0.69), (0.61, 0.69)])
 SURE_SCORE = 0.8  # a track that is never so sure is no face
 PRESENT = 0.3  # nor is one whose mean presence is below that
+MOVING = (
+    0.006  # of a mesh's size, that its points move on average; people's move by 0.02 and more, a picture's by 0.002
+)
+FEWEST = 4  # meshes that tell whether a face moves
 MAX_SHIFT = 0.7  # of a face from one frame to the next, in sides of its box
 MAX_GROWTH = 1.7  # of this side, either way
 MAX_GAP_S = 0.5  # a face that is not found for longer is another one
@@ -64,7 +68,7 @@ class Track:
 
 def main_face_rule(*, mesh: bool, person: int) -> str:
     """Returns a name of the rule by which `main_track` chooses, which features depend on."""
-    rule = f"area*(score-{MIN_SCORE})" + ("*presence" if mesh else "")
+    rule = f"area*(score-{MIN_SCORE})" + ("*presence, moving" if mesh else "")
     return rule if person == 1 else f"{rule}, person {person}"
 
 
@@ -76,7 +80,7 @@ def face_crops(
     A frame in which the main face is not to be seen gives no crop, so that there may be fewer crops than indices.
 
     Args:
-        mesh: tells faces from what is none, and finds them where there is no detector.
+        mesh: tells faces from what is none and people from pictures, and finds faces where there is no detector.
         person: 1 is the main face, 2 the next, and so on.
 
     Raises:
@@ -102,15 +106,14 @@ def face_crops(
 
 
 def _find_track(video: Video, indices: Int[np.ndarray, " n"], mesh: FaceMesh | None, person: int) -> Track | None:
-    faces, thumbnails, presence = [], [], {}
+    faces, thumbnails, meshes = [], [], {}
     for i, pixels in enumerate(video.frames(indices.tolist())):
         found = detect_faces(pixels) if can_detect() else Faces(*mesh.detect(pixels))
         faces.append(found)
         thumbnails.append(thumbnail(pixels))
         if mesh is not None and len(found.scores) and i % max(1, len(indices) // MESHES) == 0:
-            places = similarity(found.landmarks)
-            presence[i] = np.array([mesh.mesh(cut_out(pixels, place, CROP)).presence for place in places])
-    return main_track(faces, video.times[indices], cuts(np.stack(thumbnails)), presence, person)
+            meshes[i] = [mesh.mesh(cut_out(pixels, place, CROP)) for place in similarity(found.landmarks)]
+    return main_track(faces, video.times[indices], cuts(np.stack(thumbnails)), meshes, person)
 
 
 # The main face
@@ -131,7 +134,7 @@ def main_track(
     faces: Sequence[Faces],
     times: Float[np.ndarray, " n"],
     cuts: Bool[np.ndarray, " n"],
-    presence: Mapping[int, Float[np.ndarray, " N"]] | None = None,
+    meshes: Mapping[int, Sequence[Mesh]] | None = None,
     person: int = 1,
 ) -> Track | None:
     """The face with the largest sum of `face_weights` over the frames; of equals, the one that comes first.
@@ -140,8 +143,9 @@ def main_track(
         faces: of each frame.
         times: of each frame, in seconds.
         cuts: whether a new shot begins with it; no track goes on then.
-        presence: of each face in some of the frames, 0 to 1. A track's weight is multiplied by their mean; where that
-            is below PRESENT there is no face.
+        meshes: of each face in some of the frames. A track's weight is multiplied by their mean presence; where that is
+            below PRESENT there is no face. A face that does not move, as of a picture on the wall, comes after all that
+            do.
         person: 1 is that face, 2 the one with the next sum, and so on.
 
     Returns:
@@ -153,16 +157,16 @@ def main_track(
     weights = [face_weights(of_frame) for of_frame in faces]
     ranked = []
     for track in _link(faces, times, cuts):
-        seen = [presence[i][k] for i, k in track if presence and i in presence]
-        present = float(np.mean(seen)) if seen else 1.0
+        seen = [meshes[i][k] for i, k in track if meshes and i in meshes]
+        present = float(np.mean([one.presence for one in seen])) if seen else 1.0
         if max(faces[i].scores[k] for i, k in track) >= SURE_SCORE and present >= PRESENT:
-            ranked.append((present * sum(float(weights[i][k]) for i, k in track), track))
+            ranked.append((_moves(seen), present * sum(float(weights[i][k]) for i, k in track), track))
     if not ranked:
         return None
     if person > len(ranked):
         raise UserError(f"person {person}: there are {len(ranked)} faces, or one that goes and comes; give less")
-    ranked.sort(key=lambda one: -one[0])
-    best = ranked[person - 1][1]
+    ranked.sort(key=lambda one: (not one[0], -one[1]))
+    best = ranked[person - 1][2]
     known = np.array([i for i, _ in best])
     frames = np.arange(known[0], known[-1] + 1)
     rows = np.array([np.concatenate([faces[i].boxes[k], faces[i].landmarks[k].ravel()]) for i, k in best])
@@ -170,6 +174,16 @@ def main_track(
     scores = np.zeros(len(frames))
     scores[known - known[0]] = [faces[i].scores[k] for i, k in best]
     return Track(frames, filled[:, :4], filled[:, 4:].reshape(-1, 5, 2), scores)
+
+
+def _moves(seen: Sequence[Mesh]) -> bool:
+    """Whether a face changes; one of which too little is known does."""
+    if len(seen) < FEWEST:
+        return True
+    points = np.stack([one.points for one in seen])
+    points = points - points.mean(axis=1, keepdims=True)
+    points /= np.sqrt(np.square(points).mean(axis=(1, 2), keepdims=True))
+    return bool(points.std(axis=0).mean() >= MOVING)
 
 
 def face_weights(faces: Faces) -> Float[np.ndarray, " N"]:

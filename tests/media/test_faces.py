@@ -7,6 +7,7 @@ from PIL import Image
 from emollama_jax.errors import UserError
 from emollama_jax.media import faces as module
 from emollama_jax.media.face_detection import Faces, can_detect, detect_faces
+from emollama_jax.media.face_mesh import Mesh
 from emollama_jax.media.faces import (
     MAX_GAP_S,
     TEMPLATE,
@@ -34,6 +35,13 @@ def faces_of(*found):
     return Faces(boxes, landmarks, np.array([score for *_, score in found], np.float64))
 
 
+def mesh_of(i, presence):
+    """A mesh that is another for each `i`."""
+    return Mesh(
+        np.random.default_rng(7).normal(128, 40, (478, 2)) + np.random.default_rng(i).normal(0, 2, (478, 2)), presence
+    )
+
+
 def track_of(frames, cut_at=(), fps=FPS, **options):
     frames = [faces_of(*found) for found in frames]
     new_shot = np.isin(np.arange(len(frames)), cut_at)
@@ -59,11 +67,20 @@ def test_what_is_no_face_is_not_the_main_one_however_large_and_sure():
     """An ear, which a mesh finds no face in; and without a face there is no track."""
     frames = [[(10, 20, 90, 0.85), (200, 30, 50, 0.92)]] * 20
     assert track_of(frames).boxes[0, 0] == 10
-    presence = {i: np.array([0.01, 0.99]) for i in (0, 5, 10, 15)}
-    assert track_of(frames, presence=presence).boxes[0, 0] == 200
-    assert track_of([found[:1] for found in frames], presence=presence) is None
-    doubtful = {i: np.array([0.4, 1.0]) for i in (0, 10)}  # 8100 * .25 * .4 against 2500 * .32
-    assert track_of(frames, presence=doubtful).boxes[0, 0] == 10
+    meshes = {i: [mesh_of(i, 0.01), mesh_of(i, 0.99)] for i in (0, 5, 10, 15)}
+    assert track_of(frames, meshes=meshes).boxes[0, 0] == 200
+    assert track_of([found[:1] for found in frames], meshes=meshes) is None
+    doubtful = {i: [mesh_of(i, 0.4), mesh_of(i, 1.0)] for i in (0, 10)}  # 8100 * .25 * .4 against 2500 * .32
+    assert track_of(frames, meshes=doubtful).boxes[0, 0] == 10
+
+
+def test_a_picture_on_the_wall_is_not_the_main_face_but_where_nobody_is():
+    frames = [[(10, 20, 90, 0.95), (200, 30, 50, 0.9)]] * 20
+    meshes = {i: [mesh_of(0, 1.0), mesh_of(i, 1.0)] for i in range(0, 20, 3)}
+    assert track_of(frames).boxes[0, 0] == 10
+    assert track_of(frames, meshes=meshes).boxes[0, 0] == 200
+    assert track_of(frames, meshes=meshes, person=2).boxes[0, 0] == 10
+    assert track_of([found[:1] for found in frames], meshes=meshes).boxes[0, 0] == 10
 
 
 def test_another_person_can_be_asked_for():
