@@ -228,14 +228,17 @@ for i, stage in enumerate(sys.argv[1].split(",")):
 
 
 @pytest.mark.slow
-def test_killed_by_the_system_at_every_stage_and_started_again_the_files_are_the_same(made, tmp_path, endpoint):
+def test_killed_by_the_system_at_every_stage_and_started_again_the_files_are_the_same(
+    made, tmp_path, endpoint, face_landmarker
+):
     """SIGKILL, before or after a result of the stage is kept; and while the files are written."""
-    data, units = made
-    videos, stages = tmp_path / "videos", "peak,read,picture,tone,expression,coarse,fine,page"
+    data, _ = made
+    videos, stages = tmp_path / "videos", "units,peak,read,picture,tone,expression,coarse,fine,page"
     videos.mkdir()
     for spec in data.clips[:3]:
         shutil.copy(data.video(spec), videos)
-    argv = ["annotate", videos, "--units", units, "--describe", "fine", "--workers", 1, "--out"]
+    argv = ["annotate", videos, "--mesh", face_landmarker, "--config.clip.max_faces=4", "--describe", "fine"]
+    argv += ["--label-file", data.root / "relative_train_NCEV.txt", "--workers", 1, "--out"]
     endpoint.reply = lambda question, n: said(f"Because of {len(question)} letters.")
     assert cli.main([*map(str, [*argv, tmp_path / "whole"])]) == 0
     endpoint.requests.clear()
