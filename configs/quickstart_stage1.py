@@ -37,7 +37,7 @@ def get_config() -> Config:
         mae=MaeConfig(image_size=32, patch_size=32, **small),
         videomae=VideoMaeConfig(image_size=32, patch_size=32, num_frames=16, tubelet_size=16, **small),
         hubert=HubertConfig(
-            conv_dims=(32,) * 7,
+            conv_dims=(32,) * 3 + (64,) * 4,
             conv_norm="group",
             feature_norm=False,
             position_kernel=16,

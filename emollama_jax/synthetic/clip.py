@@ -32,7 +32,7 @@ from emollama_jax.synthetic.voice import TONES, Tone, random_speaker, voice
 from emollama_jax.synthetic.words import AU_WORDS, UNCLEAR, sentence
 from emollama_jax.text.labels import MERR
 
-VERSION = 4  # counted up when the same seed would give other clips or captions
+VERSION = 5  # counted up when the same seed would give other clips or captions
 FPS = Fraction(25, 2)
 NUM_FRAMES = (22, 30)  # minimum and maximum of a clip
 UNCLEAR_SHARE = 0.1

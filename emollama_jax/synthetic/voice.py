@@ -24,10 +24,6 @@ class Tone:
 
     pitch: float
     """Relative to the speaker's base pitch."""
-    slope: float
-    """Relative rise of the pitch over the clip; negative falls."""
-    liveliness: float
-    """Relative variation of the pitch from one syllable to the next."""
     loudness: float
     """Root mean square."""
     tempo: float
@@ -38,11 +34,11 @@ class Tone:
     """Spectral tilt: the exponent of 1 / frequency."""
 
 
-# The tone of each level of the voice factor, with little movement of the pitch, for the same reason.
+# The tone of each level of the voice factor. The pitch stays where it is within a clip, for the same reason.
 TONES = {
-    "lively": Tone(pitch=1.7, slope=0.06, liveliness=0.03, loudness=0.11, tempo=5.5, breath=0.05, dullness=1.2),
-    "hushed": Tone(pitch=0.95, slope=-0.02, liveliness=0.01, loudness=0.03, tempo=2.6, breath=0.8, dullness=2.0),
-    "firm": Tone(pitch=1.0, slope=-0.08, liveliness=0.01, loudness=0.13, tempo=3.8, breath=0.0, dullness=0.5),
+    "lively": Tone(pitch=1.7, loudness=0.11, tempo=5.5, breath=0.05, dullness=1.2),
+    "hushed": Tone(pitch=0.95, loudness=0.03, tempo=2.6, breath=0.8, dullness=2.0),
+    "firm": Tone(pitch=1.0, loudness=0.13, tempo=3.8, breath=0.0, dullness=0.5),
 }
 
 
@@ -62,20 +58,16 @@ def random_speaker(rng: np.random.Generator) -> Speaker:
 
 
 def voice(speaker: Speaker, tone: Tone, seconds: float, rng: np.random.Generator) -> Float[np.ndarray, " S"]:
-    """Synthesise vowels, float32, 16 kHz, mono; which, their lengths and the accents depend on `rng` alone."""
+    """Synthesise vowels, float32, 16 kHz, mono; which, and their lengths, depend on `rng` alone."""
     length = round(seconds * SAMPLE_RATE)
     loudness = tone.loudness * rng.uniform(0.85, 1.15)
     begin, end = 0.04 * length, 0.96 * length  # silence before and after
     count = max(1, round((end - begin) / SAMPLE_RATE * tone.tempo))
     shares = rng.uniform(0.75, 1.25, count)
     edges = begin + (end - begin) * np.concatenate([[0], np.cumsum(shares) / shares.sum()])
-    accents = 1 + tone.liveliness * rng.uniform(-1.7, 1.7, count)
     vowels = rng.permutation(np.arange(count) % len(VOWELS))
 
-    time = np.arange(length)
-    pitch = speaker.pitch * tone.pitch * (1 + tone.slope * (time / length - 0.5))
-    pitch = pitch * np.interp(time, (edges[:-1] + edges[1:]) / 2, accents)
-    source = _pulses(pitch) + tone.breath * 0.25 * rng.standard_normal(length)
+    source = _pulses(speaker.pitch * tone.pitch, length) + tone.breath * 0.25 * rng.standard_normal(length)
     sound = np.zeros(length)
     for start, stop, vowel in zip(edges[:-1].astype(int), edges[1:].astype(int), vowels, strict=True):
         place = slice(start, stop)
@@ -86,13 +78,13 @@ def voice(speaker: Speaker, tone: Tone, seconds: float, rng: np.random.Generator
     return (sound * min(1.0, LOUDEST / np.abs(sound).max())).astype(np.float32)
 
 
-def _pulses(pitch: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
-    """One pulse a period, of the same power at every pitch, interpolated between the two nearest samples."""
-    phase = np.cumsum(pitch / SAMPLE_RATE)
+def _pulses(pitch: float, length: int) -> Float[np.ndarray, " S"]:
+    """One pulse a period, of the same power at every pitch in Hz, interpolated between the two nearest samples."""
+    phase = np.arange(1, length + 1) * pitch / SAMPLE_RATE
     at = np.flatnonzero(np.diff(np.floor(phase)) > 0) + 1
-    late = (phase[at] % 1) / (pitch[at] / SAMPLE_RATE)  # by how many samples the pulse precedes this one
-    train = np.zeros(len(pitch))
-    height = np.sqrt(SAMPLE_RATE / pitch[at]) / 4
+    late = (phase[at] % 1) / (pitch / SAMPLE_RATE)  # by how many samples the pulse precedes this one
+    train = np.zeros(length)
+    height = np.sqrt(SAMPLE_RATE / pitch) / 4
     train[at] += height * (1 - late)
     train[at - 1] += height * late
     return train

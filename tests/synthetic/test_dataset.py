@@ -374,7 +374,7 @@ def test_the_annotations_are_those_of_the_reference(made, grain, caption):
 
 def test_how_it_was_made_is_told(made):
     told = json.loads((made.root / "synthetic.json").read_text())
-    assert (told["version"], told["seed"], told["fps"], told["size"]) == (4, 0, FPS, SIZE)
+    assert (told["version"], told["seed"], told["fps"], told["size"]) == (5, 0, FPS, SIZE)
     assert list(told["clips"]) == [clip.name for clip in made.clips]
     for clip in made.clips:
         entry = told["clips"][clip.name]
