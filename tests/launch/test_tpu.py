@@ -18,6 +18,7 @@ def cloud(tmp_path):
     return FakeCloud(tmp_path / "cloud")
 
 
+@pytest.mark.smoke
 def test_a_run_from_nothing_to_its_end(cloud):
     assert cloud.up("run", "--spot", "--delete-when-done", "--env=JAX_TRACEBACK_FILTERING=off") == 0
     check_golden("run.txt", cloud.transcript())
