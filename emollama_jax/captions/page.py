@@ -2,6 +2,7 @@
 
 import html
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,6 +10,11 @@ from emollama_jax.captions.annotation import Annotated, Annotation
 from emollama_jax.captions.human_check import HumanCheck
 from emollama_jax.io.atomic import write_text
 
+DOUBT = (
+    "Blendshapes are not action units: a grimace of pain moves them as a smile does, and raised brows are not always "
+    "surprise. Labels by them alone are to be looked at."
+)
+NAMED = 12  # of the clips that share a reason; annotations.jsonl names all
 SHOWN = 300  # clips on the page; annotations.jsonl has all of them
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
@@ -28,17 +34,18 @@ def write_page(out: Path, found: Annotated, check: HumanCheck | None = None, *, 
     Args:
         check: what people say of the annotations.
     """
-    annotated, counts = found.having("annotated"), found.counts()
+    annotated = found.having("annotated")
     shown = annotated[:SHOWN]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title><style>{STYLE}</style>",
         f"<h1>{_text(title)}</h1>",
         f"<p>{len(found.annotations)} clips: {len(annotated)} annotated, {len(found.having('dropped'))} dropped, "
         f"{len(found.having('failed'))} failed.</p>",
-        _counts("Labels", counts["annotated"]),
-        _counts("Dropped", counts["dropped"]),
-        _counts("Failed", counts["failed"]),
+        _counts("Labels", Counter(one.label for one in annotated)),
+        _without("Dropped", found.having("dropped")),
+        _without("Failed", found.having("failed")),
         _counts("Labels by", Counter(one.label_by for one in annotated)),
+        f"<p>{DOUBT}</p>" if any(one.label_by == "blendshapes" for one in annotated) else "",
         _counts("Peaks by", Counter(one.peak_by for one in annotated)),
         _counts("Without a text", Counter(f"{k}: {why}" for one in annotated for k, why in one.unanswered.items())),
         _check(check),
@@ -57,6 +64,19 @@ def write_page(out: Path, found: Annotated, check: HumanCheck | None = None, *, 
 def _counts(heading: str, counts: Counter[str]) -> str:
     rows = (f"<tr><td>{_text(what)}<td class=number>{count}" for what, count in counts.most_common())
     return f"<h2>{heading}</h2><table>{''.join(rows)}</table>" if counts else ""
+
+
+def _without(heading: str, clips: Sequence[Annotation]) -> str:
+    """The reasons why clips are not there, with how many these are and the names of the first."""
+    names: dict[str, list[str]] = {}
+    for one in clips:
+        names.setdefault(one.reason, []).append(one.name)
+    rows = (
+        f"<tr><td>{_text(reason)}<td class=number>{len(of_reason)}<td class=by>{_text(', '.join(of_reason[:NAMED]))}"
+        f"{' ...' if len(of_reason) > NAMED else ''}"
+        for reason, of_reason in sorted(names.items(), key=lambda item: -len(item[1]))
+    )
+    return f"<h2>{heading}</h2><table>{''.join(rows)}</table>" if clips else ""
 
 
 def _check(check: HumanCheck | None) -> str:

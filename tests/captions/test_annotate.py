@@ -11,7 +11,9 @@ import subprocess
 import sys
 import wave
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from emollama_jax import cli
 from emollama_jax.captions import annotate as annotate_module
@@ -21,9 +23,12 @@ from emollama_jax.captions.parts import Parts, coarse_caption
 from emollama_jax.captions.stage_store import StageStore, stage_key
 from emollama_jax.data.annotation_files import find_annotation_files
 from emollama_jax.data.annotations import read_annotations
+from emollama_jax.media.action_units import read_action_units
+from emollama_jax.media.face_mesh import BLENDSHAPES
 from emollama_jax.synthetic.action_units import write_action_units
 from emollama_jax.synthetic.dataset import make_dataset
 from tests.eval.judge_server import Reply, said, serve
+from tests.media.test_faces import write_video
 from tests.train.runs import ROOT
 
 pytest.importorskip("av", reason="PyAV writes and reads the videos")
@@ -126,6 +131,44 @@ def test_a_list_of_labels_goes_before_units_and_what_has_neither_is_dropped_and_
     assert f"dropped {CLIPS - 3}: no action units and no label {CLIPS - 4}" in printed and "failed 1" in printed
     page = (tmp_path / "out/report.html").read_text()
     assert "no action units and no label" in page and f"frames/{first}.png" in page
+    assert all(f"{spec.name}" in page for spec in data.clips)  # those that are left out, too
+
+
+def test_acted_stills_are_labelled_as_acted_or_listed_as_not(face_landmarker, real_stills, tmp_path, capsys):
+    """By blendshapes, which show neither anger nor disgust and are not taken to."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for label, path in real_stills.items():
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((256, 256)))
+        write_video(videos / f"{label}.mp4", [pixels] * 3)
+    argv = ["annotate", videos, "--mesh", face_landmarker, "--workers", 1, "--out", tmp_path / "out"]
+    assert cli.main([*map(str, argv)]) == 0
+    found, printed = records(tmp_path / "out"), capsys.readouterr().out
+    for label in ("happy", "surprise"):
+        one = found[label]
+        assert (one["label"], one["label_by"], one["peak_by"]) == (label, "blendshapes", "motion")
+        assert one["expression"] and all(unit in BLENDSHAPES for unit in one["units"])
+    for label in ("angry", "disgust"):
+        assert found[label]["reason"] == "no rule matches its blendshapes at the peak"
+    assert "units of some clips can never give: angry, contempt, disgust, doubt, fear, sad, worried" in printed
+    page = (tmp_path / "out/report.html").read_text()
+    assert "angry, disgust" in page and "Labels by them alone are to be looked at" in page
+    assert read_action_units(tmp_path / "out/blendshapes/happy.csv").source == "blendshapes"
+
+
+def test_another_person_of_a_table_can_be_asked_for(made, tmp_path):
+    data, _ = made
+    (tmp_path / "units").mkdir()
+    rows = [f"{i},{face},1,{units}" for i in range(1, 9) for face, units in ((3, "2,2,0,0"), (5, "0,0,2,2"))]
+    rows.append("9,3,1,2,2,0,0")  # the first person is there for longer
+    head = "frame,face_id,success,AU06_r,AU12_r,AU01_r,AU04_r"
+    (tmp_path / f"units/{data.clips[0].name}.csv").write_text("\n".join([head, *rows]) + "\n")
+    labels = []
+    for person in (1, 2):
+        out = tmp_path / f"out{person}"
+        assert annotate(data, out, "--units", tmp_path / "units", "--person", person) == 0
+        labels.append(records(out)[data.clips[0].name]["label"])
+    assert labels == ["happy", "sad"]
 
 
 def test_phrases_depend_on_seed_and_clip_alone():

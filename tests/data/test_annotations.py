@@ -605,6 +605,36 @@ MER_CSV = {
 }
 
 
+def test_an_export_of_mer_factory(tmp_path):
+    """Three columns, labels outside MERR's, peaks as texts from 1, empty lists, a tone that is a text, no words in the
+    fine file: each is mended, or put aside with its name."""
+    write(tmp_path / "MERR_coarse_grained.txt", "a 75 happy\nb 60 unknown\nc 50 disgust\nd 40 surprise\n")
+    write(tmp_path / "MERR_fine_grained.txt", "a 75 happy\n")
+    entry = {
+        "AU_list": [],
+        "visual_prior_list": [],
+        "audio_prior_list": "A calm tone.",
+        "peak_AU_list": [],
+        "text": "Hi.",
+    }
+    coarse = {n: entry | {"peak_index": str(i + 8), "pseu_emotion": "x", "caption": n} for i, n in enumerate("abcd")}
+    write(tmp_path / "MERR_coarse_grained.json", json.dumps(coarse))
+    fine = {"a": entry | {"peak_index": "8", "text": "", "pseu_emotion": "happy", "smp_reason_caption": "Thus."}}
+    write(tmp_path / "MERR_fine_grained.json", json.dumps(fine))
+    found = read_annotations(find_annotation_files("merr", tmp_path, videos=tmp_path))
+    clips = {(clip.split, clip.name): clip for clip in found.clips}
+    assert [*clips] == [("coarse", "a"), ("coarse", "d"), ("fine", "a")]
+    one = clips["coarse", "a"]
+    assert (one.emotion, one.peak_index, one.frame_count, one.valence) == ("happy", 7, 75, None)
+    assert (one.caption_coarse, one.subtitle, clips["coarse", "d"].peak_index) == ("a", "Hi.", 10)
+    assert (clips["fine", "a"].caption_fine, clips["fine", "a"].peak_index) == ("Thus.", 7)
+    assert [(name, kind) for kind, name, _ in told(found) if kind == "unknown_label"] == [
+        ("b", "unknown_label"),
+        ("c", "unknown_label"),
+    ]
+    assert [kind for kind, *_ in told(found)].count("counted_from_1") == 2
+
+
 @pytest.mark.parametrize("files", [MER, MER_CSV], ids=["txt", "csv"])
 @pytest.mark.parametrize("name", ["mer2023", "mer2024"])
 def test_a_sound_mer(tmp_path, files, name):
