@@ -34,6 +34,7 @@ USABLE = (
     "mouthUpperUpLeft",
     "mouthUpperUpRight",
 )
+LIDS, SHUT = ("eyeBlinkLeft", "eyeBlinkRight"), 0.5
 BASELINE = 20  # percentile: a face is at rest, or near it, in a fifth of its frames
 FEWEST = 8  # frames with a face; fewer, as of a still, have no baseline
 
@@ -51,24 +52,23 @@ def measure_blendshapes(video: Path, config: ClipConfig) -> dict[str, Any] | Use
             numbers = even_indices(opened.num_frames, min(config.max_faces, opened.num_frames))
             crops = face_crops(opened, numbers, mesh=mesh, person=config.person)
             times = opened.times[crops.indices]
-        lines = [",".join(["frame", "timestamp", "presence", *BLENDSHAPES])]
-        usable = np.zeros(len(crops.crops), bool)
-        for i, (number, crop) in enumerate(zip(crops.indices, crops.crops, strict=True)):
+        presence, values = np.zeros(len(times)), np.zeros((len(times), len(BLENDSHAPES)))
+        for i, crop in enumerate(crops.crops):
             found = mesh.mesh(np.asarray(Image.fromarray(crop).resize((CROP, CROP), Image.Resampling.BICUBIC)))
-            values = mesh.blendshapes(found)
-            usable[i] = crops.found[i] and found.presence >= SEEN
-            presence = found.presence if crops.found[i] else 0.0
-            lines.append(",".join([str(number), f"{times[i]:.3f}", *(f"{v:.4f}" for v in (presence, *values))]))
+            presence[i], values[i] = found.presence * crops.found[i], mesh.blendshapes(found)
     except UserError as error:
         return error
     except Exception as error:  # of a decoder, on a file that nobody has thought of
         return UserError(f"{video}: cannot be read ({type(error).__name__}: {first_line(error)}); leave it out")
-    if not usable.any():
-        return {"csv": "\n".join(lines) + "\n", "peak_index": None}
-    blink = {name: lines[0].split(",").index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")}
-    shut = np.array([np.mean([float(line.split(",")[k]) for k in blink.values()]) >= 0.5 for line in lines[1:]])
-    awake = usable & ~shut
-    return {"csv": "\n".join(lines) + "\n", "peak_index": motion_peak(crops, awake if awake.any() else usable)}
+    rows = (
+        ",".join([str(number), f"{time:.3f}", *(f"{value:.4f}" for value in row)])
+        for number, time, row in zip(crops.indices, times, np.column_stack([presence, values]), strict=True)
+    )
+    csv = "\n".join([",".join(["frame", "timestamp", "presence", *BLENDSHAPES]), *rows]) + "\n"
+    seen = presence >= SEEN
+    awake = seen & (values[:, [BLENDSHAPES.index(name) for name in LIDS]].mean(axis=1) < SHUT)
+    usable = awake if awake.any() else seen
+    return {"csv": csv, "peak_index": motion_peak(crops, usable) if usable.any() else None}
 
 
 def above_baseline(table: ActionUnits) -> ActionUnits:
