@@ -137,7 +137,7 @@ def read_action_units(path: str | Path, *, person: int = 1) -> ActionUnits:
     if not faces:
         raise UserError(f"{path}: no frame with a face; leave it out")
     if person > len(faces):
-        raise UserError(f"{path}: no person {person}; it has {len(faces)} faces")
+        raise UserError(f"{path}: no person {person}; it has {len(faces)} faces; give a smaller number")
     first = min(row.frame for rows in measured.values() for row in rows)
     start = min(first, 1) if source == "openface2" else min(first, 0)  # OpenFace 2 counts from 1
     return _table(source, units, sorted(faces.values(), key=_weight, reverse=True)[person - 1], start)

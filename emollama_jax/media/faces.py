@@ -164,7 +164,7 @@ def main_track(
     if not ranked:
         return None
     if person > len(ranked):
-        raise UserError(f"person {person}: there are {len(ranked)} faces, or one that goes and comes; give less")
+        raise UserError(f"no person {person} among the {len(ranked)} faces of the clip; give a smaller number")
     ranked.sort(key=lambda one: (not one[0], -one[1]))
     best = ranked[person - 1][2]
     known = np.array([i for i, _ in best])

@@ -86,7 +86,7 @@ def test_a_picture_on_the_wall_is_not_the_main_face_but_where_nobody_is():
 def test_another_person_can_be_asked_for():
     frames = [[(10, 20, 90, 0.9), (200, 30, 50, 0.9)]] * 10
     assert track_of(frames, person=2).boxes[0, 0] == 200
-    with pytest.raises(UserError, match="person 3: there are 2 faces"):
+    with pytest.raises(UserError, match="no person 3 among the 2 faces"):
         track_of(frames, person=3)
     assert track_of([[]] * 3, person=2) is None
 
