@@ -70,6 +70,7 @@ unfit() {
   "$home/report" unfit "$1"
   exit 1
 }
+trap 'unfit "line $LINENO of the startup script failed"' ERR
 
 tries() { # COMMAND...: up to five times
   local i
@@ -88,7 +89,8 @@ memory=$(($(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo) >> 20))
 [ "$disk" -ge "$need_disk_gb" ] || unfit "there are $disk GB of disk space at $home, and $need_disk_gb are needed"
 [ "$memory" -ge "$need_memory_gb" ] || unfit "there are $memory GiB of memory, and $need_memory_gb are needed"
 
-rm -f "$home"/job/*
+rm -rf "${home:?}/job" # a run before may have left folders there
+mkdir "$home/job"
 tries gcloud storage cp "$job/*" "$home/job/" --quiet >>"$log" 2>&1 || unfit "cannot read $job"
 
 # A Python that the package runs on. Images for TPUs come with 3.10, and upgrade themselves as they start: apt waits.

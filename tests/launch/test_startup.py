@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,9 +16,14 @@ MEGASCALE_SLICE_ID: '1'
 """
 
 
-def start(folder: Path, *, needs: str = "99999", **attributes: str) -> tuple[int, dict[str, str], list[dict]]:
+def start(
+    folder: Path, *, needs: int = 99999, broken: str = "", **attributes: str
+) -> tuple[int, dict[str, str], list[dict]]:
     """Runs the script with a machine's attributes, in a folder. Returns its exit code, the run's environment, and what
-    it told the bucket."""
+    it told the bucket.
+
+    `needs` gigabytes of disk; `broken` is a program that fails.
+    """
     (folder / "bin").mkdir()
     (folder / "metadata").mkdir()
     for name, value in attributes.items():
@@ -29,11 +33,12 @@ def start(folder: Path, *, needs: str = "99999", **attributes: str) -> tuple[int
         "gcloud": f'case "$*" in *"cp - "*) cat >>"{folder}/told" ;; *) exit 1 ;; esac',
         "sleep": "exit 0",
         "systemctl": "exit 1",
-    }
+    } | ({broken: "exit 1"} if broken else {})
     for name, text in programs.items():
         (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / "bin" / name).chmod(0o755)
-    script = (ROOT / "launch/tpu_startup.sh").read_text().replace("need_disk_gb=20", f"need_disk_gb={needs}")
+    script = (ROOT / "launch/tpu_startup.sh").read_text()
+    script = script.replace("need_disk_gb=20 need_memory_gb=8", f"need_disk_gb={needs} need_memory_gb=0")
     for path in ("/opt/emollama", "/var/log/emollama.log", "/run/emollama-booted"):
         script = script.replace(path, str(folder / Path(path).name))
     environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
@@ -74,7 +79,13 @@ def test_a_machine_with_too_little_disk_says_so(tmp_path):
 
 
 def test_a_bucket_that_cannot_be_read_is_told(tmp_path):
-    free = shutil.disk_usage(tmp_path).free
-    code, _, told = start(tmp_path, needs=str(free // 2**31), **ONE)
+    (tmp_path / "emollama/job/__pycache__").mkdir(parents=True)  # of a run before
+    code, _, told = start(tmp_path, needs=0, **ONE)
     assert code == 1
-    assert told[-1]["message"] in ("cannot read gs://b/jobs/x",) or "of memory" in told[-1]["message"]
+    assert told[-1]["message"] == "cannot read gs://b/jobs/x"
+
+
+def test_a_startup_that_fails_by_itself_is_told(tmp_path):
+    code, _, told = start(tmp_path, broken="df", **ONE)
+    assert code == 1
+    assert told[-1]["state"] == "unfit" and "of the startup script failed" in told[-1]["message"]
