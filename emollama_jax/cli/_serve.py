@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from emollama_jax.cli._arguments import at_least
 from emollama_jax.cli._model import (
@@ -22,7 +23,9 @@ from emollama_jax.config import Config
 from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.errors import UserError
 from emollama_jax.infer.engine import Engine
+from emollama_jax.io.worker_pool import default_workers
 from emollama_jax.runs.run import Run
+from emollama_jax.serve.settings import ServeSettings
 
 KEY = "EMOLLAMA_API_KEY"
 
@@ -58,6 +61,14 @@ def load_engine(config: Config, arguments: argparse.Namespace) -> Engine:
     options = model_options(arguments) | video_options(arguments)
     asked = {name: getattr(arguments, name) for name in ("modalities", "orders", "slots")}
     return Engine.load(config=config, log=log, **options, **asked)
+
+
+def make_settings(arguments: argparse.Namespace, **more: Any) -> ServeSettings:
+    """Return the settings that `serve` and `demo` have arguments for, and `more`. Raises UserError: see there."""
+    names = ("host", "port", "insecure", "slots", "max_queue", "max_upload_mb", "request_timeout", "warmup")
+    shared = {name: getattr(arguments, name) for name in (*names, "cache_mib")}
+    shared |= {"model_name": name_of_model(arguments), "readers": arguments.workers or default_workers()}
+    return ServeSettings(**shared | more)
 
 
 def name_of_model(arguments: argparse.Namespace) -> str:

@@ -10,10 +10,9 @@ from emollama_jax.cli._serve import (
     import_serve,
     load_engine,
     log,
-    name_of_model,
+    make_settings,
 )
 from emollama_jax.errors import UserError
-from emollama_jax.io.worker_pool import default_workers
 
 
 def run(argv: list[str]) -> int:
@@ -23,22 +22,7 @@ def run(argv: list[str]) -> int:
         raise UserError("--share: everybody with the address reaches the page; give --auth, or --insecure")
     mount = import_serve("demo.mount")
     server = import_serve("server")
-    from emollama_jax.serve.settings import ServeSettings
-
-    settings = ServeSettings(
-        host=arguments.host,
-        port=arguments.port,
-        api_key=arguments.auth[1] if arguments.auth else "",
-        insecure=arguments.insecure,
-        model_name=name_of_model(arguments),
-        slots=arguments.slots,
-        max_queue=arguments.max_queue,
-        max_upload_mb=arguments.max_upload_mb,
-        request_timeout=arguments.request_timeout,
-        warmup=arguments.warmup,
-        readers=arguments.workers or default_workers(),
-        cache_mib=arguments.cache_mib,
-    )
+    settings = make_settings(arguments, api_key=arguments.auth[1] if arguments.auth else "")
     server.bind(settings).close()  # a taken address is known before the model is loaded
     engine = load_engine(config, arguments)
     return mount.run_demo(engine, settings, auth=arguments.auth, share=arguments.share, log=log)

@@ -12,12 +12,11 @@ from emollama_jax.cli._serve import (
     import_serve,
     load_engine,
     log,
-    name_of_model,
+    make_settings,
     seconds,
 )
 from emollama_jax.errors import UserError
 from emollama_jax.io.paths import local_path
-from emollama_jax.io.worker_pool import default_workers
 
 EXIT_CODES = """exit codes:
   0    ended by a signal, with the requests under way answered
@@ -34,26 +33,15 @@ def run(argv: list[str]) -> int:
     if arguments.allowed_media_domains and arguments.fetch == "off":
         raise UserError("--allowed-media-domains: goes with --fetch allow")
     server = import_serve("server")
-    from emollama_jax.serve.settings import ServeSettings
-
-    settings = ServeSettings(
-        host=arguments.host,
-        port=arguments.port,
+    settings = make_settings(
+        arguments,
         api_key=arguments.api_key if arguments.api_key is not None else os.environ.get(KEY, ""),
-        insecure=arguments.insecure,
-        model_name=arguments.model_name or name_of_model(arguments),
-        slots=arguments.slots,
-        max_queue=arguments.max_queue,
-        max_upload_mb=arguments.max_upload_mb,
-        request_timeout=arguments.request_timeout,
         fetch=arguments.fetch == "allow",
         allowed_media_domains=arguments.allowed_media_domains,
         allowed_media_path=arguments.allowed_media_path,
-        warmup=arguments.warmup,
         drain_seconds=arguments.drain_seconds,
         cors_origins=arguments.cors_origins,
-        readers=arguments.workers or default_workers(),
-        cache_mib=arguments.cache_mib,
+        **({"model_name": arguments.model_name} if arguments.model_name else {}),
     )
     add_demo = import_serve("demo.mount").mount_demo if arguments.demo else None
     bound = server.bind(settings)

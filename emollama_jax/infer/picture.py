@@ -27,7 +27,8 @@ def plot_answer(
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    texts = [textwrap.fill(f"Said: {subtitle or '(nothing)'}", WIDTH), textwrap.fill(f"Answer: {answer}", WIDTH)]
+    said, answered = _printable(subtitle) or "(nothing)", _printable(answer)
+    texts = [textwrap.fill(f"Said: {said}", WIDTH), textwrap.fill(f"Answer: {answered}", WIDTH)]
     labels = sorted(probabilities, key=probabilities.get)
     picture = io.BytesIO()
     with matplotlib.rc_context({"font.family": find_fonts("".join((*texts, *labels))) or [DEFAULT_FONT]}):
@@ -44,3 +45,8 @@ def plot_answer(
         figure.supxlabel("\n".join(texts).replace("$", r"\$"), x=0.02, ha="left", fontsize="medium")
         figure.savefig(picture, format="png")
     write_bytes(file, picture.getvalue())
+
+
+def _printable(text: str) -> str:
+    """The text on one line, with what has no glyph, such as control characters, as Python writes it: \\x1b."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))

@@ -6,10 +6,11 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from emollama_jax import __version__
 from emollama_jax.serve import chat, emotions
+from emollama_jax.serve.api_page import api_page
 from emollama_jax.serve.errors import ApiError, error_responses
 from emollama_jax.serve.guard import ASKS, Guard
 from emollama_jax.serve.service import Service
@@ -23,7 +24,7 @@ CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 def make_app(service: Service) -> FastAPI:
     """Make the application of a service, without its demo."""
-    app = FastAPI(title="emollama", version=__version__, description=ABOUT)
+    app = FastAPI(title="emollama", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.state.service = service
@@ -82,6 +83,10 @@ def _add_status(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         service.metrics.ready.set(not service.unready)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()))
 
 
 def _add_ends(app: FastAPI) -> None:

@@ -1,5 +1,7 @@
 """The picture of an answer."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -28,3 +30,16 @@ def test_it_shows_the_frame_the_bars_and_the_words(tmp_path, monkeypatch):
     assert said == r"Said: It costs \$5, or \$6."
     assert len(answer) == 3 and " ".join(answer).count("word") == 40
     assert (tmp_path / "answer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_control_characters_are_written_out(tmp_path, monkeypatch):
+    """No font has glyphs of theirs, which matplotlib warns of."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self.canvas.draw() or self))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said, answer = "Oh\x00no.\n\x07", "\x1b[31mred\x7f\u200b"
+        plot_answer(tmp_path / "answer.png", FRAME, {"sad": 1.0}, subtitle=said, answer=answer)
+    assert drawn[0].get_supxlabel().splitlines() == [r"Said: Oh\x00no. \x07", r"Answer: \x1b[31mred\x7f\u200b"]

@@ -1,6 +1,7 @@
 """The description of the API is valid, and requests made up from it give no defect."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,19 @@ def test_the_description_is_valid_and_names_every_route(running):
     asked = described["paths"]["/v1/emotions"]["post"]
     assert set(asked["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     assert {"400", "401", "413", "415", "422", "429", "503", "504"} < set(asked["responses"])
-    assert "/docs" in running.client.get("/docs").url.path
+
+
+def test_the_page_of_the_description_needs_nothing_from_elsewhere(running):
+    """Every route and field is on it, and no script."""
+    described, page = running.client.get("/openapi.json").json(), running.client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    links = re.findall(r"""(?:src|href|url\()=?["']?([^"'>)]+)""", page.text)
+    assert links == ["openapi.json"] and "<script" not in page.text
+    for path, methods in described["paths"].items():
+        for method, route in methods.items():
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+            for content in route.get("requestBody", {}).get("content", {}).values():
+                assert all(f"<code>{name}</code>" in page.text for name in content["schema"]["properties"])
 
 
 @pytest.mark.slow
