@@ -22,7 +22,7 @@ from emollama_jax.bench.report import (
     stored_bytes,
 )
 from emollama_jax.config import Config, GenerateConfig, to_dict
-from emollama_jax.infer.generate import bucket
+from emollama_jax.infer.shapes import bucket
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.llama import Llama
 from emollama_jax.train.speed import device_peak_flops

@@ -16,6 +16,7 @@ from emollama_jax.bench.report import OURS, Figures, Measure, Result, alternate
 from emollama_jax.config import GenerateConfig
 from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
+from emollama_jax.infer.shapes import bucket
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.models.llama import Llama
 
@@ -58,7 +59,7 @@ def _continuous(model: Llama, prompts: Sequence[list[int]], configs: Sequence[Ge
 
 def _lockstep(model: Llama, prompts: Sequence[list[int]], configs: Sequence[GenerateConfig]) -> Measure:
     """Batches of requests in their order, one batch after another."""
-    size, no_eos = generate.bucket(PROMPT_TOKENS + max(c.max_new_tokens for c in configs) - 1), jnp.zeros(0, jnp.int32)
+    size, no_eos = bucket(PROMPT_TOKENS + max(c.max_new_tokens for c in configs) - 1), jnp.zeros(0, jnp.int32)
 
     def batch_answers(part: slice) -> list[list[int]]:
         tokens, sampling = np.array(prompts[part], np.int32), Sampling.of(configs[part], [0] * SLOTS)

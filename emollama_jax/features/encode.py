@@ -6,7 +6,8 @@ Axes: N clips or images, t frames, I x J pixels, S samples, D width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,27 +25,49 @@ from emollama_jax.models.videomae import VideoMae
 # Compiled lengths of audio, in seconds: two to an octave, so that at most a third of a row is padding.
 BUCKETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
+SIZES = (1, 4)  # of batches that are filled: a program for one alone, and one for many
+Things = TypeVar("Things")
+
+
+def in_batches(things: Sequence[Things], sizes: Sequence[int] = SIZES) -> list[Sequence[Things]]:
+    """Split a sequence into batches of these sizes, each filled: seven things into four, one, one and one."""
+    batches, start = [], 0
+    while start < len(things):
+        size = max(size for size in sizes if size <= len(things) - start)
+        batches.append(things[start : start + size])
+        start += size
+    return batches
+
 
 def encode_images(
-    model: EvaVit | Mae | VideoMae, images: UInt8[np.ndarray, "N ..."], *, batch_size: int = 8
+    model: EvaVit | Mae | VideoMae,
+    images: UInt8[np.ndarray, "N ..."],
+    *,
+    batch_size: int = 8,
+    sizes: Sequence[int] = (),
 ) -> Float[np.ndarray, "N ... D"]:
     """`model.encode` of frames, faces or clips of frames (`media/images.py`), `batch_size` at a time, float32.
 
     EVA-ViT gives tokens [N, T, D], MAE and VideoMAE vectors [N, D].
+
+    Args:
+        sizes: the batches that there are, 1 among them, each filled; default: one size, padded at the end.
     """
     graphdef, state = nnx.split(model)
     place, devices = _placement(state)
-    size = _rows(len(images), batch_size, devices)
     like = jax.eval_shape(lambda state, x: run_encoder(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        outputs[start : start + size] = run_encoder(graphdef, state, place(_filled(batch, size)))[: len(batch)]
+    for part, rows in _batches(np.arange(len(images)), batch_size, devices, sizes):
+        outputs[part] = np.asarray(run_encoder(graphdef, state, place(_filled(images[part], rows))))[: len(part)]
     return outputs
 
 
 def encode_audio(
-    model: Hubert, waveforms: Sequence[Float[np.ndarray, " _"]], *, batch_seconds: int = 64
+    model: Hubert,
+    waveforms: Sequence[Float[np.ndarray, " _"]],
+    *,
+    batch_seconds: int = 64,
+    sizes: Sequence[int] = (),
 ) -> Float[np.ndarray, "N D"]:
     """`model.encode` of prepared waveforms (`media/audio.py`), in batches of similar length, float32.
 
@@ -52,6 +75,7 @@ def encode_audio(
 
     Args:
         batch_seconds: audio that is on the device at once; one clip may be longer.
+        sizes: as of `encode_images`.
 
     Raises:
         UserError: a clip that is shorter than one frame, or longer than the longest bucket; none is encoded then.
@@ -63,15 +87,13 @@ def encode_audio(
     for index, waveform in enumerate(waveforms):
         by_bucket.setdefault(_bucket(model, waveform, index), []).append(index)
     for seconds, clips in sorted(by_bucket.items()):
-        size = _rows(len(clips), max(1, int(batch_seconds / seconds)), devices)
-        for start in range(0, len(clips), size):
-            batch = clips[start : start + size]
+        for batch, size in _batches(clips, max(1, int(batch_seconds / seconds)), devices, sizes):
             rows = np.zeros((size, int(seconds * SAMPLE_RATE)), np.float32)
             lengths = np.full(size, model.config.min_samples, np.int32)
             for row, index in enumerate(batch):
                 lengths[row] = len(waveforms[index])
                 rows[row, : lengths[row]] = waveforms[index]
-            outputs[batch] = run_encoder(graphdef, state, place(rows), place(lengths))[: len(batch)]
+            outputs[batch] = np.asarray(run_encoder(graphdef, state, place(rows), place(lengths)))[: len(batch)]
     return outputs
 
 
@@ -93,6 +115,19 @@ def _placement(state: nnx.State) -> tuple[Callable[[np.ndarray], jax.Array | np.
         return lambda rows: rows, 1
     split = NamedSharding(held.mesh, PartitionSpec(held.mesh.axis_names))
     return lambda rows: jax.device_put(rows, split), held.mesh.size
+
+
+def _batches(
+    numbers: Sequence[int], limit: int, devices: int, sizes: Sequence[int]
+) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield the numbers of each batch, and its rows: up to `limit`, or one of `sizes`."""
+    if sizes:
+        for batch in in_batches(numbers, [size for size in sizes if size <= limit] or [1]):
+            yield batch, -(-len(batch) // devices) * devices
+        return
+    rows = _rows(len(numbers), limit, devices)
+    for start in range(0, len(numbers), rows):
+        yield numbers[start : start + rows], rows
 
 
 def _rows(count: int, limit: int, devices: int) -> int:

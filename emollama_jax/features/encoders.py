@@ -99,6 +99,7 @@ class Encoders:
         size: int,
         batch_size: int = 32,
         clock: Callable[[str, float], None] = lambda name, seconds: None,
+        sizes: Sequence[int] = (),
     ) -> tuple[Float[np.ndarray, "N 3 D"], Bool[np.ndarray, "N 3"]]:
         """The clips' features in the order MAE, VideoMAE, HuBERT, and which of them there are; zeros elsewhere.
 
@@ -108,6 +109,7 @@ class Encoders:
             size: D of the records; the encoders must have it.
             batch_size: images, or seconds of sound divided by two, that are on the devices at once.
             clock: is told the seconds each encoder takes.
+            sizes: of batches, where they are few and fixed: see `encode_images`.
         """
         features = np.zeros((len(clips), len(FEATURES), size), np.float32)
         has = np.zeros((len(clips), len(FEATURES)), bool)
@@ -116,7 +118,7 @@ class Encoders:
         ):
             start = time.perf_counter()
             if getattr(self, name) is not None:
-                compute(clips, batch_size, features[:, column], has[:, column])
+                compute(clips, batch_size, sizes, features[:, column], has[:, column])
             clock(name, time.perf_counter() - start)
         return features, has
 
@@ -125,25 +127,25 @@ class Encoders:
         frames = np.stack([clip.frame for clip in clips])
         return encode_images(self.eva_vit, frames, batch_size=max(1, batch_size // 4))
 
-    def _faces(self, clips, batch_size, features, has):
+    def _faces(self, clips, batch_size, sizes, features, has):
         has[:] = [clip.faces is not None for clip in clips]
         if has.any():
             faces = [clip.faces for clip in clips if clip.faces is not None]
-            vectors = encode_images(self.mae, np.concatenate(faces), batch_size=batch_size)
+            vectors = encode_images(self.mae, np.concatenate(faces), batch_size=batch_size, sizes=sizes)
             ends = np.cumsum([len(crops) for crops in faces])[:-1]
             features[has] = [of_clip.mean(axis=0) for of_clip in np.split(vectors, ends)]
 
-    def _motion(self, clips, batch_size, features, has):
+    def _motion(self, clips, batch_size, sizes, features, has):
         has[:] = [clip.motion is not None for clip in clips]
         if has.any():
             motion = np.stack([clip.motion for clip in clips if clip.motion is not None])
-            features[has] = encode_images(self.videomae, motion, batch_size=max(1, batch_size // 4))
+            features[has] = encode_images(self.videomae, motion, batch_size=max(1, batch_size // 4), sizes=sizes)
 
-    def _voices(self, clips, batch_size, features, has):
+    def _voices(self, clips, batch_size, sizes, features, has):
         has[:] = [clip.waveform is not None for clip in clips]
         if has.any():
             waveforms = [clip.waveform for clip in clips if clip.waveform is not None]
-            features[has] = encode_audio(self.hubert, waveforms, batch_seconds=2 * batch_size)
+            features[has] = encode_audio(self.hubert, waveforms, batch_seconds=2 * batch_size, sizes=sizes)
 
 
 def local_mesh() -> Mesh:

@@ -44,6 +44,7 @@ from emollama_jax.infer.loading import (
 )
 from emollama_jax.infer.predictor import Predictor
 from emollama_jax.infer.query_reader import QueryReader
+from emollama_jax.infer.shapes import Shapes
 from emollama_jax.infer.shared_batcher import SharedBatcher
 from emollama_jax.infer.slots import SlotBatcher
 from emollama_jax.io.paths import PathLike
@@ -87,7 +88,7 @@ class Engine:
         mesh: Mesh | None = None,
         slots: int = 8,
         base: PathLike | None = None,
-        make_videos: Callable[[], VideoClips] | None = None,
+        make_videos: Callable[..., VideoClips] | None = None,
         described: Mapping[str, Any] | None = None,
     ):
         self.config = config
@@ -338,9 +339,10 @@ class Engine:
         settings = self._described | self._settings | {"modalities": self._predictor.modalities} | settings
         return identity_of(self.config, self._model, self._base, **{"encoders": {}, **settings})
 
-    def videos(self) -> VideoClips:
-        """Return the engine's reader of videos. Raises UserError where the engine was loaded for records."""
-        return self._reader.videos()
+    def videos(self, **settings: Any) -> VideoClips:
+        """Return the engine's reader of videos, with further settings of a `VideoClips`. Raises UserError where the
+        engine was loaded for records."""
+        return self._reader.videos(**settings)
 
     @property
     def predictor(self) -> Predictor:
@@ -351,14 +353,16 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
-    def make_slot_batcher(self, slots: int, *, adapters: bool = True) -> SlotBatcher:
+    def make_slot_batcher(
+        self, slots: int, shapes: Shapes | None = None, *, adapters: bool = True
+    ) -> SlotBatcher:
         """Make a batcher of this model's answers, beside the engine's own; without `adapters` of the language model
         alone, which shares its parameters."""
         llama = self._model.llama
         if not adapters:
             graphdef, adapted, others = nnx.split(llama, is_adapter, ...)
             llama = nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, adapted), others)
-        return SlotBatcher(llama, self._tokenizer.end_ids, slots=slots)
+        return SlotBatcher(llama, self._tokenizer.end_ids, slots=slots, shapes=shapes)
 
     def on_mesh(self) -> contextlib.AbstractContextManager:
         """Compute on the engine's mesh within the block."""

@@ -21,16 +21,6 @@ from emollama_jax.infer.sampling import Sampling, TokenLogprobs, sample, token_l
 from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import KVCache, Llama
 
-MIN_BUCKET = 16
-
-
-def bucket(length: int) -> int:
-    """The compiled length that serves `length`: a power of two, and from 256 on also the one halfway to the next, so
-    that rows longer than 128 are multiples of 128, as flash kernels want them."""
-    power = max(MIN_BUCKET, 1 << (length - 1).bit_length())
-    halfway = power * 3 // 4
-    return halfway if halfway % 128 == 0 and length <= halfway else power
-
 
 @jax.tree_util.register_dataclass
 @dataclass
@@ -59,13 +49,14 @@ def prefill(graphdef, state, tokens, lengths, soft_index, soft, sampling, eos_id
         tokens: i32 [B, P], padded at the end.
         lengths: i32 [B], the tokens of each prompt; 0 for a row without request, which is done.
         soft_index: i32 [B, P], the index of a position's soft token, -1 at text.
-        soft: [B, S, D], or None where no prompt has soft tokens.
+        soft: [B, S, D], or the [S, D] of each row; None where no prompt has soft tokens.
         sampling: the rows' settings.
         eos_ids: i32 [E], the ids that end an answer.
         cache_size: C, at least P.
     """
     model: Llama = nnx.merge(graphdef, state)
     x = model.embed_tokens(tokens)
+    soft = jnp.stack(soft) if isinstance(soft, list) else soft
     x = x if soft is None else insert_soft_tokens(x, soft, soft_index)
     hidden, cache = model.prefill(x, lengths, cache_size)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]

@@ -40,7 +40,7 @@ from emollama_jax.media.read_limits import ReadLimits
 from emollama_jax.media.subtitle_files import find_subtitle_files
 from emollama_jax.media.subtitles import Transcribe
 
-EncodeFeatures = Callable[[Sequence[ClipMedia]], tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
+EncodeFeatures = Callable[..., tuple[Float[np.ndarray, "N 3 F"], Bool[np.ndarray, "N 3"]]]
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ class VideoClips:
         encode: from what was read to features and which there are: an `Encoders.features`.
         spec: what is read of a video for that: an `Encoders.read_spec`.
         frame_rule, subtitle_sources, subtitle_language, transcribe, workers: see `ClipReader`.
+        sizes: of the encoders' batches: see `Encoders.features`.
     """
 
     def __init__(
@@ -193,7 +194,9 @@ class VideoClips:
         subtitle_language: str = "",
         transcribe: Transcribe | None = None,
         workers: int = 0,
+        sizes: Sequence[int] = (),
     ):
+        self.spec, self._sizes = spec, sizes
         self._encode, self._subtitle_sources, self._language = encode, subtitle_sources, subtitle_language
         self._reader = ClipReader(
             config.clip,
@@ -232,7 +235,7 @@ class VideoClips:
         return ItemRead(read.subtitle, fingerprint, None, media, media.clip_info, media.seconds)
 
     def encode(self, items: Sequence[Item], reads: Sequence[ItemRead]) -> list[ClipInput]:
-        features, has = self._encode([read.media for read in reads])
+        features, has = self._encode([read.media for read in reads], sizes=self._sizes)
         return [
             ClipInput(item.name, read.subtitle, features[i], has[i], frame=read.media.frame)
             for i, (item, read) in enumerate(zip(items, reads, strict=True))

@@ -32,6 +32,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import ClipAnswer, ClipError, Query
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.score import LabelScorer, LabelScores
+from emollama_jax.infer.shapes import power_of_two
 from emollama_jax.infer.shared_batcher import Conversation, SharedBatcher
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
 from emollama_jax.io.stopwatch import Stopwatch
@@ -133,22 +134,29 @@ class Predictor:
             soft = jnp.concatenate([self.soft_tokens([clips[i] for i in kind]) for kind in kinds])
             return soft[np.argsort(np.concatenate(kinds))]
         images = "frame" if clips[0].image_tokens is None else "image_tokens"
-        rows = 1 << (len(clips) - 1).bit_length()  # few programs compile
+        rows = power_of_two(len(clips))  # few programs compile
         pad = lambda x: np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])[:, None]
         features, image = (pad(np.stack([getattr(clip, name) for clip in clips])) for name in ("features", images))
         arrays = {"frames" if images == "frame" else images: image}
-        return _soft_tokens(*nnx.split(self._model), features, arrays)[: len(clips)]
+        soft = _soft_tokens(*nnx.split(self._model), features, arrays)
+        return soft if rows == len(clips) else soft[: len(clips)]
 
     def labels(
         self,
         clips: Sequence[ClipInput],
         soft: Float[Array, "N S D"],
         history: Sequence[Sequence[Turn]] | None = None,
+        *,
+        length: int | None = None,
     ) -> LabelScores:
-        """Score the labels of `prompt.labels` for each clip, after its earlier turns where there are any."""
+        """Score the labels of `prompt.labels` for each clip, after its earlier turns where there are any.
+
+        Args:
+            length: see `LabelScorer.score`.
+        """
         clips = [clip.restricted(self.modalities, self._config) for clip in clips]
         has_feature = [tuple(map(bool, clip.has_feature)) for clip in clips]
-        return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature, history)
+        return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature, history, length=length)
 
     def answers(
         self,

@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from emollama_jax.data.clip_files import readable_name
 from emollama_jax.errors import UserError
@@ -23,14 +24,14 @@ class QueryReader:
         make_videos: makes the reader of videos; without it there are no videos.
     """
 
-    def __init__(self, make_videos: Callable[[], VideoClips] | None):
+    def __init__(self, make_videos: Callable[..., VideoClips] | None):
         self._make_videos = make_videos
 
-    def videos(self) -> VideoClips:
-        """Return the reader of videos. Raises UserError where there is none."""
+    def videos(self, **settings: Any) -> VideoClips:
+        """Return the reader of videos, with further `settings`. Raises UserError where there is none."""
         if self._make_videos is None:
             raise UserError("videos need their encoders: load the engine with inputs='videos'")
-        return self._make_videos()
+        return self._make_videos(**settings)
 
     def read(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Pair | ClipError]]:
         """Yield what was read of each clip, or why it could not be, in their order; paths in a row are read ahead."""

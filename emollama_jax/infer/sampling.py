@@ -33,14 +33,15 @@ class Sampling:
     def of(
         cls, configs: Sequence[GenerateConfig], seeds: Sequence[int], logprobs: Sequence[bool] | None = None
     ) -> "Sampling":
-        column = lambda name, dtype: jnp.asarray([getattr(c, name) for c in configs], dtype)
+        put = lambda values, dtype: jax.device_put(np.asarray(values, dtype))  # jnp.asarray compiles for each length
+        column = lambda name, dtype: put([getattr(config, name) for config in configs], dtype)
         return cls(
-            temperature=column("temperature", jnp.float32),
-            top_p=column("top_p", jnp.float32),
-            repetition_penalty=column("repetition_penalty", jnp.float32),
-            max_new_tokens=column("max_new_tokens", jnp.int32),
-            seed=jnp.asarray(np.asarray(seeds, np.uint32)),
-            logprobs=jnp.asarray([False] * len(configs) if logprobs is None else logprobs, bool),
+            temperature=column("temperature", np.float32),
+            top_p=column("top_p", np.float32),
+            repetition_penalty=column("repetition_penalty", np.float32),
+            max_new_tokens=column("max_new_tokens", np.int32),
+            seed=put(seeds, np.uint32),
+            logprobs=put([False] * len(configs) if logprobs is None else logprobs, bool),
         )
 
 

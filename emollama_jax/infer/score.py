@@ -1,7 +1,7 @@
 """Label scoring: how likely each label is as the answer to the emotion question, all labels in one pass.
 
 Axes: N clips, B rows (clips padded to a power of two), P prefix slots, T tree slots, S soft tokens, D width, O label
-orders, L labels, E tokens of a label's answer with its end, G = O L E likelihoods of a row.
+orders, L labels, E tokens of a label's answer with its end, G likelihoods of a row: O L E, padded to a bucket.
 
 What a clip is asked under its label orders begins alike: soft tokens, subtitle, the question up to its first label.
 This prefix is run once. All that follows is a tree, packed into one row and run against the prefix's keys and values:
@@ -28,7 +28,7 @@ from scipy.special import softmax
 
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
-from emollama_jax.infer.generate import bucket
+from emollama_jax.infer.shapes import bucket, power_of_two
 from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
@@ -116,6 +116,8 @@ class LabelScorer:
         soft: Float[Array, "N S D"],
         has_feature: Sequence[Sequence[bool]] | None = None,
         history: Sequence[Sequence[Turn]] | None = None,
+        *,
+        length: int | None = None,
     ) -> LabelScores:
         """The scores of N clips.
 
@@ -124,6 +126,7 @@ class LabelScorer:
             soft: their soft tokens (`EmotionLlama.soft_tokens`).
             has_feature: of MAE, VideoMAE and HuBERT for each clip, with `prompt.missing="omit"`; default: all.
             history: earlier turns of each clip's conversation, with their answers.
+            length: P, at least that of the longest prefix; default: its bucket.
         """
         clips = len(subtitles)
         has_feature = [(True, True, True)] * clips if has_feature is None else has_feature
@@ -137,10 +140,12 @@ class LabelScorer:
             image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
             clips_asked = zip(subtitles, has_feature, history, strict=True)
             asked = [self._ask(said, has, image_tokens, before) for said, has, before in clips_asked]
-            batch = _batch(asked, self._answers, soft.shape[1])
-            soft = jnp.pad(soft, ((0, len(batch["tokens"]) - clips), (0, 0), (0, 0)))
+            batch = _batch(asked, self._answers, soft.shape[1], length)
+            if idle := len(batch["tokens"]) - clips:
+                soft = jnp.pad(soft, ((0, idle), (0, 0), (0, 0)))
             nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
-            log_likelihoods = -nll.reshape(*shape, -1).sum(axis=-1)
+            asked_for = len(self._orders) * len(self._answers) * max(map(len, self._answers))
+            log_likelihoods = -nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1)
         by_order = softmax(log_likelihoods, axis=-1)
         given = [self._labels.index(label) for label in self._prompt.labels]
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
@@ -179,7 +184,7 @@ def _nll(graphdef, state, batch, soft):
 
 
 def _batch(
-    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], soft_per_clip: int
+    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], soft_per_clip: int, prefix: int | None
 ) -> dict[str, np.ndarray]:
     """Prefixes and trees of the clips, padded to buckets.
 
@@ -189,16 +194,17 @@ def _batch(
     the token, `target`, -1 where there is none.
     """
     shared = [_shared(prompts) for prompts in asked]
-    idle = [[]] * ((1 << (len(asked) - 1).bit_length()) - len(asked))
+    idle = [[]] * (power_of_two(len(asked)) - len(asked))
     prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
-    rows = pack_rows(prefixes + idle, length=bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
+    longest = prefix or bucket(max(shared))
+    rows = pack_rows(prefixes + idle, length=longest, clips_per_row=1, soft_per_clip=soft_per_clip)
     batch = {name: getattr(rows, name) for name in ("tokens", "soft_index", "segment_ids", "positions")}
     trees = [_tree(prompts, length, answers) for prompts, length in zip(asked, shared, strict=True)]
     slots = bucket(max(len(columns) for columns, _ in trees))
     padded = np.zeros((len(prefixes + idle), slots, 4), np.int32)
-    likelihoods = np.zeros((len(padded), *trees[0][1].shape), np.int32)
+    likelihoods = np.full((len(padded), bucket(len(trees[0][1])), 2), (0, -1), np.int32)
     for b, (columns, asks) in enumerate(trees):
-        padded[b, : len(columns)], likelihoods[b] = columns, asks
+        padded[b, : len(columns)], likelihoods[b, : len(asks)] = columns, asks
     names = ("tree_tokens", "tree_positions", "tree_order", "tree_label")
     batch |= dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
     return batch | {"before": likelihoods[..., 0], "target": likelihoods[..., 1]}

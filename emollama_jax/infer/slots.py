@@ -11,18 +11,20 @@
 A request's answer depends on its prompt, its settings and its seed: not on the requests beside it, on the order in
 which they arrive, or on the number of slots.
 
-The batch has as many rows as requests run at once, rounded up to a power of two, at most `slots`; its cache has as many
-slots as the longest of them needs, rounded up to a bucket. So few programs compile, and one request alone decodes as
-fast as without a batch. Prompts are prefilled a bucket of lengths at a time.
+The batch has as many rows as requests run at once, and its cache as many slots as the longest of them needs, both
+rounded up (infer/shapes.py). So few programs compile, and one request alone decodes as fast as without a batch. Prompts
+are prefilled with those of their padded length.
 """
 
 import dataclasses
+import functools
+import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -30,8 +32,9 @@ from jaxtyping import Array, Float
 from emollama_jax.config import GenerateConfig
 from emollama_jax.errors import UserError
 from emollama_jax.infer import generate
-from emollama_jax.infer.generate import DecodeState, bucket
+from emollama_jax.infer.generate import DecodeState
 from emollama_jax.infer.sampling import Sampling, TokenLogprobs
+from emollama_jax.infer.shapes import GrowingShapes, Shapes, power_of_two
 from emollama_jax.models.llama import Llama
 from emollama_jax.text.prompts import Sample
 
@@ -94,14 +97,9 @@ class _Job:
     tokens: list[int] = field(default_factory=list)
 
     @property
-    def cache_size(self) -> int:
+    def length(self) -> int:
         """Cache slots that the prompt and the answer fill; the last token is never read."""
-        return bucket(len(self.sample.tokens) + self.config.max_new_tokens - 1)
-
-    @property
-    def prefill_group(self) -> tuple[int, tuple[int, ...] | None]:
-        """What the prompts of one prefill have in common."""
-        return bucket(len(self.sample.tokens)), None if self.soft is None else self.soft.shape
+        return len(self.sample.tokens) + self.config.max_new_tokens - 1
 
 
 class SlotBatcher:
@@ -115,15 +113,24 @@ class SlotBatcher:
             slots sooner.
         max_length: tokens of prompt and answer that a request may have. The cache then always has so many slots a row,
             rounded up to a bucket; by default it grows as requests need it.
+        shapes: of the batch and of prefills; default: growing ones.
     """
 
     def __init__(
-        self, model: Llama, eos_ids: Sequence[int], *, slots: int = 8, chunk: int = 8, max_length: int | None = None
+        self,
+        model: Llama,
+        eos_ids: Sequence[int],
+        *,
+        slots: int = 8,
+        chunk: int = 8,
+        max_length: int | None = None,
+        shapes: Shapes | None = None,
     ):
         self._model = model
-        self._eos_ids = jnp.asarray(eos_ids, jnp.int32)
+        self._eos_ids = jax.device_put(np.asarray(eos_ids, np.int32))
         self._eos = frozenset(int(i) for i in eos_ids)
         self._slots, self._chunk, self._max_length = slots, chunk, max_length
+        self._shapes = shapes or GrowingShapes(max_length)
         self._waiting: deque[_Job] = deque()
         self._rows: list[_Job | None] = []  # who sits in each row of the batch
         self._batch: DecodeState | None = None
@@ -156,6 +163,8 @@ class SlotBatcher:
             if job is not None and job.number == number:
                 self._rows[row] = None
                 self._batch = generate.stop(self._batch, row)
+        if not any(self._rows):
+            self._rows, self._batch = [], None
 
     def step(self) -> list[TokenEvent]:
         """Give free slots to waiting requests, decode a chunk, and return the new tokens of every request."""
@@ -201,34 +210,79 @@ class SlotBatcher:
                     completions[event.request] = event.completion
         return [completions[number] for number in numbers]
 
+    def programs(self, soft: Float[Array, "S D"]) -> Iterator[Callable[[], Any]]:
+        """Yield calls that compile the programs of `FixedShapes` for prompts about clips, the usual ones first. They
+        leave the requests alone that run.
+
+        Args:
+            soft: of any clip.
+        """
+        shapes, last = self._shapes, self._shapes.slots
+
+        def first(width: int, count: int) -> DecodeState:
+            job = _Job(-1, _as_sample([0] * width), GenerateConfig(), 0, soft, False)
+            return dataclasses.replace(self._prefill(nnx.split(self._model), [job] * count), logprobs=None)
+
+        def arranged(decode: DecodeState, rows: int, size: int) -> DecodeState:
+            return generate.rearrange(decode, np.full(rows, -1, np.int32), cache_size=size)
+
+        def batch(rows: int, size: int) -> DecodeState:
+            one = arranged(first(shapes.prompts[0], 1), 1, size)
+            return one if rows == 1 else arranged(one, rows, size)
+
+        def decode(rows: int, size: int) -> None:
+            generate.decode_chunk(*nnx.split(self._model), batch(rows, size), self._eos_ids, length=self._chunk)
+            generate.stop(batch(rows, size), 0)
+
+        def seat(width: int, count: int, size: int) -> None:
+            new = first(width, count)
+            for rows in {1, shapes.rows(count)}:
+                arranged(new, rows, size)
+            if last > 1:
+                generate.insert(batch(last, size), new, np.full(count, last, np.int32))
+
+        def change(rows: int, size: int, other_rows: int, other_size: int) -> None:
+            arranged(batch(rows, size), other_rows, other_size)
+
+        for size in shapes.caches:
+            of_size = [width for width in shapes.prompts if shapes.prefilled(width) == size]
+            smaller = {shapes.prefilled(width): width for width in shapes.prompts if shapes.prefilled(width) <= size}
+            calls = [functools.partial(first, width, count) for width in of_size for count in shapes.sizes]
+            calls += [functools.partial(decode, rows, size) for rows in sorted({1, last})]
+            for width, count in itertools.product(smaller.values(), shapes.sizes):
+                calls.append(functools.partial(seat, width, count, size))
+            for before, rows in itertools.product([other for other in shapes.caches if other <= size], {1, last}):
+                calls.append(functools.partial(change, rows, before, last, size))
+            yield from [*calls, functools.partial(change, last, size, 1, size)]
+
     def _next_groups(self) -> list[list[_Job]]:
         """The waiting requests that free slots can take, in the groups that are prefilled together."""
         free = self._slots - sum(job is not None for job in self._rows)
         groups: dict[object, list[_Job]] = {}
         for _ in range(min(free, len(self._waiting))):
             job = self._waiting.popleft()
-            groups.setdefault(job.prefill_group, []).append(job)
-        return list(groups.values())
+            width, soft = self._shapes.prompt(len(job.sample.tokens)), None if job.soft is None else job.soft.shape
+            groups.setdefault((width, soft), []).append(job)
+        return [batch for group in groups.values() for batch in self._shapes.prefills(group)]
 
     def _prefill(self, model: tuple[nnx.GraphDef, nnx.State], group: Sequence[_Job]) -> DecodeState:
         """The group's first tokens, its rows padded to a power of two."""
-        width, _ = group[0].prefill_group
-        count = _power_of_two(len(group))
+        width = self._shapes.prompt(max(len(job.sample.tokens) for job in group))
+        count = power_of_two(len(group))
         tokens, soft_index = np.zeros((count, width), np.int32), np.full((count, width), -1, np.int32)
         lengths = np.zeros(count, np.int32)
         for row, job in enumerate(group):
             lengths[row] = len(job.sample.tokens)
             tokens[row, : lengths[row]], soft_index[row, : lengths[row]] = job.sample.tokens, job.sample.soft
         idle = count - len(group)
-        soft = None
-        if group[0].soft is not None:
-            soft = jnp.stack([job.soft for job in group] + [jnp.zeros_like(group[0].soft)] * idle)
+        soft = None if group[0].soft is None else [job.soft for job in group] + [group[0].soft] * idle
         sampling = Sampling.of(
             [job.config for job in group] + [GenerateConfig(temperature=0.0)] * idle,
             [job.seed for job in group] + [0] * idle,
             [job.logprobs for job in group] + [False] * idle,
         )
-        return generate.prefill(*model, tokens, lengths, soft_index, soft, sampling, self._eos_ids, cache_size=width)
+        size = self._shapes.prefilled(width)
+        return generate.prefill(*model, tokens, lengths, soft_index, soft, sampling, self._eos_ids, cache_size=size)
 
     def _seat(self, group: Sequence[_Job], first: DecodeState, finished: set[int]) -> None:
         """Give the group's unfinished requests a row each, in a larger batch where they need one."""
@@ -236,8 +290,9 @@ class SlotBatcher:
         if not seated:
             return
         running = sum(job is not None for job in self._rows)
-        count = max(_power_of_two(running + len(seated)), len(self._rows))
-        size = bucket(self._max_length) if self._max_length else max(job.cache_size for job in seated.values())
+        count = max(self._shapes.rows(running + len(seated)), len(self._rows))
+        needed = max(job.length for job in seated.values())
+        size = max(self._shapes.cache(needed), first.cache.k.shape[2])
         if self._batch is None:
             idle = count - len(seated)
             self._rows = [*seated.values(), *[None] * idle]
@@ -254,7 +309,7 @@ class SlotBatcher:
         """Halve the batch, as often as its requests leave half of it empty."""
         if self._batch is not None and not self._waiting:
             running = sum(job is not None for job in self._rows)
-            self._arrange(min(len(self._rows), _power_of_two(max(running, 1))), self._batch.cache.k.shape[2])
+            self._arrange(min(len(self._rows), self._shapes.rows(max(running, 1))), self._batch.cache.k.shape[2])
 
     def _arrange(self, count: int, cache_size: int) -> None:
         """Make the batch one of `count` rows and `cache_size` slots, with the running requests first."""
@@ -292,13 +347,9 @@ class SlotBatcher:
 def _logprobs(logprobs: TokenLogprobs, row: int, count: int) -> list[Logprob]:
     """Those of a row's first `count` tokens."""
     fields = (logprobs.chosen, logprobs.top_ids, logprobs.top)
-    chosen, *of_top = (np.asarray(field[row])[:count].tolist() for field in fields)
+    chosen, *of_top = (np.asarray(field)[row, :count].tolist() for field in fields)
     pairs = (tuple(zip(*pair, strict=True)) for pair in zip(*of_top, strict=True))
     return [Logprob(*one) for one in zip(chosen, pairs, strict=True)]
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _as_sample(prompt: Sequence[int] | Sample) -> Sample:

@@ -25,6 +25,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.features import encode
 from emollama_jax.infer import generate
 from emollama_jax.infer.sampling import Sampling
+from emollama_jax.infer.shapes import bucket
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.models.emotion_llama import EmotionLlama
 from emollama_jax.models.layers import QUANTISED
@@ -122,8 +123,8 @@ def _answers(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     graphdef, state = abstract(lambda: Llama(config.llama, lora, rngs=nnx.Rngs(0)))
     state = _placed(state, shardings(state, mesh, config.sharding))
     soft = soft_tokens_per_clip(config)
-    prompt = generate.bucket(soft + PROMPT_TEXT)
-    sizes = {"cache_size": generate.bucket(soft + PROMPT_TEXT + config.generate.max_new_tokens - 1)}
+    prompt = bucket(soft + PROMPT_TEXT)
+    sizes = {"cache_size": bucket(soft + PROMPT_TEXT + config.generate.max_new_tokens - 1)}
     whole = lambda shape, dtype: _rows(mesh, config, (rows, *shape), dtype)
     sampling = jax.eval_shape(lambda: Sampling.of([config.generate] * rows, [0] * rows))
     sampling = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, config.sharding, x.shape)), sampling)

@@ -27,7 +27,8 @@ def api_page(described: Mapping[str, Any]) -> str:
         for method, route in methods.items():
             parts += _route(method.upper(), path, route)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    head += f"<style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 
 def _route(method: str, path: str, route: Mapping[str, Any]) -> Iterator[str]:

@@ -108,6 +108,7 @@ class Job:
     Attributes:
         engine: with the request's labels, orders and modalities.
         emit: is told of every event, in the engine thread; it does not wait.
+        prompt_tokens: of the question for a label, or else of the question.
         is_over: nothing more is done then: it is answered, has failed, or was cancelled.
     """
 
@@ -121,6 +122,7 @@ class Job:
     timings_s: dict[str, float] = field(default_factory=dict)
     encoded: EncodedClip | None = None
     soft: np.ndarray | None = None
+    prompt_tokens: int = 0
     started_s: float = 0.0
     has_tokens: bool = False
 

@@ -9,13 +9,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emollama_jax.errors import UserError, as_user_error, first_line
+from emollama_jax.features.encode import in_batches
 from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import VideoClips
 from emollama_jax.infer.predictor import label_fields, task_questions
@@ -24,11 +25,12 @@ from emollama_jax.serve.cache import ClipCache, EncodedClip
 from emollama_jax.serve.errors import ApiError, engine_down
 from emollama_jax.serve.jobs import Encoded, Event, Failed, Finished, Job, Scored, Started, Tokens
 from emollama_jax.serve.metrics import Metrics
+from emollama_jax.serve.programs import programs, serving_shapes
 from emollama_jax.serve.seen import seen_of
 from emollama_jax.text.prompts import Turn
 
 GATHER_S = 0.02  # that a request waits for others when the engine is idle
-BATCH = 16  # clips that are encoded or scored together
+BATCH = 16  # requests that are taken in one round
 DEFECTS = 3  # errors in a row that no request explains, after which the engine counts as broken
 STALE_S = 60.0  # without a heartbeat; compiling a large model's programs may take so long
 
@@ -54,7 +56,10 @@ class Scheduler:
         on_death: Callable[[BaseException], None] = lambda error: None,
     ):
         self._engine, self._videos, self._cache, self._metrics = engine, videos, cache, metrics
-        self._batcher, self._slots, self._on_death = engine.make_slot_batcher(slots), slots, on_death
+        self._slots, self._on_death, self._shapes = slots, on_death, serving_shapes(engine, slots)
+        self._batcher = engine.make_slot_batcher(slots, self._shapes)
+        self._to_compile: Iterator[Callable[[], Any]] | None = None
+        self._when_compiled: Callable[[], None] = lambda: None
         self._inbox: deque[Job] = deque()
         self._changed = threading.Condition()
         self._unfinished: set[Job] = set()
@@ -89,9 +94,21 @@ class Scheduler:
             self._unfinished.discard(job)
             self._changed.notify()
 
+    def compile(self, label_engines: Sequence[Engine], when_done: Callable[[], None]) -> None:
+        """Compile the programs that requests need, in turn with requests. `when_done` is called in the engine thread,
+        also where that ends before.
+
+        Args:
+            label_engines: with the labels and orders that are asked for.
+        """
+        with self._changed:
+            self._when_compiled = when_done
+            self._to_compile = programs(self._engine, self._videos, self._batcher, self._shapes, label_engines)
+            self._changed.notify()
+
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and self.death is None
+        return self._thread.is_alive() and not self._stops and self.death is None
 
     @property
     def is_responsive(self) -> bool:
@@ -104,6 +121,7 @@ class Scheduler:
                 while not self._stops:
                     self.heartbeat = time.monotonic()
                     self._go_round(self._arrivals())
+                    self._compile_some()
         except BaseException as error:
             self.death = error
             logging.getLogger(__name__).exception("the engine thread has ended")
@@ -112,13 +130,14 @@ class Scheduler:
             left = list(self._unfinished)
         for job in left:
             self._tell(job, Failed(engine_down()))
+        self._when_compiled()
         if self.death is not None:
             self._on_death(self.death)
 
     def _arrivals(self) -> list[Job]:
         """The jobs that have come, after a moment for others where the engine is idle."""
         with self._changed:
-            if not (self._inbox or self._batcher.busy or self._stops):
+            if not (self._inbox or self._batcher.busy or self._stops or self._to_compile):
                 self._changed.wait(1.0)
             if self._inbox and not self._batcher.busy:
                 end = time.monotonic() + GATHER_S
@@ -131,12 +150,15 @@ class Scheduler:
     def _go_round(self, jobs: list[Job]) -> None:
         self._attempt(jobs, self._encode)
         self._attempt(jobs, self._make_soft_tokens)
-        by_engine: dict[Engine, list[Job]] = {}
         for job in jobs:
-            if job.scores_labels:
-                by_engine.setdefault(job.engine, []).append(job)
-        for asked in by_engine.values():
-            self._attempt(asked, self._score_labels)
+            self._attempt([job], self._measure)
+        asked: dict[tuple[Engine, int], list[Job]] = {}
+        for job in jobs:
+            if job.scores_labels and not job.is_over:
+                asked.setdefault((job.engine, self._shapes.prompt(job.prompt_tokens)), []).append(job)
+        for alike in asked.values():
+            for batch in in_batches(alike):
+                self._attempt(batch, self._score_labels)
         for job in jobs:
             if job.generation is not None:
                 self._attempt([job], self._submit_generation)
@@ -150,6 +172,21 @@ class Scheduler:
             for event in self._batcher.step():
                 self._pass_on(event)
         self._metrics.busy_slots.set(min(len(self._running), self._slots))
+
+    def _compile_some(self) -> None:
+        """Compile the next program. One that cannot be, as the device cannot hold its inputs, waits for a request."""
+        if self._to_compile is None:
+            return
+        try:
+            call = next(self._to_compile, None)
+            if call is not None:
+                call()
+                return
+        except Exception as error:
+            logging.getLogger(__name__).warning("a program is not compiled beforehand: %s", first_line(error))
+            return
+        self._to_compile = None
+        self._when_compiled()
 
     def _tell(self, job: Job, event: Event) -> None:
         """Tell who asked; after the last event nothing more is done for a job."""
@@ -197,9 +234,11 @@ class Scheduler:
         seconds = 0.0
         if new:
             start = time.perf_counter()
-            items, reads = [clip.item for clip in new.values()], [clip.read for clip in new.values()]
-            for key, clip, read in zip(new, self._videos.encode(items, reads), reads, strict=True):
-                encoded[key] = EncodedClip(clip, read.clip_info, seen_of(read.media))
+            for batch in in_batches(list(new.values())):
+                reads = [clip.read for clip in batch]
+                clips = self._videos.encode([clip.item for clip in batch], reads)
+                for opened, clip, read in zip(batch, clips, reads, strict=True):
+                    encoded[opened.key] = EncodedClip(clip, read.clip_info, seen_of(read.media))
             seconds = (time.perf_counter() - start) / len(new)
             self._metrics.stage("encode", time.perf_counter() - start)
         for job in jobs:
@@ -216,10 +255,10 @@ class Scheduler:
                 by_modalities.setdefault(modalities, {})[job.clip.key] = job
         start = time.perf_counter()
         for modalities, chosen in by_modalities.items():
-            of_each = list(chosen.values())
-            soft = of_each[0].engine.predictor.soft_tokens([job.encoded.clip for job in of_each])
-            for job, tokens in zip(of_each, np.asarray(jax.block_until_ready(soft)), strict=True):
-                job.encoded.soft[modalities] = tokens
+            for batch in in_batches(list(chosen.values())):
+                soft = batch[0].engine.predictor.soft_tokens([job.encoded.clip for job in batch])
+                for job, tokens in zip(batch, np.asarray(soft), strict=True):
+                    job.encoded.soft[modalities] = tokens
         seconds = time.perf_counter() - start
         for job in jobs:
             # Two jobs of a batch may have encoded clips of their own for the same file.
@@ -232,12 +271,11 @@ class Scheduler:
         self._metrics.cache_bytes.set(self._cache.nbytes)
 
     def _score_labels(self, jobs: list[Job]) -> None:
-        """Score the labels of jobs that ask for the same ones."""
+        """Score the labels of jobs that ask for the same ones, in prompts of one padded length."""
         engine, start = jobs[0].engine, time.perf_counter()
-        lengths = [self._check_length(job, task_questions(engine.config.prompt)[0]) for job in jobs]
-        clips = [job.clip_input for job in jobs]
-        soft = jnp.asarray(np.stack([job.soft for job in jobs]))
-        scores = engine.predictor.labels(clips, soft, [job.history for job in jobs])
+        clips, soft = [job.clip_input for job in jobs], jax.device_put(np.stack([job.soft for job in jobs]))
+        length = self._shapes.prompt(jobs[0].prompt_tokens)
+        scores = engine.predictor.labels(clips, soft, [job.history for job in jobs], length=length)
         seconds = time.perf_counter() - start
         self._metrics.stage("label", seconds)
         for row, job in enumerate(jobs):
@@ -248,26 +286,29 @@ class Scheduler:
             job.timings_s["label"] = seconds / len(jobs)
             by_order = scores.by_order[row]
             spread = zip(by_order.min(axis=0).tolist(), by_order.max(axis=0).tolist(), strict=True)
-            self._tell(job, Scored(fields, dict(zip(scores.labels, spread, strict=True)), lengths[row]))
+            self._tell(job, Scored(fields, dict(zip(scores.labels, spread, strict=True)), job.prompt_tokens))
 
     def _submit_generation(self, jobs: list[Job]) -> None:
         (job,), asked = jobs, jobs[0].generation
-        self._check_length(job, asked.question)
         turns = [*job.history, Turn(asked.question)]
         settings = {"generate": asked.generate, "seed": asked.seed, "logprobs": asked.logprobs}
-        request = job.engine.predictor.request(job.clip_input, jnp.asarray(job.soft), turns, **settings)
+        request = job.engine.predictor.request(job.clip_input, jax.device_put(job.soft), turns, **settings)
         job.started_s = time.perf_counter()
         self._tell(job, Started(len(request.prompt.tokens)))
         self._running[self._batcher.submit(request)] = job
 
-    def _check_length(self, job: Job, question: str) -> int:
-        """The number of a prompt's tokens. Raises ApiError where they are too many."""
-        config, turns = job.engine.config, [*job.history, Turn(question)]
-        tokens, longest = len(job.engine.predictor.prompt(job.clip_input, turns).tokens), config.data.sequence_length
-        if tokens > longest:
-            message = f"a prompt of {tokens} tokens, and {longest} are taken; shorten the subtitle or the question"
-            raise ApiError(422, message, "context_length_exceeded")
-        return tokens
+    def _measure(self, jobs: list[Job]) -> None:
+        """Count the tokens of a job's prompts. Raises ApiError where they are too many."""
+        (job,) = jobs
+        questions = [task_questions(job.engine.config.prompt)[0]] if job.scores_labels else []
+        questions += [job.generation.question] if job.generation is not None else []
+        for question in reversed(questions):  # what is kept is the length of the labels' prompt
+            turns = [*job.history, Turn(question)]
+            job.prompt_tokens = len(job.engine.predictor.prompt(job.clip_input, turns).tokens)
+            if job.prompt_tokens > (longest := job.engine.config.data.sequence_length):
+                message = f"a prompt of {job.prompt_tokens} tokens, and {longest} are taken"
+                message += "; shorten the subtitle or the question"
+                raise ApiError(422, message, "context_length_exceeded")
 
     def _pass_on(self, event: TokenEvent) -> None:
         job = self._running.get(event.request)

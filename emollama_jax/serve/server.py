@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,14 +125,9 @@ class _Server(uvicorn.Server):
             self._log(f"listening on {'https' if self.config.is_ssl else 'http'}://{address}:{port}")
 
     async def _warm_up(self) -> None:
-        if self._service.is_warm:
-            return
-        try:
-            seconds = await warm_up(self._service)
-            self._log(f"warm after {seconds:.0f} s")
-        except ApiError as error:
-            self._log(f"not warmed up: {error}")
-        self._service.is_warm = True
+        if not self._service.is_warm:
+            await warm_up(self._service, self._log)
+            self._service.is_warm = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -196,21 +192,23 @@ class PunctualProtocol(H11Protocol):
             self.transport.close()
 
 
-async def warm_up(service: Service) -> float:
-    """Compile what requests need, with a made-up clip: one alone, then as many as there are slots. Return the seconds.
+async def warm_up(service: Service, log: Callable[[str], None]) -> None:
+    """Ask about a made-up clip, and compile what other requests need; `log` is told how long it took."""
+    start = time.monotonic()
+    try:
+        await _ask_about_made_up_clip(service)
+        await service.compile()
+    except ApiError as error:
+        log(f"not warmed up: {error}")
+    else:
+        log(f"warm after {time.monotonic() - start:.0f} s")
 
-    Raises:
-        ApiError: the clip was not answered.
-    """
-    start = asyncio.get_running_loop().time()
+
+async def _ask_about_made_up_clip(service: Service) -> None:
     with TemporaryDirectory(prefix="emollama-warm-up-") as folder:
         data = await asyncio.to_thread(make_dataset, Path(folder) / "clips", clips={"train": 1}, workers=1)
         path = data.video(data.clips[0])
         clip = await service.open_clip(MediaFile(path, "video", "warm-up", path.name))
     generate = service.generate_config(max_new_tokens=2)
     generation = Generation(question="[reason] Why?", generate=generate)
-    ask = lambda: service.answer(clip, service.engine, scores_labels=True, generation=generation)
-    await ask()
-    if service.settings.slots > 1:
-        await asyncio.gather(*(ask() for _ in range(service.settings.slots)))
-    return asyncio.get_running_loop().time() - start
+    await service.answer(clip, service.engine, scores_labels=True, generation=generation)

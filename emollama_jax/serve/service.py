@@ -19,10 +19,11 @@ from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import Item
 from emollama_jax.io.worker_pool import WorkerStopped
 from emollama_jax.serve.cache import ClipCache
-from emollama_jax.serve.errors import ApiError, bad_request
+from emollama_jax.serve.errors import ApiError, bad_request, engine_down
 from emollama_jax.serve.fetch import Fetcher
 from emollama_jax.serve.jobs import Encoded, Event, Failed, Finished, Generation, Job, OpenClip, Scored
 from emollama_jax.serve.metrics import Metrics
+from emollama_jax.serve.programs import ENCODED
 from emollama_jax.serve.scheduler import Scheduler
 from emollama_jax.serve.settings import ServeSettings
 from emollama_jax.serve.uploads import MediaFile, Uploads
@@ -45,6 +46,9 @@ class Service:
 
     Args:
         on_death: see `Scheduler`.
+
+    Attributes:
+        usual_asks: what most requests change of the engine.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Service:
         self.engine, self.settings, self.metrics = engine, settings, Metrics()
         identity = engine.identity()
         self.weights = identity["weights"] | {"encoders": identity["encoders"]}
-        self._videos = engine.videos()
+        self._videos = engine.videos(sizes=ENCODED)
         self._cache = ClipCache(settings.cache_mib << 20)
         self.scheduler = Scheduler(
             engine,
@@ -75,6 +79,7 @@ class Service:
         self._readers = anyio.CapacityLimiter(settings.readers)
         self._in_flight = 0
         self.is_warm, self.is_draining = not settings.warmup, False
+        self.usual_asks = [AskSettings()]
         self.started = time.time()
         self.metrics.slots.set(settings.slots)
 
@@ -249,6 +254,20 @@ class Service:
             return dataclasses.replace(own, **{name: value for name, value in changes.items() if value is not None})
         except ValueError as error:
             raise bad_request(str(error)) from error
+
+    async def compile(self) -> None:
+        """Compile the programs of usual requests, in turn with those that come meanwhile. Raises ApiError where the
+        engine ends before."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def when_done() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(done.set)
+
+        self.scheduler.compile([self.engine_for(asked) for asked in dict.fromkeys(self.usual_asks)], when_done)
+        await done.wait()
+        if not self.scheduler.is_alive:
+            raise engine_down()
 
     def close(self) -> None:
         self.scheduler.stop()

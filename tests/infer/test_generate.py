@@ -15,8 +15,8 @@ from flax import nnx
 
 from emollama_jax.config import DEFAULT_SHARDING, GenerateConfig
 from emollama_jax.infer import generate
-from emollama_jax.infer.generate import bucket
 from emollama_jax.infer.sampling import Sampling, sample
+from emollama_jax.infer.shapes import bucket
 from emollama_jax.infer.slots import Completion, GenerationRequest, SlotBatcher
 from emollama_jax.models.lora import LoRAConfig, merge
 from emollama_jax.sharding import init_sharded, make_mesh, use_mesh

@@ -1,6 +1,7 @@
 """What the page's buttons do and show, without a browser; and the page as a process of its own."""
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -66,6 +67,33 @@ def test_another_clip_or_other_words_begin_anew(service, videos):
         shown = press(service, first, other)
         assert len(shown[-1].talk.turns) == 1 and shown[-1].talk.turns[0].request.startswith("[reason] ")
         assert any(now.bars for now in shown[-8:]) and any(now.seen for now in shown)
+
+
+def test_words_that_are_heard_fill_the_field(engine, videos, monkeypatch):
+    """What is left in the field then goes on with the conversation; other words begin anew, and are not heard again."""
+    listened = []
+
+    def transcribe(waveform: np.ndarray) -> str:
+        listened.append(len(waveform))
+        return "I am fine."
+
+    heard = functools.partial(engine.videos, subtitle_sources=("speech",), transcribe=transcribe)
+    monkeypatch.setattr(engine, "videos", heard)
+    service = Service(engine, ServeSettings(warmup=False, slots=2))
+    service.scheduler.start()
+    try:
+        clip = str(videos[0])
+        shown = press(service, Asked(clip, task=EMOTION), Asked(clip, "I am fine.", question="Are you sure?"))
+        typed = press(service, Asked(clip, "Oh no.", task=EMOTION))
+    finally:
+        service.close()
+    assert {now.subtitle for now in shown if now.subtitle is not None} == {"I am fine."}
+    assert any("“I am fine.” (heard)" in (now.seen or "") for now in shown)
+    label = engine.label(clip, subtitle="I am fine.")
+    assert shown[-1].talk.said[1][1] == f"{label.label} ({label.probabilities[label.label]:.0%})"
+    assert len(shown[-1].talk.turns) == 2
+    assert any("“Oh no.” (typed)" in (now.seen or "") for now in typed)
+    assert len(listened) == 1 and listened[0] > 16_000
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def run_demo(
             if share:
                 log(f"and at {page.share_url or 'no public address: the tunnel could not be opened'}")
             if settings.warmup:
-                log(f"warm after {asyncio.run(warm_up(service)):.0f} s")
+                threading.Thread(target=lambda: asyncio.run(warm_up(service, log)), daemon=True).start()
             ended.wait()
             service.is_draining = True
             page.close(verbose=False)

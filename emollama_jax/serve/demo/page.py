@@ -9,7 +9,7 @@ import gradio as gr
 from emollama_jax.serve.demo import figures
 from emollama_jax.serve.demo.session import EMOTION, REASON, Asked, Shown, Talk, ask
 from emollama_jax.serve.errors import ApiError
-from emollama_jax.serve.service import Service
+from emollama_jax.serve.service import AskSettings, Service
 from emollama_jax.text.labels import DFEW, MER2023, MERR
 
 KEPT_S = (300, 600)  # how often the files of clips are looked at, and from which age on they are removed
@@ -28,6 +28,7 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
         examples: clips to try.
     """
     own = service.engine.config.prompt.labels
+    service.usual_asks.append(AskSettings(orders=default_orders(service)))
     sets = {"the model's own": own, "MERR": MERR, "MER2023": MER2023, "DFEW": DFEW}
     choices = [(f"{name}: {', '.join(labels)}", ", ".join(labels)) for name, labels in sets.items()]
     choices = list({value: (name, value) for name, value in reversed(choices)}.values())[::-1]
@@ -62,7 +63,7 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
                 orders = gr.Slider(
                     1,
                     9,
-                    value=min(3, len(own)),
+                    value=default_orders(service),
                     step=1,
                     label="Orders of the labels",
                     info="Probabilities depend on the order in which labels are listed: the spread shows how much.",
@@ -137,6 +138,11 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
         video.change(begin_anew, [video, talk], parts[:-1], **at_once)
         video.change(None, None, subtitle, js="() => ''")  # at once, before new words are typed
     return page
+
+
+def default_orders(service: Service) -> int:
+    """Return the number of label orders that the page begins with."""
+    return min(3, len(service.engine.config.prompt.labels))
 
 
 def _updates(shown: Shown) -> tuple[Any, ...]:
