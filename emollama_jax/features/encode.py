@@ -57,7 +57,7 @@ def encode_images(
     place, devices = _placement(state)
     like = jax.eval_shape(lambda state, x: run_encoder(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
-    for part, rows in _batches(np.arange(len(images)), batch_size, devices, sizes):
+    for part, rows in _batches(list(range(len(images))), batch_size, devices, sizes):
         outputs[part] = np.asarray(run_encoder(graphdef, state, place(_filled(images[part], rows))))[: len(part)]
     return outputs
 
