@@ -2,12 +2,8 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 
-from emollama_jax.infer.clip_input import ClipInput
-from emollama_jax.serve.answer_text import AnswerText
-from emollama_jax.serve.cache import ClipCache, EncodedClip, Seen
 from emollama_jax.serve.errors import ApiError
 from emollama_jax.serve.jobs import Generation
 from emollama_jax.serve.service import AskSettings, Service
@@ -112,23 +108,3 @@ def test_settings_that_cannot_be_are_refused(service):
         with pytest.raises(ApiError, match=said) as caught:
             service.engine_for(asked)
         assert caught.value.status == 400
-
-
-def test_the_cache_drops_what_was_asked_about_longest_ago():
-    clip = EncodedClip(ClipInput("a", "", np.zeros((3, 8), np.float32), np.ones(3, bool)), {}, Seen(None, None))
-    cache = ClipCache(5 * clip.nbytes // 2)
-    for key in "abac":
-        cache.put(key, clip)
-    assert (cache.get("a") is None, cache.get("b") is None, cache.get("c") is None) == (False, True, False)
-    assert cache.nbytes == 2 * clip.nbytes > 0
-
-
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_the_text_of_an_answer_comes_in_pieces(engine, size):
-    tokenizer = engine.tokenizer
-    tokens = tokenizer.encode("  Her brow is raised, and she smiles.  ")
-    for stop, expected in (((), "Her brow is raised, and she smiles."), (("smi", "zz"), "Her brow is raised, and she")):
-        text = AnswerText(tokenizer, stop)
-        pieces = [text.push(tokens[i : i + size]) for i in range(0, len(tokens), size)] + [text.finish()]
-        assert "".join(pieces) == expected and text.stopped == bool(stop)
-        assert text.tokens == len(tokens) if not stop else text.tokens < len(tokens)
