@@ -158,6 +158,10 @@ class Predictor:
         has_feature = [tuple(map(bool, clip.has_feature)) for clip in clips]
         return self._scorer.score([clip.subtitle for clip in clips], soft, has_feature, history, length=length)
 
+    def compile_labels(self, soft: Float[Array, "N S D"], *, length: int) -> None:
+        """Compile what `labels` runs for so many clips: see `LabelScorer.compile`."""
+        self._scorer.compile(soft, length=length)
+
     def answers(
         self,
         clips: Sequence[ClipInput],

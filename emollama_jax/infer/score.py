@@ -137,18 +137,36 @@ class LabelScorer:
         shape = (clips, len(self._orders), len(self._labels))
         log_likelihoods = np.zeros(shape, np.float64)
         if clips:
-            image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
-            clips_asked = zip(subtitles, has_feature, history, strict=True)
-            asked = [self._ask(said, has, image_tokens, before) for said, has, before in clips_asked]
-            batch = _batch(asked, self._answers, soft.shape[1], length)
-            if idle := len(batch["tokens"]) - clips:
-                soft = jnp.pad(soft, ((0, idle), (0, 0), (0, 0)))
-            nll = _on_host(_nll(*nnx.split(self._model), batch, soft)).astype(np.float64)[:clips]
+            inputs = self._inputs(subtitles, soft, has_feature, history, length)
+            nll = _on_host(_nll(*nnx.split(self._model), *inputs)).astype(np.float64)[:clips]
             asked_for = len(self._orders) * len(self._answers) * max(map(len, self._answers))
             log_likelihoods = -nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1)
         by_order = softmax(log_likelihoods, axis=-1)
         given = [self._labels.index(label) for label in self._prompt.labels]
         return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
+
+    def compile(self, soft: Float[Array, "N S D"], *, length: int) -> None:
+        """Compile the program that `score` runs for so many clips, without running it."""
+        clips = len(soft)
+        inputs = self._inputs([""] * clips, soft, [(True, True, True)] * clips, [()] * clips, length)
+        _nll.lower(*nnx.split(self._model), *inputs).compile()
+
+    def _inputs(
+        self,
+        subtitles: Sequence[str],
+        soft: Float[Array, "N S D"],
+        has_feature: Sequence[Sequence[bool]],
+        history: Sequence[Sequence[Turn]],
+        length: int | None,
+    ) -> tuple[dict[str, np.ndarray], Float[Array, "B S D"]]:
+        """What `_nll` takes after the model."""
+        image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
+        clips_asked = zip(subtitles, has_feature, history, strict=True)
+        asked = [self._ask(said, has, image_tokens, before) for said, has, before in clips_asked]
+        batch = _batch(asked, self._answers, soft.shape[1], length)
+        if idle := len(batch["tokens"]) - len(soft):
+            soft = jnp.pad(soft, ((0, idle), (0, 0), (0, 0)))
+        return batch, soft
 
     def _ask(
         self, subtitle: str, has_feature: Sequence[bool], image_tokens: int, history: Sequence[Turn] = ()

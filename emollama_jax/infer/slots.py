@@ -212,48 +212,56 @@ class SlotBatcher:
 
     def programs(self, soft: Float[Array, "S D"]) -> Iterator[Callable[[], Any]]:
         """Yield calls that compile the programs of `FixedShapes` for prompts about clips, the usual ones first. They
-        leave the requests alone that run.
+        leave the requests alone that run, and hardly compute.
 
         Args:
             soft: of any clip.
         """
-        shapes, last = self._shapes, self._shapes.slots
+        shapes, last, sizes = self._shapes, self._shapes.slots, self._shapes.caches
 
-        def first(width: int, count: int) -> DecodeState:
-            job = _Job(-1, _as_sample([0] * width), GenerateConfig(), 0, soft, False)
-            return dataclasses.replace(self._prefill(nnx.split(self._model), [job] * count), logprobs=None)
+        def prefill(width: int, count: int) -> None:
+            inputs, options = self._prefill_inputs(jobs(width, count))
+            generate.prefill.lower(*nnx.split(self._model), *inputs, **options).compile()
+
+        def jobs(width: int, count: int) -> list[_Job]:
+            return [_Job(-1, _as_sample([0] * width), GenerateConfig(), 0, soft, False)] * count
+
+        @functools.cache
+        def shortest(count: int) -> DecodeState:
+            first = self._prefill(nnx.split(self._model), jobs(shapes.prompts[0], count))
+            return dataclasses.replace(first, logprobs=None)
 
         def arranged(decode: DecodeState, rows: int, size: int) -> DecodeState:
             return generate.rearrange(decode, np.full(rows, -1, np.int32), cache_size=size)
 
+        def first(count: int, size: int) -> DecodeState:
+            return shortest(count) if size == sizes[0] else arranged(shortest(count), count, size)
+
         def batch(rows: int, size: int) -> DecodeState:
-            one = arranged(first(shapes.prompts[0], 1), 1, size)
+            one = arranged(shortest(1), 1, size)
             return one if rows == 1 else arranged(one, rows, size)
 
         def decode(rows: int, size: int) -> None:
             generate.decode_chunk(*nnx.split(self._model), batch(rows, size), self._eos_ids, length=self._chunk)
             generate.stop(batch(rows, size), 0)
 
-        def seat(width: int, count: int, size: int) -> None:
-            new = first(width, count)
+        def seat(count: int, prefilled: int, size: int) -> None:
             for rows in {1, shapes.rows(count)}:
-                arranged(new, rows, size)
+                arranged(first(count, prefilled), rows, size)
             if last > 1:
-                generate.insert(batch(last, size), new, np.full(count, last, np.int32))
+                generate.insert(batch(last, size), first(count, prefilled), np.full(count, last, np.int32))
 
         def change(rows: int, size: int, other_rows: int, other_size: int) -> None:
             arranged(batch(rows, size), other_rows, other_size)
 
-        for size in shapes.caches:
-            of_size = [width for width in shapes.prompts if shapes.prefilled(width) == size]
-            smaller = {shapes.prefilled(width): width for width in shapes.prompts if shapes.prefilled(width) <= size}
-            calls = [functools.partial(first, width, count) for width in of_size for count in shapes.sizes]
-            calls += [functools.partial(decode, rows, size) for rows in sorted({1, last})]
-            for width, count in itertools.product(smaller.values(), shapes.sizes):
-                calls.append(functools.partial(seat, width, count, size))
-            for before, rows in itertools.product([other for other in shapes.caches if other <= size], {1, last}):
-                calls.append(functools.partial(change, rows, before, last, size))
-            yield from [*calls, functools.partial(change, last, size, 1, size)]
+        for size in sizes:
+            new = [width for width in shapes.prompts if shapes.prefilled(width) == size]
+            smaller = [other for other in sizes if other <= size]
+            yield from (functools.partial(prefill, *of) for of in itertools.product(new, shapes.sizes))
+            yield from (functools.partial(decode, rows, size) for rows in sorted({1, last}))
+            yield from (functools.partial(seat, *of, size) for of in itertools.product(shapes.sizes, smaller))
+            yield from (functools.partial(change, *of, last, size) for of in itertools.product({1, last}, smaller))
+            yield functools.partial(change, last, size, 1, size)
 
     def _next_groups(self) -> list[list[_Job]]:
         """The waiting requests that free slots can take, in the groups that are prefilled together."""
@@ -267,6 +275,11 @@ class SlotBatcher:
 
     def _prefill(self, model: tuple[nnx.GraphDef, nnx.State], group: Sequence[_Job]) -> DecodeState:
         """The group's first tokens, its rows padded to a power of two."""
+        inputs, options = self._prefill_inputs(group)
+        return generate.prefill(*model, *inputs, **options)
+
+    def _prefill_inputs(self, group: Sequence[_Job]) -> tuple[tuple[Any, ...], dict[str, int]]:
+        """What `generate.prefill` takes after the model."""
         width = self._shapes.prompt(max(len(job.sample.tokens) for job in group))
         count = power_of_two(len(group))
         tokens, soft_index = np.zeros((count, width), np.int32), np.full((count, width), -1, np.int32)
@@ -281,8 +294,8 @@ class SlotBatcher:
             [job.seed for job in group] + [0] * idle,
             [job.logprobs for job in group] + [False] * idle,
         )
-        size = self._shapes.prefilled(width)
-        return generate.prefill(*model, tokens, lengths, soft_index, soft, sampling, self._eos_ids, cache_size=size)
+        options = {"cache_size": self._shapes.prefilled(width)}
+        return (tokens, lengths, soft_index, soft, sampling, self._eos_ids), options
 
     def _seat(self, group: Sequence[_Job], first: DecodeState, finished: set[int]) -> None:
         """Give the group's unfinished requests a row each, in a larger batch where they need one."""

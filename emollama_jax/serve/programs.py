@@ -51,7 +51,7 @@ def programs(
     soft = np.asarray(engine.predictor.soft_tokens([clip]))
     for asked, size, length in itertools.product(label_engines, SIZES, shapes.prompts):
         many = jax.device_put(np.repeat(soft, size, axis=0))
-        yield functools.partial(asked.predictor.labels, [clip] * size, many, length=length)
+        yield functools.partial(asked.predictor.compile_labels, many, length=length)
     yield from batcher.programs(jax.device_put(soft[0]))
 
 

@@ -14,13 +14,15 @@ from emollama_jax.serve.cache import EncodedClip
 
 STYLE = """
 #clip video { max-height: 19rem; }
+#labels input { padding-right: 2rem; text-overflow: ellipsis; }
+#bars .emo-bars, #seen .emo-seen, #bars .emo-empty, #seen .emo-empty { margin-top: 1.2rem; }
 .emo-bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .35rem .6rem; align-items: center; }
 .emo-track { position: relative; height: 1.1rem; border-radius: .3rem; background: var(--background-fill-secondary); }
 .emo-bar { position: absolute; inset: 0 auto 0 0; border-radius: .3rem; background: var(--primary-500); }
 .emo-spread { position: absolute; top: 50%; height: 2px; background: var(--body-text-color); }
 .emo-best { font-weight: 600; }
 .emo-seen { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.emo-seen figure { margin: 0; flex: 1 1 9rem; max-width: 16rem; }
+.emo-seen figure { margin: 0; flex: 1 1 7rem; max-width: 16rem; }
 .emo-seen figure.emo-wide { flex: 1 1 100%; max-width: none; }
 .emo-seen img, .emo-seen svg { width: 100%; border-radius: .4rem; display: block; }
 .emo-seen figcaption, .emo-note { font-size: .85rem; opacity: .8; margin-top: .3rem; }
