@@ -68,7 +68,7 @@ def seen(encoded: EncodedClip, subtitle: str) -> str:
         parts.append('<div class="emo-note">no sound</div>')
     source = {"given": "typed", "file": "of a file", "track": "of the video's track", "speech": "heard"}
     where = source.get(str(info.get("subtitle_source", "")), "")
-    words = f"“{escape(subtitle)}”{f' ({where})' if where else ''}" if subtitle else "no words"
+    words = f"“{escape(subtitle)}”{f' ({where})' if where else ''}" if subtitle else "none"
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in info.get("notes", ()))
     return (
         f'<div class="emo-seen">{"".join(parts)}</div><div class="emo-note">Words: {words}</div>'

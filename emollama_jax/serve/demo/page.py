@@ -79,7 +79,7 @@ def make_page(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
                 chat = gr.Chatbot(label="Conversation", height=320, render_markdown=False, buttons=[], elem_id="chat")
                 with gr.Row(equal_height=True):
                     question = gr.Textbox(
-                        placeholder="A question of your own, or a follow-up",
+                        placeholder="A question of your own",
                         show_label=False,
                         container=False,
                         scale=4,
