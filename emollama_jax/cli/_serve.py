@@ -106,7 +106,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compile with a made-up clip as the server starts (default: yes)",
+        help="compile what requests need as the server starts (default: yes)",
     )
     add_model_arguments(parser)
     add_encoder_arguments(parser)
