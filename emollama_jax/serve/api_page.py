@@ -15,6 +15,7 @@ td { padding: .2rem .8rem .2rem 0; vertical-align: top; border-bottom: 1px solid
 td:first-child { white-space: nowrap; width: 1%; }
 """
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+LARGE = 2**31  # limits beyond are those of the number's own kind
 LENGTHS = {"maxLength": "letters", "maxItems": "items"}
 
 
@@ -68,7 +69,8 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 
 def _bounds(field: Mapping[str, Any]) -> str:
-    said = [f" {word} {field[name]:,}" for name, word in LIMITS.items() if name in field]
+    limits = ((word, field[name]) for name, word in LIMITS.items() if name in field)
+    said = [f", {word} {value:g}" for word, value in limits if abs(value) < LARGE]
     said += [f" of at most {field[name]:,} {what}" for name, what in LENGTHS.items() if name in field]
     return "".join(said)
 
