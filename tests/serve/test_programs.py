@@ -35,7 +35,7 @@ async def ask_all(service, videos, sound) -> list:
         await asyncio.sleep(rng.random())
         media = MediaFile(path, kind, f"{path.name} {number % 7}", path.name)  # encoded anew for each digest
         parts = (media, None) if kind == "video" else (None, media)
-        clip = await service.open_clip(*parts, subtitle="so " * rng.randrange(0, 60))
+        clip = await service.open_clip(*parts, subtitle="so " * rng.randrange(25))
         engine = service.engine_for(modalities if kind == "audio" else rng.choice(service.usual_asks))
         generate = service.generate_config(max_new_tokens=rng.choice((1, 9, 24, 100)), temperature=rng.choice((0, 1)))
         generation = Generation(question=WHY, generate=generate, logprobs=rng.random() < 0.3)
