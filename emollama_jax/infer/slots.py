@@ -212,24 +212,20 @@ class SlotBatcher:
 
     def programs(self, soft: Float[Array, "S D"]) -> Iterator[Callable[[], Any]]:
         """Yield calls that compile the programs of `FixedShapes` for prompts about clips, the usual ones first. They
-        leave the requests alone that run, and hardly compute.
+        leave the requests alone that run.
 
         Args:
             soft: of any clip.
         """
         shapes, last, sizes = self._shapes, self._shapes.slots, self._shapes.caches
 
-        def prefill(width: int, count: int) -> None:
-            inputs, options = self._prefill_inputs(jobs(width, count))
-            generate.prefill.lower(*nnx.split(self._model), *inputs, **options).compile()
-
-        def jobs(width: int, count: int) -> list[_Job]:
-            return [_Job(-1, _as_sample([0] * width), GenerateConfig(), 0, soft, False)] * count
+        def prefill(width: int, count: int) -> DecodeState:
+            job = _Job(-1, _as_sample([0] * width), GenerateConfig(), 0, soft, False)
+            return dataclasses.replace(self._prefill(nnx.split(self._model), [job] * count), logprobs=None)
 
         @functools.cache
         def shortest(count: int) -> DecodeState:
-            first = self._prefill(nnx.split(self._model), jobs(shapes.prompts[0], count))
-            return dataclasses.replace(first, logprobs=None)
+            return prefill(shapes.prompts[0], count)
 
         def arranged(decode: DecodeState, rows: int, size: int) -> DecodeState:
             return generate.rearrange(decode, np.full(rows, -1, np.int32), cache_size=size)
@@ -275,11 +271,6 @@ class SlotBatcher:
 
     def _prefill(self, model: tuple[nnx.GraphDef, nnx.State], group: Sequence[_Job]) -> DecodeState:
         """The group's first tokens, its rows padded to a power of two."""
-        inputs, options = self._prefill_inputs(group)
-        return generate.prefill(*model, *inputs, **options)
-
-    def _prefill_inputs(self, group: Sequence[_Job]) -> tuple[tuple[Any, ...], dict[str, int]]:
-        """What `generate.prefill` takes after the model."""
         width = self._shapes.prompt(max(len(job.sample.tokens) for job in group))
         count = power_of_two(len(group))
         tokens, soft_index = np.zeros((count, width), np.int32), np.full((count, width), -1, np.int32)
@@ -294,8 +285,8 @@ class SlotBatcher:
             [job.seed for job in group] + [0] * idle,
             [job.logprobs for job in group] + [False] * idle,
         )
-        options = {"cache_size": self._shapes.prefilled(width)}
-        return (tokens, lengths, soft_index, soft, sampling, self._eos_ids), options
+        size = self._shapes.prefilled(width)
+        return generate.prefill(*model, tokens, lengths, soft_index, soft, sampling, self._eos_ids, cache_size=size)
 
     def _seat(self, group: Sequence[_Job], first: DecodeState, finished: set[int]) -> None:
         """Give the group's unfinished requests a row each, in a larger batch where they need one."""

@@ -37,7 +37,9 @@ async def ask_all(service, videos, sound) -> list:
         parts = (media, None) if kind == "video" else (None, media)
         clip = await service.open_clip(*parts, subtitle="so " * rng.randrange(25))
         engine = service.engine_for(modalities if kind == "audio" else rng.choice(service.usual_asks))
-        generate = service.generate_config(max_new_tokens=rng.choice((1, 9, 24, 100)), temperature=rng.choice((0, 1)))
+        generate = service.generate_config(
+            max_new_tokens=rng.choice((1, 9, 24, 100)), temperature=rng.choice((0.0, 1.0))
+        )
         generation = Generation(question=WHY, generate=generate, logprobs=rng.random() < 0.3)
         history = (Turn(WHY, "Because."),) * rng.randrange(3)
         scores = rng.random() < 0.5
@@ -58,8 +60,8 @@ def test_nothing_compiles_after_the_warm_up(service, videos, tone):  # noqa: F81
     assert len(beforehand) > 30 and lines[0].startswith("warm after")
     with compilations() as meanwhile:
         found = asyncio.run(ask_all(service, videos, tone))
-    failed = [one for one in found if isinstance(one, Exception)]
-    assert {type(one) for one in failed} <= {TimeoutError} and len(failed) <= 6
+    given_up = [one for one in found if isinstance(one, TimeoutError)]
+    assert len(given_up) <= 6 and not [one for one in found if isinstance(one, Exception) and one not in given_up]
     assert not meanwhile
 
 
