@@ -193,6 +193,8 @@ class Scheduler:
         if isinstance(event, Finished | Failed):
             self._unfinished.discard(job)
             job.is_over = True
+        if isinstance(event, Finished):
+            self._defects = 0
         job.emit(event)
 
     def _attempt(self, jobs: list[Job], work: Work) -> None:
@@ -202,7 +204,6 @@ class Scheduler:
             return
         try:
             work(jobs)
-            self._defects = 0
         except Exception as error:
             if len(jobs) == 1:
                 self._tell(jobs[0], Failed(self._error(error)))
@@ -278,11 +279,11 @@ class Scheduler:
         scores = engine.predictor.labels(clips, soft, [job.history for job in jobs], length=length)
         seconds = time.perf_counter() - start
         self._metrics.stage("label", seconds)
+        if not np.isfinite(scores.probabilities).all():  # before anybody is told: each is tried alone then
+            message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
+            raise ApiError(500, message, "not_finite")
         for row, job in enumerate(jobs):
             fields = label_fields(scores, row)
-            if not np.isfinite([*fields["probabilities"].values()]).all():
-                message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
-                raise ApiError(500, message, "not_finite")
             job.timings_s["label"] = seconds / len(jobs)
             by_order = scores.by_order[row]
             spread = zip(by_order.min(axis=0).tolist(), by_order.max(axis=0).tolist(), strict=True)
