@@ -353,9 +353,7 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
-    def make_slot_batcher(
-        self, slots: int, shapes: Shapes | None = None, *, adapters: bool = True
-    ) -> SlotBatcher:
+    def make_slot_batcher(self, slots: int, shapes: Shapes | None = None, *, adapters: bool = True) -> SlotBatcher:
         """Make a batcher of this model's answers, beside the engine's own; without `adapters` of the language model
         alone, which shares its parameters."""
         llama = self._model.llama
