@@ -80,7 +80,7 @@ def test_nothing_compiles_while_requests_run(model, slots):
                 i = order.pop()
                 numbers[batcher.submit(requests[i])] = i
             if rng.random() < 0.1 and numbers:
-                number = rng.choice(list(numbers))
+                number = int(rng.choice(list(numbers)))
                 dropped[number] = numbers[number]
                 batcher.cancel(number)
             for event in batcher.step():
