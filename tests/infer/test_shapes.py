@@ -86,6 +86,6 @@ def test_nothing_compiles_while_requests_run(model, slots):
             for event in batcher.step():
                 if event.completion:
                     found[numbers[event.request]] = event.completion
-    assert len(beforehand) > 10 and not meanwhile
+    assert beforehand and not meanwhile
     assert all(answers[i] == answer for i, answer in found.items())
     assert len(found.keys() | set(dropped.values())) == len(requests)

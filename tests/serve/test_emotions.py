@@ -134,13 +134,15 @@ def test_a_file_is_read_below_the_allowed_folder_alone(engine, running, videos, 
 
 
 def test_many_at_once_each_get_the_answer_they_get_alone(running, videos):
+    """Likelihoods of one row and of four are sums in another order: their logarithms agree to 2e-5 (test_score.py), so
+    probabilities to 5e-6, and once more half a digit of the six that are written."""
     kinds = [(path, words) for path in videos for words in ("", "Oh no.", "Hurray!")]
     alone = [send(running, path, subtitle=words) for path, words in kinds]
     with ThreadPoolExecutor(18) as pool:
         together = list(pool.map(lambda kind: send(running, kind[0], subtitle=kind[1]), kinds * 2))
     for found, expected in zip(together, alone * 2, strict=True):
         assert timeless(found) == timeless(expected)
-        assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=2e-6)
+        assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=6e-6)
 
 
 def test_nothing_is_left_of_an_upload(running, videos):
