@@ -1,0 +1,20 @@
+"""For notebooks: a clip played inline, labels as bars, a contact sheet, a run whose loss is drawn as it goes, and a model
+asked behind a server of its own.
+
+    from emollama_jax import notebook
+
+    notebook.play("clip.mp4")
+    notebook.bars(engine.label("clip.mp4"))
+    notebook.train("runs/mine", "--config", "forkme")
+
+The kernel needs Python, IPython, Pillow and matplotlib, and none of the package's dependencies: where those would
+replace the kernel's own, as on Colab, they go into an environment of their own, whose `bin` comes first on the PATH.
+"""
+
+from emollama_jax.notebook.display import bars, contact_sheet, play
+from emollama_jax.notebook.machine import check_machine
+from emollama_jax.notebook.served import ServedEngine, serve
+from emollama_jax.notebook.shell import stop_on_errors
+from emollama_jax.notebook.training import train
+
+__all__ = ["ServedEngine", "bars", "check_machine", "contact_sheet", "play", "serve", "stop_on_errors", "train"]
