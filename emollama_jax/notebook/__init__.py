@@ -11,10 +11,26 @@ The kernel needs Python, IPython, Pillow and matplotlib, and none of the package
 replace the kernel's own, as on Colab, they go into an environment of their own, whose `bin` comes first on the PATH.
 """
 
+from emollama_jax.notebook.colab import mount_drive, record, upload, use_secret
 from emollama_jax.notebook.display import bars, contact_sheet, play
 from emollama_jax.notebook.machine import check_machine
-from emollama_jax.notebook.served import ServedEngine, serve
+from emollama_jax.notebook.served import serve, share_demo
 from emollama_jax.notebook.shell import stop_on_errors
+from emollama_jax.notebook.small import make_small_run
 from emollama_jax.notebook.training import train
 
-__all__ = ["ServedEngine", "bars", "check_machine", "contact_sheet", "play", "serve", "stop_on_errors", "train"]
+__all__ = [
+    "bars",
+    "check_machine",
+    "contact_sheet",
+    "make_small_run",
+    "mount_drive",
+    "play",
+    "record",
+    "serve",
+    "share_demo",
+    "stop_on_errors",
+    "train",
+    "upload",
+    "use_secret",
+]

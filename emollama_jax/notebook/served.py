@@ -1,19 +1,16 @@
 """A model behind a server of its own: `emollama serve`, started by a notebook and asked like an `Engine`.
 
-    with notebook.serve("runs/stage2") as engine:
-        engine.label("clip.mp4").probabilities
-        for piece in engine.stream("clip.mp4", "[reason] Why does she smile?"):
-            print(piece, end="", flush=True)
+with notebook.serve("--trained", "runs/stage2") as engine:
+    engine.label("clip.mp4").probabilities
+    for piece in engine.stream("clip.mp4", "[reason] Why does she smile?"):
+        print(piece, end="", flush=True)
 """
 
-import atexit
 import base64
 import json
-import subprocess
-import threading
+import secrets
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +18,10 @@ from typing import Any
 
 from emollama_jax.errors import UserError
 from emollama_jax.notebook.display import mime_type
-from emollama_jax.notebook.shell import find_python
+from emollama_jax.notebook.shell import Command, Log
 
-LISTENING, WARM = "emollama: listening on ", "emollama: warm after "
+LISTENING, WARM, PUBLIC = "emollama: listening on ", "emollama: warm after ", "emollama: and at "
 TIMEOUT_S = 600.0  # of a request; the server's own limit is shorter
-KEPT = 20  # lines of the server that an error may show
 
 
 @dataclass(frozen=True)
@@ -42,46 +38,45 @@ class ServedAnswer:
     """What was seen and heard: see `media.clip.ClipMedia`."""
 
 
-def serve(trained: str | Path | None, *arguments: str, show_log: bool = True) -> "ServedEngine":
+def serve(*arguments: str, log: Log = print) -> "ServedEngine":
     """Start `emollama serve` and return it once it is warm.
 
     Args:
-        trained: a run, a .pth or a PEFT folder; None where the arguments name none.
-        arguments: further ones of the command, as in `"--config", "colab_t4"`.
-        show_log: whether its lines are printed meanwhile.
+        arguments: of the command, as in `"--trained", "runs/stage2"`.
+        log: is told what it says.
 
     Raises:
         UserError: it could not start; the message is the command's own.
     """
-    command = [find_python(), "-m", "emollama_jax", "serve", "--port", "0", "--no-demo"]
-    command += [*(["--trained", str(trained)] if trained else []), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    atexit.register(process.terminate)
-    url, lines = "", deque[str](maxlen=KEPT)
+    command = _start(["serve", "--port", "0", "--no-demo", *arguments], log)
+    return ServedEngine(command.wait_for(LISTENING), command)
+
+
+def share_demo(*arguments: str, log: Log = print) -> Command:
+    """Start `emollama demo --share` with a new password, and return the command once the page is warm; `stop` ends it.
+
+    Args:
+        arguments, log: as those of `serve`.
+
+    Raises:
+        UserError: it could not start; the message is the command's own.
+    """
+    password = secrets.token_urlsafe(9)
+    command = _start(["demo", "--share", "--auth", f"clip:{password}", *arguments], log)
+    log(f"the page is at {command.wait_for(PUBLIC)}; user clip, password {password}")
+    return command
+
+
+def _start(arguments: Sequence[str], log: Log) -> Command:
+    command = Command(["-m", "emollama_jax", *arguments], log=log)
     try:
-        for line in process.stdout:
-            line = line.rstrip()
-            lines.append(line)
-            if show_log:
-                print(line)
-            if line.startswith(LISTENING):
-                url = line.removeprefix(LISTENING)
-            if line.startswith(WARM):
-                threading.Thread(target=_drain, args=(process.stdout, lines), daemon=True).start()
-                return ServedEngine(url, process)
+        if command.wait_for(WARM) is None:
+            command.wait()
+            raise command.error(f"emollama {arguments[0]} did not start")
     except BaseException:  # the notebook's stop button among them
-        process.terminate()
-        process.wait()
+        command.stop()
         raise
-    code = process.wait()
-    said = [line for line in lines if ": error: " in line] or list(lines) or [f"it ended with exit code {code}"]
-    raise UserError(f"the server did not start: {said[-1]}")
-
-
-def _drain(stream: Any, lines: deque[str]) -> None:
-    """Keep the server's pipe from filling up."""
-    for line in stream:
-        lines.append(line.rstrip())
+    return command
 
 
 class ServedEngine:
@@ -89,11 +84,11 @@ class ServedEngine:
 
     Args:
         url: where it listens.
-        process: to be ended by `stop`; None where it is somebody else's.
+        command: to be ended by `stop`; None where it is somebody else's.
     """
 
-    def __init__(self, url: str, process: subprocess.Popen | None = None):
-        self.url, self._process = url, process
+    def __init__(self, url: str, command: Command | None = None):
+        self.url, self._command = url, command
 
     def __enter__(self) -> "ServedEngine":
         return self
@@ -103,9 +98,8 @@ class ServedEngine:
 
     def stop(self) -> None:
         """End the server, and free the memory of its device."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        if self._command is not None:
+            self._command.stop()
 
     def label(self, clip: str | Path, *, subtitle: str = "") -> ServedAnswer:
         """Return the most likely label of a video, and the probabilities of all.
@@ -137,13 +131,12 @@ class ServedEngine:
         Raises:
             UserError: as `label`.
         """
-        video = {"type": "video_url", "video_url": {"url": _data_url(clip)}}
-        messages: list[dict[str, Any]] = []
-        for asked, answered in history:
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        messages.append({"role": "user", "content": question})
-        first = messages[0]["content"]
-        messages[0] = {"role": "user", "content": [video, {"type": "text", "text": first}]}
+        asked = [question for question, _ in history] + [question]
+        contents: list[Any] = [[{"type": "video_url", "video_url": {"url": _data_url(clip)}}], *asked[1:]]
+        contents[0].append({"type": "text", "text": asked[0]})
+        messages = [{"role": "user", "content": content} for content in contents]
+        for place, (_, answer) in enumerate(history):
+            messages.insert(2 * place + 1, {"role": "assistant", "content": answer})
         body = {"messages": messages, "stream": True, "subtitle": subtitle}
         with self._post("/v1/chat/completions", body) as reply:
             for line in reply:

@@ -2,20 +2,17 @@
 
 import io
 import json
-import subprocess
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 from emollama_jax.errors import UserError
-from emollama_jax.notebook.shell import find_python
+from emollama_jax.notebook.shell import Command
 from emollama_jax.train.plot import draw_loss
 
 METRICS = "metrics.jsonl"  # in the run's folder
-KEPT = 6  # last lines of the command that are shown
+SHOWN = 6  # last lines of the command
 SAVED = 75  # exit code of a run that was asked to end
-NOTHING = "no step is logged yet"
 
 
 def train(workdir: str | Path, *arguments: str, every_s: float = 3.0, stop_at: int | None = None) -> int:
@@ -27,7 +24,7 @@ def train(workdir: str | Path, *arguments: str, every_s: float = 3.0, stop_at: i
         workdir: the run's folder.
         arguments: of the command, as in `"--config", "forkme", "--config.train.steps=100"`.
         every_s: seconds between two drawings.
-        stop_at: a step at which the run is stopped, as if the machine had been taken away.
+        stop_at: a step at which the run is stopped and saved, as when the machine is taken away.
 
     Raises:
         UserError: the run failed; the message is the command's own.
@@ -35,72 +32,56 @@ def train(workdir: str | Path, *arguments: str, every_s: float = 3.0, stop_at: i
     from IPython.display import HTML, Image, display
 
     folder = Path(workdir)
-    command = [find_python(), "-m", "emollama_jax", "train", *arguments, f"--config.train.workdir={folder}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    lines, asked = deque[str](maxlen=KEPT), False
-    reader = threading.Thread(target=lambda: lines.extend(line.rstrip() for line in process.stdout), daemon=True)
-    reader.start()
-    picture, text = display(HTML(NOTHING), display_id=True), display(HTML(""), display_id=True)
-    shown = 0
+    command = Command(["-m", "emollama_jax", "train", *arguments, f"--config.train.workdir={folder}"])
+    picture, text = (display(HTML("<pre>no step is logged yet</pre>"), display_id=True) for _ in range(2))
+    shown, asked = 0, False
 
-    def show() -> None:
+    def show() -> int:
         nonlocal shown
         logged = read_losses(folder)
-        text.update(HTML(f"<pre>{'<br>'.join(lines)}</pre>"))
-        if len(logged) > shown:
+        text.update(HTML(f"<pre>{'<br>'.join(map(escape, list(command.lines)[-SHOWN:]))}</pre>"))
+        if len(logged) != shown:
             shown = len(logged)
-            picture.update(Image(draw([(folder.name, logged)]), format="png"))
+            picture.update(Image(draw([(folder.name, logged)]), format="png", alt="the training loss"))
+        return logged[-1][0] if logged else 0
 
     try:
-        while not _ended(process, every_s):
-            show()
-            if stop_at is not None and not asked and last_step(folder) >= stop_at:
-                process.terminate()
+        while not command.wait(every_s):
+            if show() >= (stop_at or float("inf")) and not asked:
+                command.process.terminate()
                 asked = True
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        print(f"stopped and saved: run the cell again, and it goes on from {folder}")
-    except BaseException:
-        process.terminate()
-        raise
-    reader.join(timeout=5)
-    show()
-    if process.returncode not in (0, SAVED):
-        said = [line for line in lines if ": error: " in line] or list(lines) or [f"exit code {process.returncode}"]
-        raise UserError(f"the run ended: {said[-1]}")
-    return last_step(folder)
+    except BaseException as error:
+        command.stop()
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+    last = show()
+    if command.process.returncode not in (0, SAVED):
+        raise command.error("the run ended")
+    return last
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:
-    """Return the steps that a run has logged, with their losses; a line that is being written is left out."""
+    """Return the steps that a run has logged, with their losses; a line that is being written is left out.
+
+    Raises:
+        UserError: the file of metrics is damaged.
+    """
+    file = folder / METRICS
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
     except FileNotFoundError:
         return []
-    found = (json.loads(line) for line in lines if line.endswith("\n"))
+    except ValueError as error:
+        raise UserError(f"{file}: a line is damaged ({error}); look into the file") from error
     return [(line["step"], line["loss"]) for line in found if line.get("loss") is not None]
 
 
-def last_step(folder: Path) -> int:
-    """Return the last step that a run has logged; 0 before the first."""
-    logged = read_losses(folder)
-    return logged[-1][0] if logged else 0
-
-
-def draw(runs: Sequence[tuple[str, Sequence[tuple[int, float]]]], draw_on: Callable = draw_loss) -> bytes:
-    """Return the losses of runs as a PNG."""
+def draw(runs: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> bytes:
+    """Return the losses of runs as a PNG; see `draw_loss`."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure, file = Figure(figsize=(6, 3), dpi=100, layout="constrained"), io.BytesIO()
-    draw_on(figure, runs)
+    draw_loss(figure, runs)
     figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def _ended(process: subprocess.Popen, seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
