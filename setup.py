@@ -21,6 +21,8 @@ SERVE = (  # the HTTP API and the demo
     *("httpx>=0.28,<1", "anyio>=4,<5"),
     "gradio>=6.16,<7",  # before, files of the server could be read by anybody
 )
+# The notebooks of colab/ are made of scripts, run as a person would, and install with uv.
+NOTEBOOK_TESTS = ("ipykernel>=6.29", "jupytext>=1.17,<2", "nbclient>=0.10", "nbformat>=5.10,<6", "uv>=0.9")
 # An API is tried by its own description, its page in a browser, and https with certificates of the tests' own.
 SERVE_TESTS = ("schemathesis>=4.30,<5", "openapi-spec-validator>=0.8,<1", "playwright>=1.50,<2", "trustme>=1.2,<2")
 XLSX = "openpyxl>=3.1,<4"
@@ -34,9 +36,10 @@ setup(
     name="emollama_jax",
     version=re.search(r'__version__ = "(.+)"', Path("emollama_jax/__init__.py").read_text()).group(1),
     description="Emotion-LLaMA in JAX and Flax",
+    url="https://github.com/OWNER/emollama_jax",  # where the notebooks of colab/ are opened and install from
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     # The experiments of configs/ travel inside the package, where config.load_config finds them by name.
     packages=[*find_packages(include=["emollama_jax", "emollama_jax.*"]), "emollama_jax.configs"],
     package_dir={"emollama_jax.configs": "configs"},
@@ -85,7 +88,7 @@ setup(
         "test": [
             *(TORCH, PEFT, TRANSFORMERS, *AV, CV, FACE, MESH, PLOT, OPENAI, XLSX, GCS, GCS_SERVER, TPU_HERE),
             "kubernetes-validate>=1.33",  # Kubernetes' schemas, for what launch/gke.py renders
-            *(*SERVE, *SERVE_TESTS),
+            *(*SERVE, *SERVE_TESTS, *NOTEBOOK_TESTS),
             *("beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff", "scikit-learn>=1.6", "setuptools>=77"),
         ],
     },

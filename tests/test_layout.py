@@ -26,7 +26,7 @@ ORDER = [
     {"data", "synthetic"},
     {"features", "runs"},
     {"train", "infer"},
-    {"eval", "captions", "serve", "plan", "bench"},
+    {"eval", "captions", "serve", "plan", "bench", "notebook"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,5 +1,5 @@
-"""For notebooks: a clip played inline, labels as bars, a contact sheet, a run whose loss is drawn as it goes, and a model
-asked behind a server of its own.
+"""For notebooks: a clip played inline, labels as bars, a contact sheet, a run whose loss is drawn as it goes, and a
+model behind a server of its own.
 
     from emollama_jax import notebook
 
@@ -7,7 +7,7 @@ asked behind a server of its own.
     notebook.bars(engine.label("clip.mp4"))
     notebook.train("runs/mine", "--config", "forkme")
 
-The kernel needs Python, IPython, Pillow and matplotlib, and none of the package's dependencies: where those would
+The kernel needs Python, IPython and matplotlib, and none of the package's dependencies: where those would
 replace the kernel's own, as on Colab, they go into an environment of their own, whose `bin` comes first on the PATH.
 """
 

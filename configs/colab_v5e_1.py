@@ -1,0 +1,20 @@
+"""Own clips on one TPU v5e chip, as Colab has it, from Emotion-LLaMA's weights: int8 base, bfloat16 compute.
+
+    emollama extract --config colab_v5e_1 clips --list clips.csv --videos clips --frame peak --image image_tokens --out data
+    emollama plan --config colab_v5e_1 --topology v5e-1
+    emollama train --config colab_v5e_1
+
+It is `colab_t4` in the chip's own type.
+
+Expected: by compiler estimates (nothing has been measured),
+"""
+
+import dataclasses
+
+from emollama_jax.config import Config, load_config
+
+
+def get_config() -> Config:
+    t4, stage2 = load_config("colab_t4"), load_config("stage2_merr")
+    encoders = {name: getattr(stage2, name) for name in ("eva_vit", "mae", "videomae", "hubert")}
+    return dataclasses.replace(t4, **encoders, llama=dataclasses.replace(t4.llama, compute_dtype="bfloat16"))

@@ -1,0 +1,183 @@
+"""The notebooks executed to their ends, small and on the processor, with a stub of what Colab has.
+
+The kernel has the packages of this environment but emollama_jax, which the notebooks install from a wheel.
+EMOLLAMA_EXECUTED names a folder where the executed notebooks are kept.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUB = Path(__file__).parent / "stub"
+PACKAGES = ("nbclient", "nbformat", "ipykernel", "uv", "setuptools", "torch", "peft", "transformers", "matplotlib", "av")
+TIMEOUT_S = 900  # of a cell
+FIELD = re.compile(r"^([A-Z_]+) = .+?(  # @param .+)$", re.M)
+INHERITED = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "PYTHONPATH", "OMP_NUM_THREADS")  # of the tests' own
+
+pytestmark = pytest.mark.slow
+
+
+class Colab(NamedTuple):
+    """A machine to run notebooks on."""
+
+    folder: Path
+    """Where they run, one after another, as with a Drive that stays."""
+    environment: dict[str, str]
+
+    @property
+    def asked(self) -> list[list[Any]]:
+        file = Path(self.environment["COLAB_ASKED"])
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory) -> Colab:
+    for package in PACKAGES:
+        pytest.importorskip(package, reason=f"no {package}: pip install 'emollama_jax[test]'")
+    root = tmp_path_factory.mktemp("colab")
+    (folder := root / "content").mkdir()
+    kernel = _make_kernel(root)
+    wheels = _build_wheel(root)
+    environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
+    environment |= _index(wheels) | {
+        "COLAB_ASKED": str(root / "asked.jsonl"),
+        "JAX_PLATFORMS": "cpu",
+        "JUPYTER_PATH": str(kernel),
+        "PYTHONPATH": str(STUB),
+    }
+    return Colab(folder, environment)
+
+
+def _make_kernel(root: Path) -> Path:
+    """Make a kernel that sees the packages of this environment, but not emollama_jax; return the path of its spec."""
+    subprocess.run([sys.executable, "-m", "venv", root / "kernel"], check=True)
+    python = root / "kernel/bin/python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    # As a line of a .pth file: editable installs of that environment are not followed.
+    (Path(site) / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    spec = root / "jupyter/kernels/colab"
+    spec.mkdir(parents=True)
+    launch = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": launch, "display_name": "Colab", "language": "python"}))
+    return root / "jupyter"
+
+
+def _build_wheel(root: Path) -> Path:
+    """Build a wheel of this checkout."""
+    source = root / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("emollama_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", root / "wheels", source], check=True)
+    return root / "wheels"
+
+
+def _index(wheels: Path) -> dict[str, str]:
+    """Return the variables by which uv finds the wheel, and what pip is configured to find."""
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    lines = subprocess.run(pip, check=True, capture_output=True, text=True).stdout.splitlines()
+    settings = dict(line.rpartition(".")[2].split("=", 1) for line in lines if "=" in line)
+    setting = lambda name: settings.get(name, "").strip("'").split()
+    variables = {"UV_FIND_LINKS": ",".join([str(wheels), *setting("find-links")]), "UV_LINK_MODE": "copy"}
+    if index := setting("index-url"):
+        variables["UV_DEFAULT_INDEX"] = index[0]
+    return variables
+
+
+def execute(colab: Colab, name: str, **fields: Any) -> list[dict]:
+    """Execute a notebook with some fields of its forms filled in; return its cells."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    fields = {"SOURCE": "", "PYTHON": version, **fields}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            fill = lambda match: f"{match[1]} = {fields.pop(match[1])!r}{match[2]}" if match[1] in fields else match[0]
+            cell.source = FIELD.sub(fill, cell.source)
+    assert not fields, f"{name} has no fields {sorted(fields)}"
+    resources = {"metadata": {"path": str(colab.folder)}}
+    client = NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="colab", resources=resources)
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(colab.environment)
+    try:
+        client.execute(env=colab.environment)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if kept := os.environ.get("EMOLLAMA_EXECUTED"):
+            nbformat.write(notebook, Path(kept) / f"{name}.ipynb")
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown(cell: dict) -> str:
+    """Return all text that a cell shows, pictures as their types."""
+    parts = []
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        parts += [output.get("text", ""), data.get("text/html", ""), data.get("text/markdown", ""), *data]
+    return "\n".join(parts)
+
+
+def cell_of(cells: list[dict], text: str) -> str:
+    """Return what the one cell shows whose source has this text."""
+    (found,) = (cell for cell in cells if text in cell["source"])
+    return shown(found)
+
+
+def test_a_clip_is_asked_about(colab):
+    drawn = colab.folder.parent / "mine"
+    from emollama_jax.synthetic.dataset import make_dataset
+
+    data = make_dataset(drawn, clips={"mine": 1}, workers=1)
+    colab.environment["COLAB_UPLOAD"] = str(data.video(data.clips[0]))
+    cells = execute(colab, "demo", CLIP="upload", SUBTITLE="I am so glad!", USE_DRIVE=True, SHARE=False)
+    assert cell_of(cells, "check_machine(").count("<tr>") == 5
+    assert "$ python -m emollama_jax train --config colab_small" in cell_of(cells, "make_small_run")
+    assert '<video controls playsinline' in cell_of(cells, "notebook.play")
+    assert "image/png" in cell_of(cells, "notebook.contact_sheet")
+    assert "warm after" in cell_of(cells, "notebook.serve")
+    labelled = cell_of(cells, "engine.label")
+    assert "I am so glad!" in labelled and labelled.count("border-radius") >= 18
+    assert len(cell_of(cells, "reason = ").split()) > 3
+    assert cell_of(cells, "FOLLOW_UP = ").strip()
+    assert [what for what, _ in colab.asked] == ["drive.mount", "files.upload"]
+    assert (colab.folder / "drive/MyDrive/emollama/weights/smollm2/model.json").is_file()
+
+
+def test_clips_are_trained_on(colab):
+    cells = execute(colab, "finetune", STEPS=40, USE_DRIVE=True)
+    stopped, resumed = (shown(cell) for cell in cells if "notebook.train(" in cell["source"])
+    assert "image/png" in stopped and "saved" in stopped
+    assert "resum" in resumed and "steps: 40" in resumed
+    table = cell_of(cells, "sweep.md")
+    assert all(name in table for name in ("face, voice and words", "voice alone", "face alone", "words alone"))
+    assert "image/png" in cell_of(cells, "confusion.png")
+    assert "probabilities" in cell_of(cells, "emollama predict")
+    run = colab.folder / "drive/MyDrive/emollama/runs/finetune"
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 40
+
+
+def test_a_run_answers_alike_in_pytorch(colab):
+    cells = execute(colab, "export_to_pytorch")
+    answers = cell_of(cells, 'print("JAX:')
+    jax_says, torch_says = (line.split(":", 1)[1].strip() for line in answers.strip().splitlines())
+    assert jax_says == torch_says != ""
+    assert "tensors, such as" in cell_of(cells, "torch.load")
+    assert (colab.folder / "adapter/adapter_config.json").is_file()
