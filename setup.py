@@ -39,7 +39,8 @@ setup(
     url="https://github.com/OWNER/emollama_jax",  # where the notebooks of colab/ are opened and install from
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11,<3.14",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],  # those that are tested
+    python_requires=">=3.11",
     # The experiments of configs/ travel inside the package, where config.load_config finds them by name.
     packages=[*find_packages(include=["emollama_jax", "emollama_jax.*"]), "emollama_jax.configs"],
     package_dir={"emollama_jax.configs": "configs"},

@@ -133,8 +133,12 @@ notebook.bars(answer)
 # ## Why?
 
 # %%
-question = "[reason_v2] What do you notice?" if MODEL == "small" else (
-    "[reason] Please analyze all the clues in the video and reason out the emotional label of the person in the video."
+question = (
+    "[reason_v2] What do you notice?"
+    if MODEL == "small"
+    else (
+        "[reason] Please analyze all the clues in the video and reason out the emotional label of the person in the video."
+    )
 )
 reason = ""
 for piece in engine.stream(clip, question, subtitle=SUBTITLE):

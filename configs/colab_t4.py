@@ -1,6 +1,7 @@
 """Own clips on Colab's T4, which has 16 GB and no bfloat16, from Emotion-LLaMA's weights: int8 base, float16 compute.
 
-    emollama extract --config colab_t4 clips --list clips.csv --videos clips --frame peak --image image_tokens --out data
+    emollama extract --config colab_t4 clips --list clips.csv \\
+        --videos clips --frame peak --image image_tokens --out data
     emollama plan --config colab_t4 --topology t4-1
     emollama train --config colab_t4
 

@@ -1,6 +1,7 @@
 """Own clips on one TPU v5e chip, as Colab has it, from Emotion-LLaMA's weights: int8 base, bfloat16 compute.
 
-    emollama extract --config colab_v5e_1 clips --list clips.csv --videos clips --frame peak --image image_tokens --out data
+    emollama extract --config colab_v5e_1 clips --list clips.csv \\
+        --videos clips --frame peak --image image_tokens --out data
     emollama plan --config colab_v5e_1 --topology v5e-1
     emollama train --config colab_v5e_1
 

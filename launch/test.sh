@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Runs the tests in .venv, which it makes and keeps up to date:
 #   bash launch/test.sh                                # all but the slow ones
-#   bash launch/test.sh --all                          # all of them, then the smoke tests with Python 3.12
+#   bash launch/test.sh --all                          # all of them, then the smoke tests with newer Pythons
 #   bash launch/test.sh tests/test_config.py -k flags  # arguments go to pytest
-# The smoke tests run in .venv-3.12 with the newest JAX and transformers, where a Python 3.12 is found. The last line of
-# a run says what was left out, and why. PYTHON names the interpreter of .venv (default: python3).
+# The smoke tests run on Python 3.12 and 3.13, each in its .venv-VERSION with the newest JAX and transformers, where it is
+# found. The last line of a run says what was left out, and why. PYTHON names the interpreter of .venv (default: python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 
-# The first interpreter that really runs 3.12: a pyenv shim may stand on the PATH without one behind it.
-find_python312() {
+# find_python VERSION: the first interpreter that really runs it: a pyenv shim may stand on the PATH without one behind it.
+find_python() {
   local candidate
-  for candidate in python3.12 "$HOME"/.pyenv/versions/3.12*/bin/python3.12; do
-    case "$(version "$candidate")" in 3.12.*) echo "$candidate" && return ;; esac
+  for candidate in "python$1" "$HOME/.pyenv/versions/$1"*/bin/"python$1"; do
+    case "$(version "$candidate")" in "$1".*) echo "$candidate" && return ;; esac
   done
 }
 
@@ -27,13 +27,15 @@ fi
 
 status=0
 .venv/bin/python -m pytest "${parallel[@]}" || status=$?
-python312=$(find_python312)
-if [[ "$(version .venv/bin/python)" == 3.12.* ]]; then
-  echo "launch/test.sh: no smoke run on Python 3.12: the whole suite has just run there"
-elif [ -z "$python312" ]; then
-  echo "launch/test.sh: no smoke run on Python 3.12: no python3.12 on the PATH or under ~/.pyenv/versions"
-else
-  install "$python312" .venv-3.12 -e '.[judge]' pytest pytest-xdist "transformers<6"
-  .venv-3.12/bin/python -m pytest "${parallel[@]}" -m smoke || status=$?
-fi
+for newer in 3.12 3.13; do
+  found=$(find_python "$newer")
+  if [[ "$(version .venv/bin/python)" == "$newer".* ]]; then
+    echo "launch/test.sh: no smoke run on Python $newer: the whole suite has just run there"
+  elif [ -z "$found" ]; then
+    echo "launch/test.sh: no smoke run on Python $newer: no python$newer on the PATH or under ~/.pyenv/versions"
+  else
+    install "$found" ".venv-$newer" -e '.[judge]' pytest pytest-xdist "transformers<6"
+    ".venv-$newer/bin/python" -m pytest "${parallel[@]}" -m smoke || status=$?
+  fi
+done
 exit "$status"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emollama_jax.errors import UserError
 
-PYTHONS = ((3, 11), (3, 14))  # from, and before
+OLDEST = (3, 11)  # Python
 MEMINFO = Path("/proc/meminfo")
 TPUS = ("/dev/accel0", "/dev/vfio/0")
 
@@ -109,16 +109,14 @@ def compare(machine: Machine, needs: Needs) -> MachineCheck:
     enough = has_device and (machine.device != "gpu" or machine.device_gb >= needs.device_gb)
     change = f"Runtime > Change runtime type: T4 GPU or v5e-1 TPU, {needs.device_gb:g} GB" if not enough else ""
     memory = f" with {machine.device_gb:.1f} GB" if machine.device_gb else ""
-    low, high = (f"{major}.{minor}" for major, minor in PYTHONS)
-    python = ".".join(map(str, machine.python))
-    fits = PYTHONS[0] <= machine.python < PYTHONS[1]
+    python, oldest = (".".join(map(str, version)) for version in (machine.python, OLDEST))
     short = lambda have, need, remedy: "" if have >= need else f"needs {need:g} GB: {remedy}"
     rows = (
         ("model", needs.what, ""),
         ("device", f"{machine.name}{memory}", change),
         ("memory", f"{machine.host_gb:.1f} GB free", short(machine.host_gb, needs.host_gb, "restart the runtime")),
         ("disk", f"{machine.disk_gb:.0f} GB free", short(machine.disk_gb, needs.disk_gb, "remove files or take a GPU")),
-        ("kernel", f"Python {python}", "" if fits else f"needs Python {low} or newer, below {high}"),
+        ("kernel", f"Python {python}", "" if machine.python >= OLDEST else f"needs Python {oldest} or newer"),
     )
     return MachineCheck(machine, rows)
 

@@ -18,7 +18,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).parent / "stub"
-PACKAGES = ("nbclient", "nbformat", "ipykernel", "uv", "setuptools", "torch", "peft", "transformers", "matplotlib", "av")
+PACKAGES = (
+    "nbclient",
+    "nbformat",
+    "ipykernel",
+    "uv",
+    "setuptools",
+    "torch",
+    "peft",
+    "transformers",
+    "matplotlib",
+    "av",
+)
 TIMEOUT_S = 900  # of a cell
 FIELD = re.compile(r"^([A-Z_]+) = .+?(  # @param .+)$", re.M)
 INHERITED = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "PYTHONPATH", "OMP_NUM_THREADS")  # of the tests' own
@@ -149,7 +160,7 @@ def test_a_clip_is_asked_about(colab):
     cells = execute(colab, "demo", CLIP="upload", SUBTITLE="I am so glad!", USE_DRIVE=True, SHARE=False)
     assert cell_of(cells, "check_machine(").count("<tr>") == 5
     assert "$ python -m emollama_jax train --config colab_small" in cell_of(cells, "make_small_run")
-    assert '<video controls playsinline' in cell_of(cells, "notebook.play")
+    assert "<video controls playsinline" in cell_of(cells, "notebook.play")
     assert "image/png" in cell_of(cells, "notebook.contact_sheet")
     assert "warm after" in cell_of(cells, "notebook.serve")
     labelled = cell_of(cells, "engine.label")

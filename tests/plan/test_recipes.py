@@ -28,11 +28,13 @@ def test_there_are_recipes_for_the_machines_people_rent():
 def test_a_recipe_fits_its_topology_and_trains_what_stage_1_trains(name):
     config, stage1 = load_config(name), load_config("stage1_merr")
     assert RECIPES[name]
+    own_clips = name.startswith("colab_")
     for topology in map(parse_topology, RECIPES[name]):
         sizes = get_mesh_sizes(config, topology)
         assert config.data.batch_rows % (sizes["data"] * sizes["fsdp"] * config.train.grad_accum_steps) == 0
-    assert (config.lora, config.trainable, config.prompt) == (stage1.lora, stage1.trainable, stage1.prompt)
-    assert config.data.batch_rows * config.train.steps == pytest.approx(16 * stage1.train.steps, rel=0.01)
+    assert (config.lora, config.trainable) == (stage1.lora, stage1.trainable)
+    assert own_clips or config.prompt == stage1.prompt
+    assert own_clips or config.data.batch_rows * config.train.steps == pytest.approx(16 * stage1.train.steps, rel=0.01)
 
 
 @pytest.mark.parametrize("name", RECIPES)
