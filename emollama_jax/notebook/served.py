@@ -48,8 +48,8 @@ def serve(*arguments: str, log: Log = print) -> "ServedEngine":
     Raises:
         UserError: it could not start; the message is the command's own.
     """
-    command = _start(["serve", "--port", "0", "--no-demo", *arguments], log)
-    return ServedEngine(command.wait_for(LISTENING), command)
+    command, url = _start(["serve", "--port", "0", "--no-demo", *arguments], LISTENING, log)
+    return ServedEngine(url, command)
 
 
 def share_demo(*arguments: str, log: Log = print) -> Command:
@@ -59,24 +59,29 @@ def share_demo(*arguments: str, log: Log = print) -> Command:
         arguments, log: as those of `serve`.
 
     Raises:
-        UserError: it could not start; the message is the command's own.
+        UserError: it could not start, or has no public address; the message is the command's own.
     """
     password = secrets.token_urlsafe(9)
-    command = _start(["demo", "--share", "--auth", f"clip:{password}", *arguments], log)
-    log(f"the page is at {command.wait_for(PUBLIC)}; user clip, password {password}")
+    command, address = _start(["demo", "--share", "--auth", f"clip:{password}", *arguments], PUBLIC, log)
+    if "://" not in address:
+        command.stop()
+        raise UserError(f"{address}; run the cell again, or without SHARE")
+    log(f"the page is at {address}; user clip, password {password}")
     return command
 
 
-def _start(arguments: Sequence[str], log: Log) -> Command:
+def _start(arguments: Sequence[str], address: str, log: Log) -> tuple[Command, str]:
+    """Start a verb; return it once it is warm, and what it said behind `address`."""
     command = Command(["-m", "emollama_jax", *arguments], log=log)
     try:
-        if command.wait_for(WARM) is None:
+        found = command.wait_for(address)
+        if found is None or command.wait_for(WARM) is None:
             command.wait()
             raise command.error(f"emollama {arguments[0]} did not start")
     except BaseException:  # the notebook's stop button among them
         command.stop()
         raise
-    return command
+    return command, found
 
 
 class ServedEngine:

@@ -9,7 +9,7 @@ from emollama_jax.text.prompts import Turn
 
 pytest.importorskip("IPython", reason="no IPython: pip install 'emollama_jax[test]'")
 
-from emollama_jax.notebook.served import ServedEngine, serve
+from emollama_jax.notebook.served import ServedEngine, serve, share_demo
 
 
 def test_it_answers_as_the_engine_does(running, engine, videos):
@@ -37,15 +37,37 @@ def test_what_is_wrong_is_one_line(running, tmp_path):
         ServedEngine("http://127.0.0.1:9").label(tmp_path / "broken.mp4")
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path, monkeypatch):
-    for name, text in (
-        ("emollama", "exit 0"),
-        ("python", f'exec {sys.executable} -m emollama_jax "$3" --trained nowhere'),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    """Returns a function that has `emollama` run a shell script."""
+
+    def use(text: str) -> None:
+        for name, line in (("emollama", "exit 0"), ("python", text)):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return use
+
+
+def test_a_server_that_does_not_start_says_why(python):
+    python(f'exec {sys.executable} -m emollama_jax "$3" --trained nowhere')
     said = []
     with pytest.raises(UserError, match="emollama serve did not start: emollama serve: error: .*nowhere"):
         serve(log=said.append)
     assert said
+
+
+def test_the_page_is_shared_behind_a_new_password(python):
+    lines = "echo 'emollama: and at https://x.example'; echo \"$@\"; echo 'emollama: warm after 1 s'; exec sleep 60"
+    python(lines)
+    said = []
+    command = share_demo("--trained", "runs/x", log=said.append)
+    command.stop()
+    asked, told = said[1], said[-1]
+    password = told.rpartition(" ")[2]
+    assert told.startswith("the page is at https://x.example; user clip") and len(password) >= 12
+    assert asked == f"-m emollama_jax demo --share --auth clip:{password} --trained runs/x"
+    python(lines.replace("https://x.example", "no public address: the tunnel could not be opened"))
+    with pytest.raises(UserError, match="the tunnel could not be opened; run the cell again"):
+        share_demo(log=said.append)
