@@ -62,9 +62,10 @@ machine = notebook.check_machine(MODEL)
 
 # %%
 notebook.stop_on_errors()
+TORCH = "--torch-backend cpu"  # @param ["--torch-backend cpu", ""]
 extras = ",".join(filter(None, ["media", "serve", machine.extra, "convert" if MODEL == "7B" else ""]))
 # !{sys.executable} -m uv venv --quiet --seed --clear --python {PYTHON} "{ENV}"
-# !{sys.executable} -m uv pip install --quiet --torch-backend cpu --python "{ENV}" "emollama_jax[{extras}]{of_source}"
+# !{sys.executable} -m uv pip install --quiet {TORCH} --python "{ENV}" "emollama_jax[{extras}]{of_source}"
 os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # !emollama --version
 

@@ -34,6 +34,10 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """Returns what IPython shows in a notebook, in place of a traceback."""
+        return [f"error: {self}"]
+
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first line of an error's message, or its class where it has none, in at most `limit` characters."""

@@ -115,7 +115,7 @@ def execute(colab: Colab, name: str, **fields: Any) -> list[dict]:
 
     notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    fields = {"SOURCE": "", "PYTHON": version, **fields}
+    fields = {"SOURCE": "", "TORCH": "", "PYTHON": version, **fields}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             fill = lambda match: f"{match[1]} = {fields.pop(match[1])!r}{match[2]}" if match[1] in fields else match[0]

@@ -130,7 +130,7 @@ def test_commands_are_accepted_by_their_verbs(name):
     found = [line for line in shell_lines(name) if line.startswith("emollama ")]
     assert len(found) >= 2
     for line in found:
-        filled = re.sub(r"\{\{", "{", re.sub(r"\{(LISTS|ENCODERS|ASK)\}", "", line))
+        filled = re.sub(r"\{\{", "{", re.sub(r"\{(LISTS|ENCODERS|ASK|TORCH)\}", "", line))
         verb, *arguments = shlex.split(re.sub(r"\{\w+\}", "tiny", filled))[1:]
         if verb == "--version":
             continue

@@ -247,3 +247,12 @@ def test_elsewhere_than_on_colab_a_path_is_to_be_given(monkeypatch):
         notebook.upload()
     monkeypatch.setenv("HF_TOKEN", "there")
     assert notebook.use_secret("HF_TOKEN")
+
+
+def test_an_error_is_one_line_in_a_notebook(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.run_cell("from emollama_jax.errors import UserError; raise UserError('no such file: a.mp4; check the path')")
+    shown = capsys.readouterr().out
+    assert "error: no such file: a.mp4; check the path" in shown and "Traceback" not in shown
