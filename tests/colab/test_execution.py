@@ -100,10 +100,10 @@ def _index(wheels: Path) -> dict[str, str]:
     """Return the variables by which uv finds the wheel, and what pip is configured to find."""
     pip = [sys.executable, "-m", "pip", "config", "list"]
     lines = subprocess.run(pip, check=True, capture_output=True, text=True).stdout.splitlines()
-    settings = dict(line.rpartition(".")[2].split("=", 1) for line in lines if "=" in line)
-    setting = lambda name: settings.get(name, "").strip("'").split()
-    variables = {"UV_FIND_LINKS": ",".join([str(wheels), *setting("find-links")]), "UV_LINK_MODE": "copy"}
-    if index := setting("index-url"):
+    pairs = [line.partition("=") for line in lines]  # such as global.index-url='https://...'
+    settings = {name.rpartition(".")[2]: value.strip("'").split() for name, _, value in pairs}
+    variables = {"UV_FIND_LINKS": ",".join([str(wheels), *settings.get("find-links", [])]), "UV_LINK_MODE": "copy"}
+    if index := settings.get("index-url"):
         variables["UV_DEFAULT_INDEX"] = index[0]
     return variables
 
