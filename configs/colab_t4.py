@@ -44,6 +44,8 @@ def get_config() -> Config:
             learning_rate=2e-5,
             final_rate=2e-6,
             grad_accum_steps=4,
+            loss_scale=4096.0,
+            non_finite="skip",
             log_interval=1,
             checkpoint_interval=25,
         ),

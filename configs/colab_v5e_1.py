@@ -18,4 +18,6 @@ from emollama_jax.config import Config, load_config
 def get_config() -> Config:
     t4, stage2 = load_config("colab_t4"), load_config("stage2_merr")
     encoders = {name: getattr(stage2, name) for name in ("eva_vit", "mae", "videomae", "hubert")}
-    return dataclasses.replace(t4, **encoders, llama=dataclasses.replace(t4.llama, compute_dtype="bfloat16"))
+    llama = dataclasses.replace(t4.llama, compute_dtype="bfloat16")
+    train = dataclasses.replace(t4.train, loss_scale=1.0, non_finite="stop")
+    return dataclasses.replace(t4, **encoders, llama=llama, train=train)

@@ -150,6 +150,9 @@ class TrainConfig:
     one clip a GPU) or token (every target token, so that a caption counts as much as many labels)."""
     grad_accum_steps: int = field(1, ge=1)
     """Parts into which a batch's rows are split, worked through one after another, to save memory."""
+    loss_scale: float = field(1.0, gt=0)
+    """Factor of the loss while gradients are computed, and then of these no more. In float16 those of deep layers would
+    be rounded to 0 without it: give a power of 2, such as 4096 (`llama.compute_dtype`)."""
     non_finite: str = field("stop", choices=("stop", "skip"), affects=())
     """Reaction to a loss or gradient that is not finite: stop (end the run) or skip (leave the step out, and end the
     run after ten in a row)."""

@@ -44,6 +44,7 @@ class Command:
         """The last ones."""
         self._log, self._line, self._ended = log, threading.Condition(), False
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        options["start_new_session"] = True  # the notebook's stop button reaches it once, through `stop`
         self.process = subprocess.Popen([find_python(), *arguments], cwd=folder, **options)
         atexit.register(self.process.terminate)
         self._reader = threading.Thread(target=self._read, daemon=True)

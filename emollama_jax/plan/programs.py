@@ -105,8 +105,8 @@ def _step(config: Config, mesh: Mesh, rows: int) -> Program:
     spec = batch_spec(config, images=expected_images(config.data.train), rows=rows)
     batch = jax.tree.map(lambda x: _at(x, batch_sharding(mesh, rules, x.shape)), spec)
     key = _at(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-    parts = config.train.grad_accum_steps
-    step = make_step(graphdef, optimizer, multimodal_loss, grad_accum_steps=parts, mesh=mesh)
+    options = {name: getattr(config.train, name) for name in ("grad_accum_steps", "loss_scale")}
+    step = make_step(graphdef, optimizer, multimodal_loss, **options, mesh=mesh)
 
     def lower():
         with use_mesh(mesh, rules):

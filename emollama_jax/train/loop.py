@@ -90,9 +90,8 @@ def train(config: Config, *, more_metrics: MoreMetrics | None = None, heartbeat:
             stack.callback(writer.close)
         report = Report(config, mesh, writer, watch, run.datasets, run.cost)
         policy = NonFinitePolicy(skip=settings.non_finite == "skip", log=log)
-        train_step = make_step(
-            run.graphdef, optimizer, multimodal_loss, grad_accum_steps=settings.grad_accum_steps, mesh=mesh
-        )
+        options = {name: getattr(settings, name) for name in ("grad_accum_steps", "loss_scale")}
+        train_step = make_step(run.graphdef, optimizer, multimodal_loss, **options, mesh=mesh)
         loop = _Loop(config, mesh, run, train_step, checkpoints, report, policy, writer, watch)
         try:
             end = loop.run(guard)

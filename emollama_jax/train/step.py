@@ -93,6 +93,7 @@ def make_step(
     loss: Loss,
     *,
     grad_accum_steps: int = 1,
+    loss_scale: float = 1.0,
     mesh: Mesh | None = None,
 ) -> Callable:
     """Make the compiled `step(state, frozen, batch, rng=None) -> (state, metrics)`.
@@ -105,6 +106,8 @@ def make_step(
     Args:
         grad_accum_steps: parts A of a batch's rows that are worked through one after another, to save memory; the
             gradient is that of the whole batch: each part counts by the sum of its `loss_weights`.
+        loss_scale: what the loss is multiplied by before, and its gradients divided by after backpropagation, so that
+            these are not rounded to 0 in float16. Neither the loss nor the gradients that are reported have it.
         mesh: where the step runs; for TPUs it is compiled with `TPU_OPTIONS`.
     """
 
@@ -112,9 +115,11 @@ def make_step(
         """Compute (loss, sum of weights, gradients) of the batch or of a part of it."""
 
         def loss_of(trainable):
-            return loss(nnx.merge(graphdef, trainable, frozen), batch, key)
+            value, weight = loss(nnx.merge(graphdef, trainable, frozen), batch, key)
+            return value * loss_scale, weight
 
         (value, weight), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        value, grads = jax.tree.map(lambda x: x / loss_scale, (value, grads))
         return value, weight, grads
 
     def accumulated(trainable: nnx.State, frozen: nnx.State, batch: Batch, key: Key[Array, ""] | None):

@@ -218,3 +218,28 @@ def test_a_step_that_is_not_finite_counts_and_changes_nothing(batch):
     assert int(state.step) == 1
     for old, new in zip(before, on_host((state.trainable, state.opt_state)), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_scale_of_the_loss_keeps_small_gradients_of_float16_and_changes_nothing_else(batch):
+    """The gradients of a hundred thousand targets' mean are below the smallest numbers of float16."""
+    many = 2.0**17
+    model = lambda dtype: make_model(compute_dtype=dtype)
+    tiny = lambda model, batch, key: tuple(
+        x * f for x, f in zip(text_loss(model, batch, key), (1 / many, 1), strict=True)
+    )
+
+    def gradient(dtype: str, scale: float) -> np.ndarray:
+        optimizer = optax.sgd(many)
+        graphdef, frozen, state = init_state(model(dtype), optimizer)
+        before = on_host(state.trainable)
+        after, metrics = make_step(graphdef, optimizer, tiny, loss_scale=scale)(state, frozen, batch)
+        assert float(metrics["loss"]) == pytest.approx(np.log(VOCAB) / many, rel=0.05)
+        steps = [old - new for old, new in zip(before, on_host(after.trainable), strict=True)]
+        norm = np.sqrt(sum((x**2).sum() for x in steps))
+        assert float(metrics["grad_norm"]) * many == pytest.approx(norm, rel=1e-2)
+        return np.concatenate([step.ravel() for step in steps])
+
+    exact = gradient("float32", 1.0)
+    assert np.array_equal(gradient("float32", 2.0**15), exact)
+    error = lambda scale: np.linalg.norm(gradient("float16", scale) - exact) / np.linalg.norm(exact)
+    assert error(2.0**15) < 0.02 < 0.2 < error(1.0)
