@@ -54,9 +54,9 @@ class Needs:
 
 
 NEEDS = {
-    "small": Needs("SmolLM2-135M with small untrained encoders", ("cpu", "gpu", "tpu"), 0, 3, 4),
+    "small": Needs("SmolLM2-135M with small untrained encoders", ("cpu", "gpu", "tpu"), 0.0, 3.0, 4.0),
     # Disk: 20 GB of weights, 7 of the int8 copy before the download goes, and the environment.
-    "7B": Needs("Emotion-LLaMA 7B, int8", ("gpu", "tpu"), 15, 8, 38),
+    "7B": Needs("Emotion-LLaMA 7B, int8", ("gpu", "tpu"), 15.0, 8.0, 38.0),
 }
 
 
