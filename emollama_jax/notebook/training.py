@@ -11,7 +11,7 @@ from emollama_jax.notebook.shell import Command
 from emollama_jax.train.plot import draw_loss
 
 METRICS = "metrics.jsonl"  # in the run's folder
-SHOWN = 6  # last lines of the command
+SHOWN = 8  # last lines of the command
 SAVED = 75  # exit code of a run that was asked to end
 
 
