@@ -15,7 +15,7 @@ SHOWN = 8  # last lines of the command
 SAVED = 75  # exit code of a run that was asked to end
 
 
-def train(workdir: str | Path, *arguments: str, every_s: float = 3.0, stop_at: int | None = None) -> int:
+def train(workdir: str | Path, *arguments: str, every_s: float = 1.0, stop_at: int | None = None) -> int:
     """Run `emollama train` until its end, draw its loss meanwhile, and return the last step that was logged.
 
     The notebook's stop button saves the run and ends it; the same call goes on from there.
