@@ -102,7 +102,7 @@ def _index(wheels: Path) -> dict[str, str]:
     lines = subprocess.run(pip, check=True, capture_output=True, text=True).stdout.splitlines()
     pairs = [line.partition("=") for line in lines]  # such as global.index-url='https://...'
     settings = {name.rpartition(".")[2]: value.strip("'").split() for name, _, value in pairs}
-    variables = {"UV_FIND_LINKS": ",".join([str(wheels), *settings.get("find-links", [])]), "UV_LINK_MODE": "copy"}
+    variables = {"UV_FIND_LINKS": ",".join([str(wheels), *settings.get("find-links", [])])}
     if index := settings.get("index-url"):
         variables["UV_DEFAULT_INDEX"] = index[0]
     return variables
