@@ -11,26 +11,28 @@ The kernel needs Python, IPython and matplotlib, and none of the package's depen
 replace the kernel's own, as on Colab, they go into an environment of their own, whose `bin` comes first on the PATH.
 """
 
-from emollama_jax.notebook.colab import mount_drive, record, upload, use_secret
-from emollama_jax.notebook.display import bars, contact_sheet, play
-from emollama_jax.notebook.machine import check_machine
-from emollama_jax.notebook.served import serve, share_demo
-from emollama_jax.notebook.shell import stop_on_errors
-from emollama_jax.notebook.small import make_small_run
-from emollama_jax.notebook.training import train
+import importlib
+from typing import Any
 
-__all__ = [
-    "bars",
-    "check_machine",
-    "contact_sheet",
-    "make_small_run",
-    "mount_drive",
-    "play",
-    "record",
-    "serve",
-    "share_demo",
-    "stop_on_errors",
-    "train",
-    "upload",
-    "use_secret",
-]
+_HOMES = {
+    "bars": "display",
+    "check_machine": "machine",
+    "contact_sheet": "display",
+    "make_small_run": "small",
+    "mount_drive": "colab",
+    "play": "display",
+    "record": "colab",
+    "serve": "served",
+    "share_demo": "served",
+    "stop_on_errors": "shell",
+    "train": "training",
+    "upload": "colab",
+    "use_secret": "colab",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"emollama_jax.notebook.{_HOMES[name]}"), name)
