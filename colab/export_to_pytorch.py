@@ -92,7 +92,7 @@ print(RUN, DATA)
 
 # %%
 # !rm -rf adapter checkpoint.pth
-# !emollama export {RUN} adapter --to peft --base {HF}
+# !emollama export {RUN} adapter --to peft
 # !emollama export {RUN} checkpoint.pth --to pth
 
 # %% [markdown]
