@@ -8,8 +8,8 @@ Clips are stored as EVA-ViT's tokens, so that training needs neither that encode
 1024 tokens, about 12 clips.
 
 Expected: 33,554,432 LoRA parameters and 41,439,232 of the projectors, 74,993,664 trained in all.
-Memory has not been estimated; by the compiler's count `stage1_16gb`, whose rows are twice as long and which runs EVA-ViT
-beside them, takes 11.76 of 13.11 GiB on a T4.
+Memory has not been estimated. By the compiler's count `stage1_16gb`, whose rows are twice as long and which runs EVA-
+ViT beside them, takes 11.76 of 13.11 GiB on a T4.
 """
 
 import dataclasses

@@ -7,8 +7,8 @@
 It is `colab_t4` in the chip's own type.
 
 Expected: 33,554,432 LoRA parameters and 41,439,232 of the projectors, 74,993,664 trained in all.
-Memory has not been estimated; by the compiler's count `stage1_16gb`, whose rows are twice as long and which runs EVA-ViT
-beside them, takes 12.28 of 15.75 GiB on a v5e chip.
+Memory has not been estimated. By the compiler's count `stage1_16gb`, whose rows are twice as long and which runs EVA-
+ViT beside them, takes 12.28 of 15.75 GiB on a v5e chip.
 """
 
 import dataclasses
