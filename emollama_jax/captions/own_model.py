@@ -77,7 +77,13 @@ class _OwnModel:
     def _reply(self, batcher: SharedBatcher, request: GenerationRequest) -> ChatReply:
         *_, last = batcher.stream(request)
         text = " ".join(self._engine.tokenizer.decode(last.completion.tokens).split())
+        text = text if last.completion.ended else whole_sentences(text)
         return ChatReply("answered", text) if text else ChatReply("failed", "an empty answer")
+
+
+def whole_sentences(text: str) -> str:
+    """Leaves out a last sentence that is cut off; a text without the end of any stays."""
+    return text[: max(map(text.rfind, ".!?")) + 1] or text
 
 
 def caption_prompt(tokenizer: Tokenizer, prompt: str, image_tokens: int) -> Sample:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from emollama_jax import cli
 from emollama_jax.captions.describers import PROMPTS, Scene
-from emollama_jax.captions.own_model import KINDS, caption_prompt, chat_prompt, model_describers
+from emollama_jax.captions.own_model import KINDS, caption_prompt, chat_prompt, model_describers, whole_sentences
 from emollama_jax.captions.parts import Parts
 from emollama_jax.config import GenerateConfig, load_config
 from emollama_jax.infer.engine import Engine
@@ -59,6 +59,11 @@ def test_the_task_is_laid_out_as_minigpt_was_trained_and_words_stay_words():
     assert tokenizer.decode(asked).strip() == "[INST] Why </s> so? [/INST]"
 
 
+def test_a_sentence_that_is_cut_off_is_left_out():
+    assert whole_sentences("She smiles. Her voice") == "She smiles." and whole_sentences("Why? Yes! ") == "Why? Yes!"
+    assert whole_sentences("She") == "She"
+
+
 def test_pictures_are_seen_with_adapters_and_inferred_from_without(files, tmp_path):
     options = {"config": CONFIG, "base": files / "base", "eva_vit": REFERENCE / "eva_vit_tiny.pth", "inputs": "frames"}
     engine = Engine.load(files / "minigpt.pth", **options)
@@ -78,7 +83,8 @@ def test_pictures_are_seen_with_adapters_and_inferred_from_without(files, tmp_pa
     (alone,) = SlotBatcher(llama, tokenizer.end_ids).run(
         [GenerationRequest(chat_prompt(tokenizer, asked), CONFIG.generate)]
     )
-    assert inferred.text == " ".join(tokenizer.decode(alone.tokens).split())
+    text = " ".join(tokenizer.decode(alone.tokens).split())
+    assert inferred.text == (text if alone.ended else whole_sentences(text))
     assert found["picture"].identity != untrained["picture"].identity
 
 
