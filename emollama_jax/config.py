@@ -39,6 +39,7 @@ from emollama_jax.text.labels import METRICS
 from emollama_jax.text.prompts import PromptConfig
 
 RESUME, PREDICTION, EXECUTION = ("resume",), ("prediction",), ("execution",)
+PARTIAL_VIEWS = ("A", "V", "T", "AV", "AT", "VT")  # one or two of audio, video and text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,9 @@ class DataConfig:
     """Rows filled at the same time: more leave less padding and hold more in memory."""
     modality_dropout: float = field(0.0, ge=0, le=1, affects=RESUME)
     """Share of the training clips that are shown without one or two of face, voice and words, drawn anew each time."""
+    dropout_view_weights: tuple[float, ...] = field((), ge=0, affects=RESUME)
+    """How often each view of such clips is shown, relative to the others: A, V, T, AV, AT and VT, of the modalities
+    audio, video and text; empty: all equally often."""
     workers: int = field(0, ge=0, affects=EXECUTION)
     """Processes that read and decode, beside the training process; 0: threads of the training process."""
     read_ahead: int = field(64, ge=1, affects=EXECUTION)
@@ -92,6 +96,11 @@ class DataConfig:
         check_fields(self)
         if self.weights and len(self.weights) != len(self.train):
             raise ValueError(f"weights={self.weights}: give one number above 0 for each of data.train")
+        weights = self.dropout_view_weights
+        if weights and (len(weights) != len(PARTIAL_VIEWS) or not sum(weights)):
+            raise ValueError(
+                f"dropout_view_weights={weights}: give six numbers, for {', '.join(PARTIAL_VIEWS)}, not all 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

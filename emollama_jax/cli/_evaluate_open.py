@@ -1,11 +1,19 @@
 """`emollama evaluate` for labels of an open vocabulary: MER-UniBench, MER2025's tracks and MER2024-OV."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from emollama_jax.errors import UserError
-from emollama_jax.eval.label_files import read_label_sets, read_sentiments, read_synonyms
+from emollama_jax.eval.judge import Judge
+from emollama_jax.eval.label_extraction import Extracted, extract_by_judge, extract_by_words
+from emollama_jax.eval.label_files import (
+    read_descriptions,
+    read_label_sets,
+    read_sentiments,
+    read_synonyms,
+    write_label_sets,
+)
 from emollama_jax.eval.open_report import save_open, save_synonym_scores, save_unibench
 from emollama_jax.eval.open_vocabulary import synonym_set_scores
 from emollama_jax.eval.unibench import (
@@ -18,8 +26,10 @@ from emollama_jax.eval.unibench import (
     unibench_mean,
 )
 from emollama_jax.eval.wheels import EmotionWheels
+from emollama_jax.io.chat import ChatConfig
 from emollama_jax.io.paths import local_path
 
+EXTRACT = ("chat", "words")
 UNIBENCH_NAME, SYNONYMS_NAME = "unibench", "mer2024-ov"
 OPEN_NAMES = (*OPEN_SETS, SYNONYMS_NAME, UNIBENCH_NAME)
 SUFFIXES = ("-openset.npz", ".npz", ".csv", ".jsonl", ".json", ".xlsx", ".txt")  # the first that is there counts
@@ -29,6 +39,12 @@ def add_open_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("labels of an open vocabulary")
     group.add_argument(
         "--wheels", type=local_path, metavar="FOLDER", help="the scorer's emotion_wheel, or its wheel_mapping.npz"
+    )
+    group.add_argument(
+        "--extract",
+        choices=EXTRACT,
+        help="how labels are taken from descriptions: by a chat model (EMOLLAMA_JUDGE_ADDRESS, _MODEL, _KEY), or as "
+        "words in the text (for smoke runs)",
     )
     group.add_argument("--synonyms", type=local_path, metavar="FOLDER", help=f"of {SYNONYMS_NAME}: a .npy a clip")
 
@@ -43,20 +59,22 @@ def evaluate_open_sets(arguments: argparse.Namespace) -> None:
     if not arguments.wheels:
         raise UserError("--wheels: give the folder emotion_wheel of MERTools (MER2025_Track23)")
     wheels = EmotionWheels.load(arguments.wheels)
+    extract = _make_extractor(arguments, wheels)
     if arguments.benchmark != UNIBENCH_NAME:
-        evaluation = _evaluate(OPEN_SETS[arguments.benchmark], arguments.predictions, arguments.list, wheels)
-        save_open(evaluation, wheels, "as given", arguments.out)
+        open_set = OPEN_SETS[arguments.benchmark]
+        evaluation, how = _evaluate(open_set, arguments.predictions, arguments.list, wheels, extract)
+        save_open(evaluation, wheels, how, arguments.out)
         _print(evaluation)
         return
     evaluations = {}
     for one in UNIBENCH:
         predictions, truth = (_file_of(folder, one.name) for folder in (arguments.predictions, arguments.list))
         if predictions and truth:
-            evaluations[one.name] = _evaluate(one, predictions, truth, wheels)
+            evaluations[one.name], how = _evaluate(one, predictions, truth, wheels, extract)
             _print(evaluations[one.name])
     if not evaluations:
         raise UserError(f"no set is in both {arguments.predictions} and {arguments.list}; name files as mer2023.csv")
-    save_unibench(evaluations, wheels, "as given", arguments.out)
+    save_unibench(evaluations, wheels, how, arguments.out)
     mean = unibench_mean(evaluations)
     missing = ", ".join(one.name for one in UNIBENCH if one.name not in evaluations)
     print(f"no mean of the nine sets: {missing} missing" if mean is None else f"mean of the nine: {100 * mean:.2f} %")
@@ -69,9 +87,34 @@ def _file_of(folder: Path, name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _evaluate(open_set: OpenSet, predictions: Path, truth: Path, wheels: EmotionWheels) -> OpenEvaluation:
+Extractor = Callable[[Path], Extracted]
+
+
+def _make_extractor(arguments: argparse.Namespace, wheels: EmotionWheels) -> Extractor:
+    """Make the function from a file to its labels; those taken from descriptions are written into the results, too."""
+    if arguments.extract is None:
+        return lambda path: Extracted(read_label_sets(path), "as given")
+    if arguments.extract == "chat":
+        judge = Judge(ChatConfig.from_environment("judge"), arguments.out / "judge")
+        extract = lambda descriptions: extract_by_judge(judge, descriptions)
+    else:
+        extract = lambda descriptions: extract_by_words(descriptions, wheels)
+
+    def extract_and_save(path: Path) -> Extracted:
+        found = extract(read_descriptions(path))
+        write_label_sets(arguments.out / f"{path.stem}-openset.npz", found.labels)
+        _name(found.failed, "descriptions without labels, as the chat model gave none")
+        return found
+
+    return extract_and_save
+
+
+def _evaluate(
+    open_set: OpenSet, predictions: Path, truth: Path, wheels: EmotionWheels, extract: Extractor
+) -> tuple[OpenEvaluation, str]:
     true = read_sentiments(truth) if open_set.kind == "sentiment" else read_label_sets(truth)
-    return evaluate_open(open_set, true, read_label_sets(predictions), wheels)
+    found = extract(predictions)
+    return evaluate_open(open_set, true, found.labels, wheels), found.how
 
 
 def _evaluate_synonyms(arguments: argparse.Namespace) -> None:

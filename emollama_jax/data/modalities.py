@@ -4,16 +4,18 @@ Without a modality a clip has no subtitle (T), no HuBERT feature (A), or neither
 features (V): zeros in their places, as for what a clip never had.
 """
 
-import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
+from emollama_jax.config import PARTIAL_VIEWS
 from emollama_jax.errors import UserError
 
 MODALITIES = {"A": (2,), "V": (0, 1), "T": ()}  # -> those of a clip's features MAE, VideoMAE, HuBERT
 ALL = "AVT"
-PARTS = tuple("".join(some) for number in (1, 2) for some in itertools.combinations(ALL, number))
+PARTS = PARTIAL_VIEWS
+VIEWS = (*PARTS, ALL)
 
 
 def check_modalities(text: str) -> str:
@@ -28,8 +30,14 @@ def features_of(modalities: str) -> Bool[np.ndarray, " 3"]:
     return np.isin(np.arange(3), [i for modality in modalities for i in MODALITIES[modality]])
 
 
-def draw_modalities(rng: np.random.Generator, dropout: float) -> str:
-    """Draw the modalities a clip keeps: with the probability `dropout` one or two of them, each choice alike."""
-    if dropout and rng.random() < dropout:
+def draw_modalities(rng: np.random.Generator, dropout: float, weights: Sequence[float] = ()) -> str:
+    """Draw the modalities a clip keeps: with the probability `dropout` one or two of them.
+
+    Args:
+        weights: how often each of PARTS is drawn, relative to the others; default: equally often.
+    """
+    if not dropout or rng.random() >= dropout:
+        return ALL
+    if not weights:
         return PARTS[rng.integers(len(PARTS))]
-    return ALL
+    return PARTS[rng.choice(len(PARTS), p=np.asarray(weights) / sum(weights))]

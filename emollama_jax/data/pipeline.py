@@ -55,7 +55,8 @@ def train_dataset(
     transform = make_sample_transform(config, tokenizer)
     if data.modality_dropout:
         names = (*names, "has_image")
-        transform = dataclasses.replace(transform, modality_dropout=data.modality_dropout)
+        options = {name: getattr(data, name) for name in ("modality_dropout", "dropout_view_weights")}
+        transform = dataclasses.replace(transform, **options)
     chosen = [AnswerableRecords.select(dataset, config) for dataset in datasets]
     for path, records in zip(data.train, chosen, strict=True):
         if not records:

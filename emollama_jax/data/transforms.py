@@ -60,13 +60,15 @@ class SampleTransform(grain.transforms.RandomMap):
     """Soft tokens of an image."""
     modality_dropout: float = 0.0
     """Share of the samples without one or two of the clip's modalities."""
+    dropout_view_weights: tuple[float, ...] = ()
+    """How often each of `modalities.PARTS` is drawn for these; default: equally often."""
 
     def random_map(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Make the arrays. Raises UserError when the prompt alone is longer than a row."""
         tasks = answerable_tasks(record, self.prompt)
         task, request = draw_request(self.prompt, rng, tasks or None)
         answer = find_answer(record, task, self.prompt) if tasks else None
-        modalities = draw_modalities(rng, self.modality_dropout)
+        modalities = draw_modalities(rng, self.modality_dropout, self.dropout_view_weights)
         kept = features_of(modalities)
         record = {
             **record,

@@ -84,6 +84,13 @@ def read_labels(path: Path, field: str = "emotion", *, none_needed: bool = False
     return found
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of clips in a list or table. Raises UserError as `read_answers`, or where there are none."""
+    if not (names := [row.fields["name"] for row in _rows(path, ("name",)).values()]):
+        raise UserError(f"no names in {path}; give one clip a line")
+    return names
+
+
 def labels_of_records(splits: Iterable[Records], field: str = "emotion") -> dict[str, str]:
     """The same of the records of splits, which may share clips.
 

@@ -150,6 +150,9 @@ class Evaluation:
     valence: dict[str, float | int] = field(default_factory=dict)
     """Of answers with valences: the number of `clips` that have one, their `mse`, and MER2023's `combined` ranking."""
 
+    checkpoint: str = ""
+    """How the checkpoint of the model was chosen, where that is known."""
+
     @property
     def clips(self) -> int:
         return int(self.confusion.sum())

@@ -46,6 +46,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "confusion": evaluation.confusion.tolist(),
         "confusion_columns": [*benchmark.labels, "invalid"],
         "order_sensitivity": evaluation.sensitivity,
+        "checkpoint": evaluation.checkpoint,
         "valence": evaluation.valence,
         "floor": {"label": evaluation.floor[0], "scores": evaluation.floor[1]},
         "published": [{"who": row.who, "scores": dict(row.scores)} for row in benchmark.published],
@@ -77,6 +78,8 @@ def to_markdown(evaluation: Evaluation) -> str:
         first = HEADINGS[benchmark.metrics[0]]
         lines.append(f"Under other orders of the labels {first} spreads over {spread} points; {changed} % of the")
         lines.append("clips change their label.")
+    if evaluation.checkpoint:
+        lines.append(f"Checkpoint: {evaluation.checkpoint}.")
     if found := evaluation.valence:
         lines.append(
             f"Valence of {found['clips']:.0f} clips: mean squared error {found['mse']:.4f}; weighted F1 less a"

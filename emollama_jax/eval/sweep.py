@@ -8,6 +8,7 @@ Clips without a label are left out.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from emollama_jax.eval.benchmarks import Benchmark, Evaluation, Published, evalu
 from emollama_jax.eval.report import HEADINGS, OURS, save, table, to_dict
 from emollama_jax.infer.answer import ClipAnswer, ClipError
 from emollama_jax.infer.engine import Engine
-from emollama_jax.infer.score import label_orders
+from emollama_jax.infer.score import label_orders as spread_orders
 from emollama_jax.io.atomic import write_json, write_text
 from emollama_jax.io.json_lines import write_json_lines
 from emollama_jax.io.paths import PathLike, as_path
@@ -30,6 +31,7 @@ from emollama_jax.text.prompts import emotion_question, request
 WAYS = ("score", "generate")
 PREDICTIONS = "predictions.jsonl"
 DIGITS = 6  # of a probability
+LABEL_ORDERS = ("given", "sorted", "reversed")  # of the labels in a question: the benchmark's, or made from it
 
 Progress = Callable[[int], None]
 
@@ -100,28 +102,46 @@ def evaluate_records(
     prompt = dataclasses.replace(engine.config.prompt, labels=benchmark.labels)
     engine = engine.replace(prompt=prompt, modalities=modalities, orders=orders)
     answers = lambda *questions: list(_answers(engine, records, questions, batch_size, progress))
-    truth = records.metadata["answers"][records.split]["emotion"]
-    labels = [benchmark.label(label) for label in records.metadata["labels"]]
-    emotions = [labels[index] if index >= 0 else None for index in truth]
+    emotions = _emotions(records, benchmark)
     if by == "score":
-        found = answers()
-        by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
-        predictions = [_scored(*pair, benchmark.labels) for pair in zip(found, emotions, strict=True)]
-    else:
-        asked = (emotion_question(order, prompt.emotion_question) for order in label_orders(benchmark.labels, orders))
-        questions = [request("emotion", question) for question in asked]
-        texts = [answers(question) for question in questions]
-        by_order = [[parse_label(one.answer, benchmark.labels) for one in of_order] for of_order in texts]
-        predictions = [
-            _majority(*of_clip)
-            for of_clip in zip(emotions, zip(*texts, strict=True), zip(*by_order, strict=True), strict=True)
-        ]
+        return _evaluate_scored(benchmark, emotions, answers(), orders, invalid)
+    asked = (emotion_question(order, prompt.emotion_question) for order in spread_orders(benchmark.labels, orders))
+    texts = [answers(request("emotion", question)) for question in asked]
+    by_order = [[parse_label(one.answer, benchmark.labels) for one in of_order] for of_order in texts]
+    predictions = [
+        _majority(*of_clip)
+        for of_clip in zip(emotions, zip(*texts, strict=True), zip(*by_order, strict=True), strict=True)
+    ]
+    return _evaluate(benchmark, emotions, predictions, by_order, invalid)
+
+
+def _emotions(records: Records, benchmark: Benchmark) -> list[str | None]:
+    """The clips' own labels, as the benchmark writes them."""
+    labels = [benchmark.label(label) for label in records.metadata["labels"]]
+    return [labels[index] if index >= 0 else None for index in records.metadata["answers"][records.split]["emotion"]]
+
+
+def _evaluate_scored(
+    benchmark: Benchmark, emotions: Sequence[str | None], found: Sequence[ClipAnswer], orders: int, invalid: str
+) -> Evaluated:
+    by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
+    predictions = [_scored(*pair, benchmark.labels) for pair in zip(found, emotions, strict=True)]
+    return _evaluate(benchmark, emotions, predictions, by_order if orders > 1 else [], invalid)
+
+
+def _evaluate(
+    benchmark: Benchmark,
+    emotions: Sequence[str | None],
+    predictions: Sequence[Prediction],
+    by_order: Sequence[Sequence[str | None]],
+    invalid: str,
+) -> Evaluated:
     labelled = [i for i, emotion in enumerate(emotions) if emotion is not None]
     evaluation = evaluate(
         benchmark,
         [emotions[i] for i in labelled],
         [predictions[i].label for i in labelled],
-        by_order=[[of_order[i] for i in labelled] for of_order in by_order] if orders > 1 else (),
+        by_order=[[of_order[i] for i in labelled] for of_order in by_order] if len(by_order) > 1 else (),
         invalid=invalid,
     )
     return Evaluated(evaluation, tuple(predictions))
@@ -167,16 +187,29 @@ def _majority(emotion: str | None, answers: Sequence[ClipAnswer], labels: Sequen
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation of a sweep: of one data set, under one set of modalities."""
+    """One evaluation of a sweep: of one data set, under one set of modalities and one order of labels."""
 
     data: str
     frame: str
     modalities: str
     evaluated: Evaluated
+    label_order: str = LABEL_ORDERS[0]
 
     @property
     def name(self) -> str:
-        return f"{self.frame}-{self.modalities}"
+        """Of the folder."""
+        return "-".join([self.frame, self.modalities, *([self.label_order] * (self.label_order != LABEL_ORDERS[0]))])
+
+    @property
+    def title(self) -> str:
+        """Of the row in a table."""
+        order = f", labels {self.label_order}" if self.label_order != LABEL_ORDERS[0] else ""
+        return f"{self.modalities}, {self.frame} frame{order}"
+
+    def with_checkpoint(self, how: str) -> "Cell":
+        """Return the same, with what is to be said of the model's checkpoint."""
+        evaluation = dataclasses.replace(self.evaluated.evaluation, checkpoint=how)
+        return dataclasses.replace(self, evaluated=dataclasses.replace(self.evaluated, evaluation=evaluation))
 
 
 def sweep(
@@ -185,11 +218,13 @@ def sweep(
     benchmark: Benchmark,
     *,
     modalities: Sequence[str] = (ALL,),
+    label_orders: Sequence[str] = LABEL_ORDERS[:1],
     **settings: Any,
 ) -> list[Cell]:
     """Evaluate each split, as a rule the same clips prepared by several frame rules, under each set of modalities.
 
     Args:
+        label_orders: of LABEL_ORDERS, those in which the question lists the labels, each a row of its own.
         settings: of `evaluate_records`.
 
     Raises:
@@ -198,16 +233,19 @@ def sweep(
     frames = [str(records.metadata["recipe"]["frame_rule"]) for records in splits]
     if len(set(frames)) < len(frames):
         raise UserError(f"data of the frame rules {', '.join(frames)}: give each rule once, or evaluate one by one")
-    return [
-        Cell(
-            f"{records.path}:{records.split}",
-            frame,
-            some,
-            evaluate_records(engine, records, benchmark, modalities=some, **settings),
-        )
-        for records, frame in zip(splits, frames, strict=True)
-        for some in modalities
-    ]
+    cells = []
+    for (records, frame), label_order in itertools.product(zip(splits, frames, strict=True), label_orders):
+        ordered = dataclasses.replace(benchmark, labels=_ordered(benchmark.labels, label_order))
+        found = {some: evaluate_records(engine, records, ordered, modalities=some, **settings) for some in modalities}
+        where = f"{records.path}:{records.split}"
+        cells += [Cell(where, frame, some, one, label_order) for some, one in found.items()]
+    return cells
+
+
+def _ordered(labels: tuple[str, ...], label_order: str) -> tuple[str, ...]:
+    if label_order not in LABEL_ORDERS:
+        raise UserError(f"label order {label_order!r}: give one of {', '.join(LABEL_ORDERS)}")
+    return {"given": labels, "sorted": tuple(sorted(labels)), "reversed": labels[::-1]}[label_order]
 
 
 def save_sweep(cells: Sequence[Cell], folder: PathLike) -> None:
@@ -218,10 +256,10 @@ def save_sweep(cells: Sequence[Cell], folder: PathLike) -> None:
         return
     for cell in cells:
         cell.evaluated.save(folder / cell.name)
-    rows = [
-        {"data": cell.data, "frame": cell.frame, "modalities": cell.modalities, **to_dict(cell.evaluated.evaluation)}
-        for cell in cells
-    ]
+    rows = []
+    for cell in cells:
+        row = {name: getattr(cell, name) for name in ("data", "frame", "modalities", "label_order")}
+        rows.append(row | to_dict(cell.evaluated.evaluation))
     write_json(folder / "sweep.json", rows)
     write_text(folder / "sweep.md", sweep_markdown(cells))
 
@@ -234,14 +272,26 @@ def sweep_markdown(cells: Sequence[Cell]) -> str:
     if first.sensitivity:
         metrics.append("spread")
         headings.append(f"{headings[0]} spread by label order")
-    rows = []
+    body = []
     for cell in cells:
         evaluation = cell.evaluated.evaluation
-        who = f"**{OURS}**, {cell.modalities}, {cell.frame} frame"
-        rows.append(Published(who, evaluation.scores | evaluation.sensitivity))
-    body = [
-        [row.who, *(f"{100 * row.scores[name]:.2f}" if name in row.scores else "" for name in metrics)]
-        for row in (*rows, *benchmark.published)
-    ]
+        spread = [_percent(evaluation.sensitivity["spread"])] if first.sensitivity else []
+        shown = [with_interval(evaluation, name) for name in benchmark.metrics]
+        body.append([f"**{OURS}**, {cell.title}", *shown, *spread])
+    label, floor = first.floor
+    for row in (Published(f"floor: always {label}", floor), *benchmark.published):
+        body.append([row.who, *(_percent(row.scores[name]) if name in row.scores else "" for name in metrics)])
     title = f"# {benchmark.title or benchmark.name}"
-    return "\n".join([title, "", f"{first.clips} clips; percent.", "", *table(["", *headings], body)]) + "\n"
+    counts = f"{first.clips} clips; percent, with {100 * first.level:g} % intervals."
+    chosen = [f"Checkpoint: {first.checkpoint}."] if first.checkpoint else []
+    return "\n".join([title, "", counts, *chosen, "", *table(["", *headings], body)]) + "\n"
+
+
+def with_interval(evaluation: Evaluation, metric: str) -> str:
+    """A metric in percent with its interval, as in "89.10 (80.02 to 96.31)"."""
+    low, high = evaluation.intervals[metric]
+    return f"{_percent(evaluation.scores[metric])} ({_percent(low)} to {_percent(high)})"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"

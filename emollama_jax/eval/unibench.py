@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from emollama_jax.data.modalities import VIEWS
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Published
 from emollama_jax.eval.open_vocabulary import (
@@ -59,9 +60,6 @@ class OpenSet:
     def first_metric(self) -> str:
         """The metric that stands for the set in MER-UniBench."""
         return {"set": "s1", "hit": "hit_rate", "sentiment": "weighted_f1"}[self.kind]
-
-
-VIEWS = ("A", "V", "T", "AV", "AT", "VT", "AVT")
 
 
 def _by_view(values: Sequence[float]) -> tuple[Published, ...]:

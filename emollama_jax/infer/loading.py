@@ -134,6 +134,29 @@ def load_model(
     return model, tokenizer
 
 
+def load_run(run: Run, *, images: str) -> tuple[EmotionLlama, Tokenizer]:
+    """Load the model of a run, on one device, and its tokenizer.
+
+    Args:
+        images: how clips keep their images: EVA-ViT is loaded for `frames`.
+
+    Raises:
+        StartError, UserError: as `load_model`.
+    """
+    config = run.config_for_inference()
+    files = {"eva_vit": config.weights.eva_vit, "ln_vision": config.weights.ln_vision or None}
+    return load_model(
+        config,
+        trained=run,
+        base=config.weights.base,
+        image_encoder=files if images == "frames" else {},
+        eva_vit=None,
+        checked=run,
+        any_base=False,
+        mesh=None,
+    )
+
+
 def choose_frame_rule(run: Run | None, asked: str | None, log: Callable[[str], None]) -> str:
     """Return the rule asked for, else the one of the run's training data, else `first`.
 

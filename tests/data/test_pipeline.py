@@ -343,6 +343,23 @@ def test_modality_dropout_shows_clips_as_evaluation_does(folder, tokens_folder, 
     assert next(iter(eval_dataset(config, TOKENIZER))).has_image is None
 
 
+def test_views_are_drawn_by_their_weights_and_the_same_again(folder):
+    config = config_of(folder, modality_dropout=1.0, dropout_view_weights=(3.0, 1.0, 0.0, 0.0, 0.0, 0.0))
+
+    def draw(seed):
+        found = batches(train_dataset(dataclasses.replace(config, seed=seed), TOKENIZER, epochs=6))
+        return [
+            (int(batch.clip[at]), bool(batch.has_image[at]))
+            for batch in found
+            for at in map(tuple, np.argwhere(batch.clip_mask))
+        ]
+
+    drawn = draw(3)
+    assert draw(3) == drawn != draw(4)
+    assert np.mean([has_video for _, has_video in drawn]) == pytest.approx(0.25, abs=0.08)  # audio three times as often
+    assert len({has_video for clip, has_video in drawn if clip == 1}) == 2  # anew in each epoch
+
+
 def test_tasks_and_data_sets_are_mixed_by_weight(folder, tmp_path):
     other = write_data(tmp_path / "other", {"train": 20}, seed=5)
     config = config_of(folder, train=(f"{folder}:train", f"{other}:train"), weights=(1.0, 3.0))
