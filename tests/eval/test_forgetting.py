@@ -17,7 +17,7 @@ def stages(tmp_path_factory):
     """Two runs of one step, the second from the first's weights; the first was validated."""
     inputs = make_inputs(tmp_path_factory.mktemp("inputs"))
     first, second = inputs / "stage1", inputs / "stage2"
-    few = {"train__steps": 1, "train__warmup_steps": 0}
+    few = {"train__steps": 1, "train__warmup_steps": 0, "mesh__data": -1}
     held = {"train__validation": f"{inputs}/clips:held"}
     assert cli.main(["train", *arguments(inputs, first, prompt__tasks="emotion", **few, **held)]) == 0
     assert cli.main(["train", *arguments(inputs, second, weights__trained=first, prompt__tasks="reason", **few)]) == 0
