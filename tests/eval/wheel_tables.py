@@ -4,8 +4,9 @@ import csv
 import os
 from pathlib import Path
 
-import openpyxl
 import pytest
+
+openpyxl = pytest.importorskip("openpyxl")
 
 # Word forms -> base; base -> wheel words, in the first of eight runs; wheels of three levels.
 FORMS = {"glad": "glad,gladly", "furious": "furious,fury", "down": "down", "amazed": "amazed", "mixed": "mixed"}
