@@ -33,8 +33,8 @@ ORDER = [
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 MAY_USE_TORCH = {"weights", "bench"}
 OPTIONAL = set(
-    "IPython ai_edge_litert av cv2 fastapi faster_whisper gcsfs gradio jupytext matplotlib nbclient nbformat openpyxl peft "
-    "playwright schemathesis sklearn tensorflow torch uvicorn".split()
+    "IPython ai_edge_litert av cv2 fastapi faster_whisper gcsfs gradio jupytext matplotlib nbclient nbformat openpyxl "
+    "peft playwright schemathesis sklearn tensorflow torch uvicorn".split()
 )
 
 
