@@ -17,7 +17,9 @@ find_python() {
   done
 }
 
-parallel=(-n logical --maxprocesses 4 --dist worksteal)
+# One process more than there are cores, as many tests wait for processes that they start, and four at most, for memory.
+cores=$(getconf _NPROCESSORS_ONLN)
+parallel=(-n "$((cores < 4 ? cores + 1 : 4))" --dist worksteal)
 install "$python" .venv -e '.[test]'
 if [ $# -eq 0 ]; then
   exec .venv/bin/python -m pytest "${parallel[@]}" -m "not slow"

@@ -5,13 +5,13 @@ compared of the files that are read, once for a file (`io/checksums.py`).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
 from emollama_jax.io.checksums import file_digest
-from emollama_jax.io.paths import as_path
+from emollama_jax.io.paths import as_path, sizes_below
 
 FILES = "files.json"
 THREADS = 4  # that hash files
@@ -20,7 +20,7 @@ THREADS = 4  # that hash files
 def write_file_list(folder: epath.PathLike) -> None:
     """Seals a finished folder: writes `files.json`."""
     folder = as_path(folder)
-    found = {name: [(folder / name).stat().length, file_digest(folder / name)] for name in _list_files(folder)}
+    found = {name: [size, file_digest(folder / name)] for name, size in sizes_below(folder).items() if name != FILES}
     (folder / FILES).write_text(json.dumps(found, indent=1, sort_keys=True))
 
 
@@ -41,10 +41,11 @@ def find_damage(
         return f"not finished (no {FILES})"
     except (ValueError, TypeError, AttributeError):
         return f"damaged ({FILES} is cut short)"
+    sizes = sizes_below(folder)
     for name, (size, _) in expected.items():
-        if not (folder / name).exists():
+        if name not in sizes:
             return f"damaged (no {name})"
-        if (folder / name).stat().length != size:
+        if sizes[name] != size:
             return f"damaged ({name} is not what was written)"
     read = [name for name in expected if is_read(name.partition("/")[0])]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -55,13 +56,3 @@ def find_damage(
 
 def _read_list(folder: epath.Path) -> dict:
     return json.loads((folder / FILES).read_text())
-
-
-def _list_files(folder: epath.Path, below: str = "") -> Iterator[str]:
-    """Yields the paths of all files in a folder but `files.json`."""
-    for path in (folder / below).iterdir():
-        name = f"{below}{path.name}"
-        if path.is_dir():
-            yield from _list_files(folder, f"{name}/")
-        elif name != FILES:
-            yield name

@@ -60,6 +60,19 @@ def is_file(path: PathLike) -> bool:
     return False
 
 
+def sizes_below(folder: PathLike) -> dict[str, int]:
+    """Returns the bytes of every file below a folder, by its path from there; of an object store a listing says all."""
+    folder = as_path(folder)
+    if is_remote(folder):
+        from fsspec.core import url_to_fs
+
+        store, root = url_to_fs(os.fspath(folder))
+        found = store.find(root, detail=True, update_cache=False)
+        return {name.removeprefix(f"{root.rstrip('/')}/"): entry["size"] for name, entry in found.items()}
+    paths = (pathlib.Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.exists()}
+
+
 @contextlib.contextmanager
 def local_copy(path: PathLike, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[pathlib.Path]:
     """Gives a local path to a file or folder, for readers that need one, e.g. to map it into memory.

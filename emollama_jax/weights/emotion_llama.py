@@ -78,7 +78,8 @@ def load_emotion_llama(
 def _check_architecture(base: PathLike, config: LlamaConfig) -> None:
     """Raises UserError when the language model is not the one that the experiment describes."""
     if is_base_checkpoint(base):
-        found = {name: getattr(read_manifest(base)["llama"], name) for name in LlamaConfig.__dataclass_fields__}
+        stored = read_manifest(base)["llama"]
+        found = {name: getattr(stored, name) for name in LlamaConfig.__dataclass_fields__}
     else:
         with open_source(base) as source:
             found = architecture(source)

@@ -18,6 +18,7 @@ import pytest
 
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
+from emollama_jax.io.paths import sizes_below
 from tests.data.prepared import write_data
 from tests.media.test_faces import write_video
 from tests.train.runs import LLAMA, assert_same_run, command, environment, finish, make_inputs, spawn
@@ -142,6 +143,20 @@ def test_records_are_read_where_they_are(address, tmp_path, monkeypatch):
             assert np.array_equal(there[i][name], value) and np.array_equal(again[i][name], value)
     with pytest.raises(UserError, match=r"no split 'test': gs://runs/records; it has train"):
         Records("gs://runs/records", "test")
+
+
+def test_a_listing_says_how_large_files_are(address, tmp_path, monkeypatch):
+    """All files below a folder and no others, as on a local disk."""
+    for name in ("params/a/0.0", "params/b", "model.json"):
+        (tmp_path / "base" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "base" / name).write_text(name)
+    upload(address, tmp_path / "base", "sizes")
+    upload(address, tmp_path / "base", "sizes2")
+    for name, value in settings_of(address).items():
+        monkeypatch.setenv(name, value)
+    expected = {"params/a/0.0": 12, "params/b": 8, "model.json": 10}
+    assert sizes_below("gs://runs/sizes") == sizes_below(tmp_path / "base") == expected
+    assert sizes_below("gs://runs/nothing") == sizes_below(tmp_path / "nothing") == {}
 
 
 def test_records_are_written_into_a_bucket(address, tmp_path):

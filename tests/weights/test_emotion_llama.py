@@ -17,6 +17,7 @@ from emollama_jax.config import load_config
 from emollama_jax.models.emotion_llama import PROJECTORS, EmotionLlama, is_trainable
 from emollama_jax.models.lora import LoRAConfig
 from emollama_jax.sharding import make_mesh
+from emollama_jax.weights import base_checkpoint
 from emollama_jax.weights.base_checkpoint import read_manifest
 from emollama_jax.weights.emotion_llama import load_emotion_llama
 from emollama_jax.weights.engine import param_values
@@ -159,6 +160,15 @@ def test_onto_a_mesh(model):
     assert len(placed.projectors.mae_proj.kernel[...].sharding.device_set) == 8
     assert placed.projectors.mae_proj.kernel[...].sharding.shard_shape((1024, 32)) == (1024, 8)
     assert_bit_equal(param_values(nnx.state(placed)), param_values(nnx.state(model)))
+
+
+def test_a_base_checkpoints_files_are_compared_a_few_times(tmp_path, monkeypatch):
+    """Each time costs requests where they are in an object store."""
+    assert cli.main(["convert", str(DATA / "llama"), str(tmp_path / "base"), "--dtype", "float32"]) == 0
+    compared, find_damage = [], base_checkpoint.find_damage
+    monkeypatch.setattr(base_checkpoint, "find_damage", lambda *args: compared.append(args) or find_damage(*args))
+    load_emotion_llama(tmp_path / "base", CONFIG)
+    assert 1 <= len(compared) <= 4
 
 
 def test_from_minigpt(tmp_path, theirs):
