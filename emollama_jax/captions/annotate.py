@@ -15,7 +15,7 @@ A clip without a label is dropped and counted, one that cannot be read is a fail
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import MappingProxyType
@@ -23,36 +23,32 @@ from typing import Any
 
 from PIL import Image
 
-from emollama_jax.captions import expression, parts, voice
-from emollama_jax.captions.annotation import AnnotateConfig, Annotated, Annotation, SourceClip
+from emollama_jax.captions import expression, parts, peak_and_label, voice
+from emollama_jax.captions.annotation import AnnotateConfig, Annotation, AnnotationResult, SourceClip
 from emollama_jax.captions.describers import Describer, Scene, measured_picture
 from emollama_jax.captions.face_units import FaceUnits, measure_faces
 from emollama_jax.captions.mer_factory import TOOL
 from emollama_jax.captions.parts import Parts, coarse_caption
+from emollama_jax.captions.peak_and_label import find_peak_and_label
 from emollama_jax.captions.stage_store import ClipStages, StageStore, stage_key
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_bytes
 from emollama_jax.io.checksums import file_digest
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.io.worker_pool import WorkerDied, map_ahead
-from emollama_jax.media.action_units import ActionUnits, read_action_units
 from emollama_jax.media.audio import is_silent, read_sound
 from emollama_jax.media.clip import ClipRequest, ReadSpec
 from emollama_jax.media.clip_reader import ClipRead, ClipReader
-from emollama_jax.media.mesh_units import above_baseline
 from emollama_jax.media.subtitle_files import find_subtitle_files
 from emollama_jax.media.subtitles import Transcribe
-from emollama_jax.media.unit_rules import (
-    UnitPeak,
-    find_unit_peak,
-    labels_out_of_reach,
-    rules_identity,
-)
+from emollama_jax.media.unit_rules import rules_identity
 
-VERSION = 1  # counted up when the stages `peak` or `read` would give something else
+VERSION = 1  # counted up when the stage `read` would give something else
 TEXTS = {"picture": "picture", "voice": "voice", "fine": "caption_fine"}  # kind -> field of an annotation
 PATIENCE = 16  # clips without a single text, until no others are described
 FRAME = 448  # pixels of the pictures that are kept, both ways
+
+Progress = Callable[[str, int, int], None]
 
 
 def annotate(
@@ -63,8 +59,8 @@ def annotate(
     describers: Mapping[str, Describer] = MappingProxyType({}),
     transcribe: Transcribe | None = None,
     workers: int = 0,
-    progress: Callable[[int], None] = lambda count: None,
-) -> Annotated:
+    progress: Progress = lambda stage, done, total: None,
+) -> AnnotationResult:
     """Annotates clips; goes on where it was stopped.
 
     Args:
@@ -72,21 +68,22 @@ def annotate(
         describers: who describes the peak frame (`picture`) and the `voice`, by measurement where they are not given,
             and who infers the `fine` caption, which is not written without.
         transcribe: listens, where the subtitle sources name speech.
-        workers: child processes that read clips.
-        progress: is told of every clip that has been read.
+        workers: child processes that read clips; 0 reads in this one.
+        progress: is told of each clip that a stage of some length is done with: the stage, how many are done, and of
+            how many that are to be done.
 
     Raises:
         UserError: an endpoint refuses the key, the address or the model. Finished work is kept.
     """
-    run = _Run(out, config, Stopwatch())
+    run = _Run(out, config, progress)
     with run.clock("units"):
         run.measure_units(clips, workers)
-    for clip in clips:
-        with run.clock("peak"):
+    with run.clock("peak"):
+        for clip in clips:
             run.find_peak(clip)
-    for _ in run.read_clips(clips, transcribe, workers):
-        progress(1)
-    alive = [clip for clip in clips if run.annotations[clip.name].status == "annotated"]
+    with run.clock("read"):
+        run.read_clips(run.alive(clips), transcribe, workers)
+    alive = run.alive(clips)
     with run.clock("picture"):
         run.ask(alive, "picture", describers.get("picture") or measured_picture())
     with run.clock("voice"):
@@ -96,16 +93,20 @@ def annotate(
         run.put_into_words(alive)
     with run.clock("fine"):
         run.ask(alive, "fine", describers.get("fine"))
-    return Annotated([run.annotations[clip.name] for clip in clips], run.clock.seconds)
+    return AnnotationResult([run.annotations[clip.name] for clip in clips], run.clock.seconds)
 
 
 class _Run:
-    def __init__(self, out: Path, config: AnnotateConfig, clock: Stopwatch):
-        self.config, self.clock, self._frames, self._tables = config, clock, out / "frames", out / "blendshapes"
+    def __init__(self, out: Path, config: AnnotateConfig, progress: Progress):
+        self.config, self.clock, self._progress = config, Stopwatch(), progress
+        self._frames, self._tables, self._store = out / "frames", out / "blendshapes", StageStore(out / "stages")
         self._measured: dict[str, FaceUnits | UserError] = {}
-        self._store = StageStore(out / "stages")
         self._stages: dict[str, ClipStages] = {}
         self.annotations: dict[str, Annotation] = {}
+
+    def alive(self, clips: Sequence[SourceClip]) -> list[SourceClip]:
+        """Those that are neither dropped nor failed."""
+        return [clip for clip in clips if self.annotations[clip.name].status == "annotated"]
 
     # The peak and the label
 
@@ -113,85 +114,46 @@ class _Run:
         for clip in clips:
             self._stages[clip.name] = self._store.open(clip.name)
         if self.config.clip.mesh:
-            without = [clip for clip in clips if clip.units is None]
-            self._measured = measure_faces(without, self._tables, self._stages, self.config.clip, workers=workers)
+            self._measured = measure_faces(
+                [clip for clip in clips if clip.units is None],
+                self._tables,
+                self._stages,
+                self.config.clip,
+                workers=workers,
+                progress=functools.partial(self._progress, "units"),
+            )
 
     def find_peak(self, clip: SourceClip) -> None:
         one = self.annotations[clip.name] = Annotation(clip.name, str(clip.video))
         stages, measured = self._stages[clip.name], self._measured.get(clip.name)
-        settings = [rules_identity(self.config.rules), self.config.active_from, self.config.labels, clip.label]
-        settings += [self.config.clip.person, clip.given.peak_index]
+        settings = [rules_identity(self.config.rules), self.config.active_from, self.config.labels]
+        settings += [self.config.clip.person, clip.label, clip.given.label, clip.given.peak_index]
         try:
             if isinstance(measured, UserError):
                 raise measured
             table = measured.table if measured else clip.units
-            key = stage_key(VERSION, table and file_digest(table), measured and measured.peak_index, *settings)
-            value = stages.get("peak", key)
-            if value is None:
-                value = self._peak(clip, measured)
-                stages.put("peak", key, value)
+            used = [table and file_digest(table), measured and measured.peak_index, *settings]
+            make = functools.partial(find_peak_and_label, clip, measured, self.config)
+            _fill(one, _kept(stages, "peak", stage_key(peak_and_label.VERSION, *used), make))
         except (UserError, OSError) as error:
             one.status, one.reason = "failed", str(error)
-            return
-        for name, given in value.items():
-            setattr(one, name, given)
-
-    def _peak(self, clip: SourceClip, measured: FaceUnits | None) -> dict[str, Any]:
-        """The fields of the annotation that the units and the label give."""
-        table, given = None, clip.given.peak_index
-        frame = given if given is not None else measured and measured.peak_index
-        if clip.units is not None:
-            table, frame = read_action_units(clip.units, person=self.config.clip.person), None
-        elif measured and measured.peak_index is not None:
-            table = above_baseline(read_action_units(measured.table))
-        peak = None if table is None else self._unit_peak(table, clip.label, frame)
-        fields: dict[str, Any] = {}
-        if table is not None:
-            fields["out_of_reach"] = labels_out_of_reach(table, self.config.rules)
-        if clip.label is None and peak is None:
-            unknown = "no face is found, and no label" if measured else "no action units and no label"
-            reason = unknown if table is None else f"no rule matches its {_kind(table)}"
-            return fields | {"status": "dropped", "reason": reason}
-        if clip.label is None and peak.label not in self.config.labels:
-            return fields | {"status": "dropped", "reason": f"its units say {peak.label}, which is none of the labels"}
-        fields |= {"label": clip.label or peak.label, "peak_by": "motion", "label_by": "label file"}
-        if given is not None:
-            fields |= {"peak_index": given, "peak_by": TOOL}
-        elif frame is not None:
-            fields["peak_index"] = frame
-        if peak is not None:
-            fields |= {"units": peak.active, "units_by": table.source, "matches": peak.matches}
-            if frame is None:  # of blendshapes it is found by motion
-                fields |= {"peak_index": peak.frame, "peak_by": table.source}
-            fields["label_by"] = "label file" if clip.label else table.source
-        return fields
-
-    def _unit_peak(self, table: ActionUnits, label: str | None, frame: int | None) -> UnitPeak | None:
-        """The peak by the rules of the label, where one is given and they match, else by all."""
-        find = functools.partial(find_unit_peak, table, active_from=self.config.active_from, frame=frame)
-        own = [rule for rule in self.config.rules if rule.label == label]
-        return (find(own) if own else None) or find(self.config.rules)
 
     # What is seen and heard
 
-    def read_clips(self, clips: Sequence[SourceClip], transcribe: Transcribe | None, workers: int) -> Iterator[None]:
+    def read_clips(self, clips: Sequence[SourceClip], transcribe: Transcribe | None, workers: int) -> None:
         keys, to_read = {}, []
-        with self.clock("read"):
-            for clip in clips:
-                one = self.annotations[clip.name]
-                if one.status != "annotated":
-                    continue
-                try:
-                    keys[clip.name] = key = self._read_key(clip, one)
-                except OSError as error:
-                    one.status, one.reason = "failed", f"cannot be read ({error.strerror})"
-                    continue
-                value = self._stages[clip.name].get("read", key)
-                if value is not None and self.frame(clip).exists():
-                    self._take_read(one, value)
-                else:
-                    to_read.append(clip)
-        yield from (None for _ in range(len(clips) - len(to_read)))
+        for clip in clips:
+            one = self.annotations[clip.name]
+            try:
+                keys[clip.name] = key = self._read_key(clip, one)
+            except OSError as error:
+                one.status, one.reason = "failed", f"cannot be read ({error.strerror})"
+                continue
+            value = self._stages[clip.name].get("read", key)
+            if value is not None and self.frame(clip).exists():
+                _fill(one, value)
+            else:
+                to_read.append(clip)
         reader = ClipReader(
             self.config.clip,
             ReadSpec(frame=FRAME, face=None, motion=None, sound=False),
@@ -203,18 +165,16 @@ class _Run:
         )
         requests = (ClipRequest(c.name, c.video, c.subtitle, self.annotations[c.name].peak_index) for c in to_read)
         reads = reader.read(requests)
-        voices = map_ahead(_measure_voice, (clip.video for clip in to_read), max(workers, 1))
-        for clip in to_read:
-            with self.clock("read"):
-                read, measures = next(reads), next(voices)
-                one = self.annotations[clip.name]
-                if isinstance(read, UserError):
-                    one.status, one.reason = "failed", str(read)
-                else:
-                    value = self._read_value(clip, read, measures)
-                    self._stages[clip.name].put("read", keys[clip.name], value)
-                    self._take_read(one, value)
-            yield
+        voices = map_ahead(_measure_voice, (clip.video for clip in to_read), workers)
+        for done, (clip, read, measures) in enumerate(zip(to_read, reads, voices, strict=True), 1):
+            one = self.annotations[clip.name]
+            if isinstance(read, UserError):
+                one.status, one.reason = "failed", str(read)
+            else:
+                value = self._read_value(clip, read, measures)
+                self._stages[clip.name].put("read", keys[clip.name], value)
+                _fill(one, value)
+            self._progress("read", done, len(to_read))
 
     def _read_key(self, clip: SourceClip, one: Annotation) -> str:
         sources, language = self.config.subtitle_sources, self.config.subtitle_language
@@ -241,10 +201,6 @@ class _Run:
             "voice_measures": measures,
             "notes": notes,
         }
-
-    def _take_read(self, one: Annotation, value: Mapping[str, Any]) -> None:
-        for name, given in value.items():
-            setattr(one, name, given)
 
     def frame(self, clip: SourceClip) -> Path:
         """The file of the clip's peak frame."""
@@ -313,6 +269,7 @@ class _Run:
             try:
                 for future in as_completed([pool.submit(work, clip) for clip in clips]):
                     statuses.append(future.result())
+                    self._progress(kind, len(statuses), len(clips))
                     if len(statuses) == PATIENCE and set(statuses) == {"failed"}:
                         reasons = (one.unanswered.get(kind) for one in self.annotations.values())
                         raise UserError(
@@ -324,10 +281,6 @@ class _Run:
                 raise
 
 
-def _kind(table: ActionUnits) -> str:
-    return "blendshapes at the peak" if table.source == "blendshapes" else "action units"
-
-
 def _measure_voice(video: Path) -> dict[str, float] | str | None:
     """The measures of a clip's voice, None where there is none, or why its sound cannot be decoded. Runs in a child."""
     try:
@@ -335,6 +288,11 @@ def _measure_voice(video: Path) -> dict[str, float] | str | None:
     except UserError as error:
         return str(error)
     return None if sound is None or is_silent(sound) else voice.measure_voice(sound)
+
+
+def _fill(one: Annotation, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        setattr(one, name, value)
 
 
 def _kept(stages: ClipStages, stage: str, key: str, make: Callable[[], Any]) -> Any:

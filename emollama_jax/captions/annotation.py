@@ -19,8 +19,8 @@ class SourceClip:
     video: Path
     units: Path | None = None
     """The file of its action units."""
-    label: str | None = None
-    """Goes before what the units say."""
+    label: str = ""
+    """Goes before what another tool and the units say."""
     subtitle: str = ""
     given: GivenParts = GivenParts()
     """What another tool has said of it: its peak goes before motion, its texts before describers and measures."""
@@ -56,7 +56,7 @@ class Annotation:
     """Why it was dropped or failed."""
     label: str = ""
     label_by: str = ""
-    """label file, or the tool whose units gave it."""
+    """label file, or the tool that gave it or whose units did."""
     peak_index: int | None = None
     peak_by: str = ""
     frames: int = 0
@@ -83,7 +83,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotationResult:
     """What came of all clips."""
 
     annotations: list[Annotation]

@@ -36,13 +36,14 @@ def measure_faces(
     config: ClipConfig,
     *,
     workers: int,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, FaceUnits | UserError]:
     """Measures clips, or takes what is kept of them; by name.
 
     Args:
         folder: gets {name}.csv of each clip.
-        workers: child processes.
+        workers: child processes; 0 measures in this one.
+        progress: is told how many are measured, of how many that are to be.
 
     Raises:
         UserError: there is no mesh where `config.mesh` says.
@@ -63,8 +64,8 @@ def measure_faces(
         else:
             missing.append(clip)
     work = functools.partial(measure_blendshapes, config=config)
-    measured = map_ahead(work, (clip.video for clip in missing), max(workers, 1))
-    for clip, result in zip(missing, measured, strict=True):
+    measured = map_ahead(work, (clip.video for clip in missing), workers)
+    for done, (clip, result) in enumerate(zip(missing, measured, strict=True), 1):
         if isinstance(result, WorkerDied):
             result = UserError(f"{clip.video}: it ended the process that decoded it: {decoder_fault(result)}")
         if isinstance(result, UserError):
@@ -75,5 +76,5 @@ def measure_faces(
             value = {"peak_index": result["peak_index"], "table": file_digest(table)}
             stages[clip.name].put("units", keys[clip.name], value)
             found[clip.name] = FaceUnits(table, result["peak_index"])
-        progress()
+        progress(done, len(missing))
     return found

@@ -17,7 +17,7 @@ class GivenParts:
     """What is given about a clip; None and "" where nothing is."""
 
     label: str = ""
-    """As it is written there."""
+    """As it is written there, until it is found among the labels of a set."""
     peak_index: int | None = None
     """From 0."""
     picture: str = ""

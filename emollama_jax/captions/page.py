@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from emollama_jax.captions.annotation import Annotated, Annotation
+from emollama_jax.captions.annotation import Annotation, AnnotationResult
 from emollama_jax.captions.human_check import HumanCheck
 from emollama_jax.io.atomic import write_text
 
@@ -28,7 +28,9 @@ article img { width: 14rem } h3 { margin: 0 } p { margin: .3rem 0 } .by { color:
 """
 
 
-def write_page(out: Path, found: Annotated, check: HumanCheck | None = None, *, title: str = "Annotations") -> None:
+def write_page(
+    out: Path, found: AnnotationResult, check: HumanCheck | None = None, *, title: str = "Annotations"
+) -> None:
     """Writes `report.html`, which shows the pictures of the folder `frames` beside it.
 
     Args:

@@ -33,8 +33,8 @@ def describe_picture(frame: UInt8[np.ndarray, "H W 3"]) -> str:
     side = "on the left" if middle < 0.4 else "on the right" if middle > 0.6 else "in the middle"
     tall = height / frame.shape[0]
     near = "close up" if tall > 0.45 else "from a little way off" if tall > 0.18 else "from far away"
-    which = "" if len(faces) == 1 else "; the largest is"
-    return f"{number.capitalize()} in a {light} picture{which}, {side}, seen {near}.".replace("is,", "is")
+    which = ", " if len(faces) == 1 else "; the largest is "
+    return f"{number.capitalize()} in a {light} picture{which}{side}, seen {near}."
 
 
 def _light(frame: UInt8[np.ndarray, "H W 3"]) -> str:

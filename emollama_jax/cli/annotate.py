@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from emollama_jax.captions.annotate import AnnotateConfig, Annotated, SourceClip, annotate
-from emollama_jax.captions.describers import Describer, chat_describers, read_prompts
+from emollama_jax.captions.annotate import annotate
+from emollama_jax.captions.annotation import AnnotateConfig, AnnotationResult, SourceClip
+from emollama_jax.captions.describers import PROMPTS, Describer, chat_describers, read_prompts
 from emollama_jax.captions.human_check import write_sheet
 from emollama_jax.captions.mer_factory import GivenParts, read_mer_factory
 from emollama_jax.captions.merr_files import write_merr_files
@@ -33,7 +34,6 @@ from emollama_jax.media.unit_rules import RULES, read_rules
 from emollama_jax.text.labels import MERR, find_label
 from emollama_jax.weights.catalogue import CATALOGUE
 
-DESCRIBED = ("picture", "voice", "fine")
 ENDPOINT, MODEL = "endpoint", "model"
 EXPERIMENT = "stage1_merr"  # of which MiniGPT-v2 is the beginning
 MESH = f"weights/{CATALOGUE['face-landmarker'].target}"
@@ -42,8 +42,8 @@ MESH = f"weights/{CATALOGUE['face-landmarker'].target}"
 def run(argv: list[str]) -> int:
     experiment, arguments = parse(make_parser(), argv, default=load_config(EXPERIMENT))
     check_subtitle_arguments(arguments)
-    if unknown := [kind for kind in arguments.describe if kind not in DESCRIBED]:
-        raise UserError(f"--describe: no text {unknown[0]!r}; choose among {', '.join(DESCRIBED)}")
+    if unknown := [kind for kind in arguments.describe if kind not in PROMPTS]:
+        raise UserError(f"--describe: no text {unknown[0]!r}; choose among {', '.join(PROMPTS)}")
     labels = arguments.labels or MERR
     chosen = {"mesh": arguments.mesh, "person": arguments.person}
     clip = dataclasses.replace(experiment.clip, **{name: value for name, value in chosen.items() if value})
@@ -62,7 +62,6 @@ def run(argv: list[str]) -> int:
     describers = _describers(arguments, experiment)
     busy = UserError(f"another process writes to {arguments.out}; wait for it, or choose another --out")
     with exclusive_lock(arguments.out / "lock", busy):
-        progress = Progress(len(clips), "clip")
         found = annotate(
             clips,
             arguments.out,
@@ -70,9 +69,8 @@ def run(argv: list[str]) -> int:
             describers=describers,
             transcribe=transcribe_of(arguments),
             workers=arguments.workers,
-            progress=progress,
+            progress=_show_progress(),
         )
-        progress.close()
         written = write_merr_files(arguments.out, found.annotations)
         check = write_sheet(arguments.out, found.having("annotated"), arguments.seed)
         write_page(arguments.out, found, check, title=f"Annotations of {arguments.folder.name}")
@@ -136,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--describe",
         type=lambda text: tuple(text.split(",")),
         default=(),
-        metavar=",".join(DESCRIBED),
+        metavar=",".join(PROMPTS),
         help="texts that a model gives: of the peak frame, of the tone of voice, and the fine caption",
     )
     parser.add_argument("--prompts", type=local_path, metavar="FILE", help='JSON: {"picture": "...", ...}')
@@ -190,7 +188,7 @@ def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[So
     if not videos:
         raise UserError(f"no video in {arguments.folder}; it should hold {', '.join(VIDEO_SUFFIXES)}")
     problems: list[Problem] = []
-    given: dict[str, str] = {}
+    labelled: dict[str, str] = {}
     if arguments.label_file:
         for row in read_rows(arguments.label_file, problems, ("name", "emotion")):
             label = find_label(row.fields.get("emotion", ""), labels, arguments.label_numbers)
@@ -200,11 +198,11 @@ def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[So
                     "mend it, or give other --labels"
                 )
             if label is not None:
-                given[key_of(row.fields.get("name", ""))] = label
+                labelled[key_of(row.fields.get("name", ""))] = label
     subtitles = read_subtitles(arguments.subtitles, problems) if arguments.subtitles else {}
     for problem in problems:
         print(f"emollama annotate: {problem}", file=sys.stderr)
-    described = _read_mer_factory(arguments.mer_factory, labels, given) if arguments.mer_factory else {}
+    given = _read_mer_factory(arguments.mer_factory, labels) if arguments.mer_factory else {}
     units = FolderFiles(arguments.units, (".csv",))
     clips: dict[str, SourceClip] = {}
     for name, video in videos:
@@ -212,12 +210,14 @@ def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[So
             name=stem_of(name),
             video=video,
             units=units.select(name),
-            label=given.get(key_of(name)),
+            label=labelled.get(key_of(name), ""),
             subtitle=subtitles.get(key_of(name), ""),
-            given=described.get(key_of(name), GivenParts()),
+            given=given.get(key_of(name), GivenParts()),
         )
         if first := clips.get(clip.name):
             raise UserError(f"{first.video} and {video} have the same name; rename one of them")
+        if len(clip.name.split()) != 1:
+            raise UserError(f"{video}: MERR's lists can hold no name with blanks; rename it")
         clips[clip.name] = clip
     for what, path in (("units", arguments.units), ("label", arguments.label_file)):
         if path and not any(getattr(clip, what) for clip in clips.values()):
@@ -225,21 +225,35 @@ def _find_clips(arguments: argparse.Namespace, labels: Sequence[str]) -> list[So
     return list(clips.values())
 
 
-def _read_mer_factory(folder: Path, labels: Sequence[str], given: dict[str, str]) -> dict[str, GivenParts]:
-    """What MER-Factory says of clips, by `key_of` their names. Its labels are added to those that are `given`."""
+def _read_mer_factory(folder: Path, labels: Sequence[str]) -> dict[str, GivenParts]:
+    """What MER-Factory says of clips, by `key_of` their names, with labels as they are written in the set."""
     found, aside = read_mer_factory(folder)
+    given = {}
     for name, parts in found.items():
         label = find_label(parts.label, labels)
         if parts.label and label is None:
             aside.append(f"{name}: MER-Factory's label {parts.label!r} is none of {', '.join(labels)}; it is left out")
-        elif label is not None:
-            given.setdefault(key_of(name), label)
+        given[key_of(name)] = dataclasses.replace(parts, label=label or "")
     for line in aside:
         print(f"emollama annotate: {line}", file=sys.stderr)
-    return {key_of(name): parts for name, parts in found.items()}
+    return given
 
 
-def _report(out: Path, found: Annotated, written: Mapping[str, int]) -> int:
+def _show_progress() -> Callable[[str, int, int], None]:
+    """A bar or lines for each stage."""
+    shown: dict[str, Progress] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in shown:
+            shown[stage] = Progress(total, "clip", stage)
+        shown[stage](1)
+        if done == total:
+            shown[stage].close()
+
+    return show
+
+
+def _report(out: Path, found: AnnotationResult, written: Mapping[str, int]) -> int:
     for status, counts in found.counts().items():
         if counts:
             print(f"{status} {counts.total()}: " + ", ".join(f"{what} {n}" for what, n in counts.most_common(12)))

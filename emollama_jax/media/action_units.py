@@ -90,6 +90,14 @@ class ActionUnits:
         measured = ~np.isnan(self.intensity)
         return self.found[:, None] & np.where(measured, self.intensity >= least, self.present == 1)
 
+    def active_at(self, frame: int, least: float = ACTIVE) -> dict[str, float]:
+        """Returns the active units of a frame with their intensity, in order; 1 for presence without one."""
+        rows = np.flatnonzero(self.frames == frame)
+        if not len(rows):
+            return {}
+        active, values = self.active(least)[rows[0]], np.nan_to_num(self.intensity[rows[0]], nan=1.0)
+        return {unit: float(values[k]) for k, unit in enumerate(self.units) if active[k]}
+
     def blinks(self) -> Bool[np.ndarray, " F"]:
         """Returns in which frames the eyes blink, that is, are shut for LONGEST_BLINK_S at most."""
         blinks = np.zeros(len(self.frames), bool)

@@ -4,8 +4,7 @@
 `mesh`), without any network access. They find faces, too, where libfacedetection has no library, as on ARM: fewer of
 those far away, as the whole picture is seen in 128 x 128 pixels.
 
-Blendshapes are no action units, and keep their own names. USABLE are those that follow a face in real clips;
-`media/mesh_units.py` says what is made of them.
+Blendshapes are no action units, and keep their own names: see `media/mesh_units.py`.
 
 Axes: H x W pixels, N faces, B blendshapes.
 """

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from emollama_jax.media.action_units import BLINKS, read_action_units
+from emollama_jax.media.action_units import BLINKS, ActionUnits, read_action_units
 from emollama_jax.media.faces import FaceCrops
 
 SIDE = 56  # pixels of a crop in which faces are compared
@@ -75,13 +75,19 @@ def _changes(gray: Float[np.ndarray, "F I I"]) -> Float[np.ndarray, "F P"]:
 def openface_peak(path: str | Path, person: int = 1) -> int:
     """The number, from 0, of the frame with the largest sum of action units' intensities in a file of OpenFace's.
 
-    Of several faces the main one counts, or another `person` (see `read_action_units`), and of its frames those in
-    which it is found and does not blink (see `media.action_units`). The sum is smoothed over the frames beside it.
+    Of several faces the main one counts, or another `person` (see `read_action_units`).
 
     Raises:
         UserError: as in `read_action_units`.
     """
-    table = read_action_units(path, person=person)
+    return strongest_frame(read_action_units(path, person=person))
+
+
+def strongest_frame(table: ActionUnits) -> int:
+    """The number, from 0, of the frame with the largest sum of intensities, smoothed over the frames beside it.
+
+    Frames in which the face is not found or blinks do not count.
+    """
     frames = table.candidates()
     units = [place for place, unit in enumerate(table.units) if unit not in BLINKS]
     totals = np.nansum(table.intensity[frames][:, units], axis=1)

@@ -130,9 +130,8 @@ def _find_peak(table: ActionUnits, rules: Sequence[UnitRule], active_from: float
     ranked = dict(sorted(strengths.items(), key=lambda item: -item[1]))
     label = next(iter(ranked))
     score = max(float(s[at]) for rule, s in zip(rules, sums, strict=True) if rule.label == label)
-    values = np.where(np.isnan(table.intensity[at]), 1.0, table.intensity[at])
-    units = {unit: float(values[k]) for unit, k in place.items() if active[at, k]}
-    return UnitPeak(int(table.frames[at]), label, score, units, ranked)
+    frame = int(table.frames[at])
+    return UnitPeak(frame, label, score, table.active_at(frame, active_from), ranked)
 
 
 def labels_out_of_reach(table: ActionUnits, rules: Sequence[UnitRule] = RULES) -> list[str]:

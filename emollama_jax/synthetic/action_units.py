@@ -4,6 +4,7 @@ Axes: F frames, U units.
 """
 
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 from emollama_jax.io.atomic import write_text
 from emollama_jax.media.action_units import OPENFACE3_UNITS
 from emollama_jax.synthetic.clip import FPS, ClipSpec, clip_aus
-from emollama_jax.synthetic.dataset import SyntheticDataset
 
 STRONGEST = 5.0  # the tools' scale ends there
 OPENFACE_UNITS = tuple(f"AU{n:02d}" for n in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45))
@@ -20,9 +20,9 @@ SOURCES = ("openface2", "openface3", "libreface")
 
 
 def write_action_units(
-    dataset: SyntheticDataset, folder: str | Path, source: str = "openface2", *, noise: float = 0.1
+    clips: Iterable[ClipSpec], folder: str | Path, source: str = "openface2", *, noise: float = 0.1
 ) -> None:
-    """Writes {name}.csv of every clip, in the form of a tool, with a tool's faults.
+    """Writes {name}.csv of each clip, in the form of a tool, with a tool's faults.
 
     The values have noise of this standard deviation (of STRONGEST); in each clip the eyes blink once, for two frames,
     and one frame failed, whose values are the largest there are.
@@ -30,7 +30,7 @@ def write_action_units(
     Args:
         source: openface2, openface3 or libreface.
     """
-    for spec in dataset.clips:
+    for spec in clips:
         write_text(Path(folder) / f"{spec.name}.csv", _csv(spec, source, noise))
 
 

@@ -17,16 +17,20 @@ from PIL import Image
 
 from emollama_jax import cli
 from emollama_jax.captions import annotate as annotate_module
+from emollama_jax.captions.annotation import AnnotateConfig, SourceClip
 from emollama_jax.captions.describers import PROMPTS
 from emollama_jax.captions.expression import PHRASES, describe_units
+from emollama_jax.captions.mer_factory import GivenParts
 from emollama_jax.captions.parts import Parts, coarse_caption
 from emollama_jax.captions.stage_store import StageStore, stage_key
 from emollama_jax.data.annotation_files import find_annotation_files
 from emollama_jax.data.annotations import read_annotations
 from emollama_jax.media.action_units import read_action_units
+from emollama_jax.media.face_detection import can_detect
 from emollama_jax.media.face_mesh import BLENDSHAPES
 from emollama_jax.synthetic.action_units import write_action_units
-from emollama_jax.synthetic.dataset import make_dataset
+from emollama_jax.synthetic.clip import clip_sentence, peak_aus
+from emollama_jax.synthetic.dataset import SEEN, make_dataset
 from tests.eval.judge_server import Reply, said, serve
 from tests.media.test_faces import write_video
 from tests.train.runs import ROOT
@@ -40,7 +44,7 @@ BY_FACE = {"smile": "happy", "drawn": "sad", "wide": "surprise"}
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     data = make_dataset(root / "data", clips={"train": CLIPS}, seed=4, people=2, workers=1)
-    write_action_units(data, root / "units")
+    write_action_units(data.clips, root / "units")
     return data, root / "units"
 
 
@@ -81,11 +85,14 @@ def test_what_is_said_is_what_the_clips_were_made_of(made, done):
         assert label is None or one["label"] == label
         assert all(phrase in PHRASES[unit] for unit, phrase in zip(one["units"], one["expression"], strict=True))
         assert all(text in one["caption_coarse"] for text in (*one["expression"], one["voice"], one["subtitle"]))
+        aus = peak_aus(spec)
+        assert {unit for unit, value in aus.items() if value >= SEEN} <= {*one["units"]} <= {u for u in aus if aus[u]}
+        assert one["subtitle"] == clip_sentence(spec)
+        assert one["picture"].startswith("One face in a ") or not can_detect()
         voice = spec.factors.voice
         assert ("high" in one["voice"]) == (voice == "lively") or voice in ("unclear",)
         assert "breathy" in one["voice"] or voice != "hushed"
         assert (done / f"frames/{spec.name}.png").exists()
-    assert "One face" in found[data.clips[0].name]["picture"] or "picture" in found[data.clips[0].name]["picture"]
 
 
 def test_merrs_readers_take_the_files(made, done, tmp_path):
@@ -109,12 +116,13 @@ def test_a_list_of_labels_goes_before_units_and_what_has_neither_is_dropped_and_
     data, units = made
     some = tmp_path / "units"
     some.mkdir()
-    first, second, third = (spec.name for spec in data.clips[:3])
+    first, second, third, _, fifth = (spec.name for spec in data.clips[:5])
     shutil.copy(units / f"{first}.csv", some)
     (some / f"{second}.csv").write_text("frame,success,AU01_r,AU09_r,AU15_r\n1,1,0,2,2\n2,1,0,2,2\n")
     (some / f"{third}.csv").write_text("frame,success,AU01_r\n1,1,much\n")
+    (some / f"{fifth}.csv").write_text("frame,success,AU06_r\n1,1,0\n2,1,1\n3,1,0\n")  # which matches no rule
     labels = tmp_path / "labels.csv"
-    labels.write_text(f"name,emotion\n{first}.mp4,doubt\n{data.clips[3].name},fear\n")
+    labels.write_text(f"name,emotion\n{first}.mp4,doubt\n{data.clips[3].name},fear\n{fifth},happy\n")
     assert annotate(data, tmp_path / "out", "--units", some, "--label-file", labels) == 1
     found = records(tmp_path / "out")
     assert (found[first]["label"], found[first]["label_by"], found[first]["peak_by"]) == (
@@ -125,10 +133,12 @@ def test_a_list_of_labels_goes_before_units_and_what_has_neither_is_dropped_and_
     fourth = found[data.clips[3].name]
     assert (fourth["label"], fourth["peak_by"]) == ("fear", "motion") and not fourth["expression"]
     assert abs(fourth["peak_index"] - data.clips[3].peak_index) <= 1
+    assert (found[fifth]["label"], found[fifth]["peak_by"], found[fifth]["peak_index"]) == ("happy", "openface2", 1)
+    assert found[fifth]["units"] == {"AU06": 1.0} and found[fifth]["matches"] == {} and found[fifth]["expression"]
     assert found[second]["reason"] == "its units say disgust, which is none of the labels"
     assert found[third]["status"] == "failed" and "line 2: not a row of numbers" in found[third]["reason"]
     printed = capsys.readouterr().out
-    assert f"dropped {CLIPS - 3}: no action units and no label {CLIPS - 4}" in printed and "failed 1" in printed
+    assert f"dropped {CLIPS - 4}: no action units and no label {CLIPS - 5}" in printed and "failed 1" in printed
     page = (tmp_path / "out/report.html").read_text()
     assert "no action units and no label" in page and f"frames/{first}.png" in page
     assert all(f"{spec.name}" in page for spec in data.clips)  # those that are left out, too
@@ -198,9 +208,15 @@ def test_what_mer_factory_has_said_is_taken_and_what_it_lacks_is_made(made, tmp_
             "ground_truth_label": label,
         }
         (tmp_path / folder / f"{name}_merr_data.json").write_text(json.dumps(about))
-    assert annotate(data, tmp_path / "out", "--mer-factory", tmp_path) == 0
+    (tmp_path / "units").mkdir()
+    rows = [
+        f"{i},1,{3 * (i == 4)},{1 + (i == 8)},0" for i in range(1, 12)
+    ]  # the mouth is drawn, and once the brows go up
+    (tmp_path / f"units/{first.name}.csv").write_text("frame,success,AU01_r,AU12_r,AU45_r\n" + "\n".join(rows) + "\n")
+    assert annotate(data, tmp_path / "out", "--mer-factory", tmp_path, "--units", tmp_path / "units") == 0
     one, found = records(tmp_path / "out")[first.name], capsys.readouterr()
-    assert (one["label"], one["peak_index"], one["peak_by"]) == ("surprise", 7, "MER-Factory")
+    assert (one["label"], one["peak_index"]) == ("surprise", 7)
+    assert one["label_by"] == one["peak_by"] == "MER-Factory" and one["units"] == {"AU12": 2.0}  # those of this peak
     assert (one["picture"], one["voice"], one["caption_fine"]) == ("A man.", "A flat tone.", "Thus.")
     assert one["describers"] == {k: "MER-Factory" for k in ("picture", "voice", "fine")} | {
         "expression": "phrases",
@@ -209,6 +225,17 @@ def test_what_mer_factory_has_said_is_taken_and_what_it_lacks_is_made(made, tmp_
     assert "a clip of this name is in" in found.err and "'disgust' is none of" in found.err
     assert f"dropped {CLIPS - 1}: no action units and no label {CLIPS - 1}" in found.out
     assert "captions: coarse 1, fine 1" in found.out
+
+
+def test_whoever_calls_it_is_told_how_far_each_stage_is(made, tmp_path):
+    data, told = made[0], []
+    clips = [
+        SourceClip(name=spec.name, video=data.video(spec), label="sad", given=GivenParts(peak_index=2))
+        for spec in data.clips[:2]
+    ]
+    result = annotate_module.annotate(clips, tmp_path, AnnotateConfig(), progress=lambda *stage: told.append(stage))
+    assert told == [("read", 1, 2), ("read", 2, 2), ("picture", 1, 2), ("picture", 2, 2)]
+    assert {*result.seconds} >= {"units", "peak", "read", "picture", "words", "fine"}
 
 
 # What is kept
@@ -419,6 +446,12 @@ def test_a_voice_is_sent_as_sound_and_its_description_goes_before_measures(made,
 # What users get wrong
 
 
+def test_names_that_no_list_can_hold_are_told(tmp_path, capsys):
+    (tmp_path / "my clip.mp4").touch()
+    assert cli.main(["annotate", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "my clip.mp4: MERR's lists can hold no name with blanks; rename it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -427,6 +460,7 @@ def test_a_voice_is_sent_as_sound_and_its_description_goes_before_measures(made,
         (["--describe", "fine"], "set EMOLLAMA_DESCRIBER_ADDRESS"),
         (["--label-file", "labels.csv"], "'grumpy' is none of happy"),
         (["--prompts", "labels.csv"], "cannot be read as JSON"),
+        (["--person", "0"], "at least 1"),
     ],
 )
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch, arguments, message):

@@ -12,7 +12,7 @@ from emollama_jax.media.peak import openface_peak
 from emollama_jax.media.unit_rules import UnitRule, find_unit_peak, labels_out_of_reach, read_rules
 from emollama_jax.synthetic.action_units import SOURCES, write_action_units
 from emollama_jax.synthetic.clip import clip_spec, peak_aus
-from emollama_jax.synthetic.dataset import SEEN, SyntheticDataset
+from emollama_jax.synthetic.dataset import SEEN
 
 BY_FACE = {"smile": "happy", "drawn": "sad", "wide": "surprise"}
 
@@ -126,7 +126,7 @@ def test_worried_needs_both_of_its_units_of_which_one_has_no_intensity(tmp_path)
 def test_peaks_and_emotions_of_synthetic_clips(tmp_path, source):
     """The peak within a frame in 95 % of the clips, and the emotion that a face alone tells."""
     specs = [clip_spec("train", i, seed=3) for i in range(80)]
-    write_action_units(SyntheticDataset(tmp_path, 3, tuple(specs)), tmp_path, source)
+    write_action_units(specs, tmp_path, source)
     near, told, right, hits, claimed, true = 0, 0, 0, 0, 0, 0
     for spec in specs:
         table = read_action_units(tmp_path / f"{spec.name}.csv")
