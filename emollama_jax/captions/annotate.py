@@ -85,7 +85,7 @@ def annotate(
         run.read_clips(run.alive(clips), transcribe, workers)
     alive = run.alive(clips)
     with run.clock("picture"):
-        run.ask(alive, "picture", describers.get("picture") or measured_picture())
+        run.ask(alive, "picture", describers.get("picture") or measured_picture(config.clip.mesh))
     with run.clock("voice"):
         heard = [clip for clip in alive if clip.given.voice or run.annotations[clip.name].voice_measures]
         run.ask(heard, "voice", describers.get("voice"))

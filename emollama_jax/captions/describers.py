@@ -16,6 +16,7 @@ from emollama_jax.io.chat import ChatClient, ChatConfig, ChatReply, audio_part, 
 from emollama_jax.io.json_files import read_json_object
 from emollama_jax.io.worker_pool import WorkerDied, run_apart
 from emollama_jax.media.audio import read_sound, wav_bytes
+from emollama_jax.media.face_mesh import load_mesh
 
 PROMPTS: Mapping[str, str] = MappingProxyType(
     {
@@ -57,14 +58,19 @@ class Describer:
     """Ends what other threads ask."""
 
 
-def measured_picture() -> Describer:
-    """Makes the describer of pictures that needs no model."""
+def measured_picture(bundle: str = "") -> Describer:
+    """Makes the describer of pictures that needs no model.
+
+    Args:
+        bundle: of a mesh, which finds faces where there is no detector; "" for none.
+    """
+    mesh = load_mesh(bundle) if bundle else None
 
     def describe(scene: Scene) -> ChatReply:
         with Image.open(scene.frame) as image:
-            return ChatReply("answered", describe_picture(np.asarray(image.convert("RGB"))))
+            return ChatReply("answered", describe_picture(np.asarray(image.convert("RGB")), mesh))
 
-    return Describer(picture_identity(), describe, "measured")
+    return Describer(picture_identity(bundle), describe, "measured")
 
 
 def chat_describers(config: ChatConfig, kinds: Sequence[str], prompts: Mapping[str, str]) -> dict[str, Describer]:

@@ -7,23 +7,33 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emollama_jax.media.face_detection import can_detect, detect_faces, detector_name
+from emollama_jax.media.face_mesh import FaceMesh, mesh_identity
 
 VERSION = 1  # counted up when the same picture would give other words
 NUMBERS = ("no face", "one face", "two faces", "three faces", "four faces")
 SURE = 0.8  # of a face's score
 
 
-def picture_identity() -> str:
-    """Returns what the words depend on beside the picture."""
-    return f"measured {VERSION}, faces by {detector_name()}"
+def picture_identity(bundle: str = "") -> str:
+    """Returns what the words depend on beside the picture.
+
+    Args:
+        bundle: the file of the mesh.
+    """
+    detector = mesh_identity(bundle) if bundle and not can_detect() else detector_name()
+    return f"measured {VERSION}, faces by {detector}"
 
 
-def describe_picture(frame: UInt8[np.ndarray, "H W 3"]) -> str:
-    """Describes a frame in a sentence. Who is seen, and in what setting, is not measured and not claimed."""
+def describe_picture(frame: UInt8[np.ndarray, "H W 3"], mesh: FaceMesh | None = None) -> str:
+    """Describes a frame in a sentence. Who is seen, and in what setting, is not measured and not claimed.
+
+    Args:
+        mesh: finds faces where there is no detector.
+    """
     light = _light(frame)
-    if not can_detect():
+    if not can_detect() and mesh is None:
         return f"A {light} picture."
-    found = detect_faces(frame)
+    found = detect_faces(frame) if can_detect() else mesh.detect(frame)
     faces = found.boxes[found.scores >= SURE]
     number = NUMBERS[len(faces)] if len(faces) < len(NUMBERS) else "many faces"
     if not len(faces):

@@ -460,7 +460,7 @@ def test_names_that_no_list_can_hold_are_told(tmp_path, capsys):
         (["--describe", "fine"], "set EMOLLAMA_DESCRIBER_ADDRESS"),
         (["--label-file", "labels.csv"], "'grumpy' is none of happy"),
         (["--prompts", "labels.csv"], "cannot be read as JSON"),
-        (["--person", "0"], "at least 1"),
+        (["--person", "0"], "is not a whole number from 1 on"),
     ],
 )
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch, arguments, message):

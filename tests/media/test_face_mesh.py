@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emollama_jax.captions import picture as picture_module
+from emollama_jax.captions.picture import describe_picture
 from emollama_jax.errors import UserError
 from emollama_jax.media import faces as faces_module
 from emollama_jax.media.action_units import ACTIVE, read_action_units
@@ -85,6 +87,8 @@ def test_faces_are_found_without_the_other_detector(mesh, real_stills, tmp_path,
         assert face_crops(opened, [0, 2]).source == "undetected"
         crops = face_crops(opened, [0, 2], mesh=mesh)
     assert crops.source == "face" and crops.found.all()
+    monkeypatch.setattr(picture_module, "can_detect", lambda: False)
+    assert describe_picture(small).endswith(" picture.") and describe_picture(small, mesh).startswith("One face in a ")
 
 
 def test_a_clip_becomes_a_table_of_blendshapes_against_its_own_baseline(face_landmarker, real_stills, tmp_path):
