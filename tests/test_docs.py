@@ -16,7 +16,7 @@ from emollama_jax.config import Config, parse_flags
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "colab/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRITERS = {"bash", "curl", "pip", "python", ".venv/bin/ruff", "unzip"}  # what else a page may call
+WRITERS = {"bash", "cd", "curl", "ln", "mkdir", "pip", "python", ".venv/bin/ruff", "unzip"}  # what else a page may call
 
 
 class Command(NamedTuple):
