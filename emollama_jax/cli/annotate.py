@@ -264,7 +264,8 @@ def _report(out: Path, found: AnnotationResult, written: Mapping[str, int]) -> i
         print(f"{len(unanswered)} texts were not given, the first: {unanswered[0][0]} {unanswered[0][1]}")
     total = max(sum(found.seconds.values()), 1e-3)
     shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in found.seconds.items())
-    print(f"{total:.1f} seconds, {len(found.annotations) / total:.2f} clips a second: {shares}")
+    speed = f"{len(found.annotations) / total:.2f} clips a second"
+    print(f"{total:.1f} seconds on {default_workers()} processors, {speed}: {shares}")
     print(
         f"wrote {out} (captions: {', '.join(f'{grain} {count}' for grain, count in written.items())}); see report.html"
     )

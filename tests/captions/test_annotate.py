@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,7 @@ def test_a_list_of_labels_goes_before_units_and_what_has_neither_is_dropped_and_
     assert found[third]["status"] == "failed" and "line 2: not a row of numbers" in found[third]["reason"]
     printed = capsys.readouterr().out
     assert f"dropped {CLIPS - 4}: no action units and no label {CLIPS - 5}" in printed and "failed 1" in printed
+    assert re.search(r"seconds on \d+ processors, [\d.]+ clips a second: units \d+ %, peak \d+ %, read \d+ %", printed)
     page = (tmp_path / "out/report.html").read_text()
     assert "no action units and no label" in page and f"frames/{first}.png" in page
     assert all(f"{spec.name}" in page for spec in data.clips)  # those that are left out, too
