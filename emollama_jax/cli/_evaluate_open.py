@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from emollama_jax.cli._progress import Progress
 from emollama_jax.errors import UserError
 from emollama_jax.eval.judge import Judge
-from emollama_jax.eval.label_extraction import Extracted, extract_by_judge, extract_by_words
+from emollama_jax.eval.label_extraction import Extracted, extract_by_judge, extract_by_likelihood, extract_by_words
 from emollama_jax.eval.label_files import (
     read_descriptions,
     read_label_sets,
@@ -26,10 +27,12 @@ from emollama_jax.eval.unibench import (
     unibench_mean,
 )
 from emollama_jax.eval.wheels import EmotionWheels
+from emollama_jax.infer.loading import load_run
 from emollama_jax.io.chat import ChatConfig
 from emollama_jax.io.paths import local_path
+from emollama_jax.runs.run import Run
 
-EXTRACT = ("chat", "words")
+EXTRACT = ("chat", "likelihood", "words")
 UNIBENCH_NAME, SYNONYMS_NAME = "unibench", "mer2024-ov"
 OPEN_NAMES = (*OPEN_SETS, SYNONYMS_NAME, UNIBENCH_NAME)
 SUFFIXES = ("-openset.npz", ".npz", ".csv", ".jsonl", ".json", ".xlsx", ".txt")  # the first that is there counts
@@ -43,8 +46,8 @@ def add_open_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--extract",
         choices=EXTRACT,
-        help="how labels are taken from descriptions: by a chat model (EMOLLAMA_JUDGE_ADDRESS, _MODEL, _KEY), or as "
-        "words in the text (for smoke runs)",
+        help="how labels are taken from descriptions: by a chat model (EMOLLAMA_JUDGE_ADDRESS, _MODEL, _KEY), by the "
+        "likelihood of the wheels' words under --trained, or as words in the text (for smoke runs)",
     )
     group.add_argument("--synonyms", type=local_path, metavar="FOLDER", help=f"of {SYNONYMS_NAME}: a .npy a clip")
 
@@ -97,8 +100,10 @@ def _make_extractor(arguments: argparse.Namespace, wheels: EmotionWheels) -> Ext
     if arguments.extract == "chat":
         judge = Judge(ChatConfig.from_environment("judge"), arguments.out / "judge")
         extract = lambda descriptions: extract_by_judge(judge, descriptions)
-    else:
+    elif arguments.extract == "words":
         extract = lambda descriptions: extract_by_words(descriptions, wheels)
+    else:
+        extract = _by_likelihood(arguments, wheels)
 
     def extract_and_save(path: Path) -> Extracted:
         found = extract(read_descriptions(path))
@@ -107,6 +112,23 @@ def _make_extractor(arguments: argparse.Namespace, wheels: EmotionWheels) -> Ext
         return found
 
     return extract_and_save
+
+
+def _by_likelihood(arguments: argparse.Namespace, wheels: EmotionWheels) -> Callable[[Mapping[str, str]], Extracted]:
+    if (run := Run.find(arguments.trained)) is None:
+        raise UserError("--extract likelihood: name the run whose model says how likely words are with --trained")
+    model, tokenizer = load_run(run, images="image_tokens")
+    how = f"likelihood of the wheels' words under {arguments.trained}, step {run.step}"
+
+    def extract(descriptions: Mapping[str, str]) -> Extracted:
+        progress = Progress(len(descriptions), "description")
+        found = extract_by_likelihood(
+            model.llama, tokenizer, descriptions, wheels.vocabulary, how=how, progress=progress
+        )
+        progress.close()
+        return found
+
+    return extract
 
 
 def _evaluate(

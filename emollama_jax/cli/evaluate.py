@@ -131,6 +131,8 @@ def _evaluate_model(config: Config, arguments: argparse.Namespace) -> None:
     for cell in cells:
         print(_line(cell))
     print(floor_line(cells[0].evaluated.evaluation))
+    if arguments.by == "score":
+        print(_cost(cells))
     if selection:
         print(f"checkpoint: {selection}")
     if arguments.conflicts is not None:
@@ -216,6 +218,14 @@ def _line(cell: Cell) -> str:
         shown.append(f"spread by label order {100 * evaluation.sensitivity['spread']:.2f}")
     left_out = f", {unlabelled} without a label left out" if unlabelled else ""
     return f"{cell.title}: {', '.join(shown)}; {_counts(evaluation, left_out)}"
+
+
+def _cost(cells: Sequence[Cell]) -> str:
+    """What was read, and how long it took, a clip and whole."""
+    tokens, seconds = (sum(getattr(cell.evaluated, name) for cell in cells) for name in ("tokens", "seconds"))
+    clips = len(cells[0].evaluated.predictions)
+    rows = f"{len(cells)} rows" if len(cells) > 1 else "1 row"
+    return f"labels scored for {rows}: {tokens / clips:.1f} tokens a clip, {seconds:.1f} s"
 
 
 def _counts(evaluation: Evaluation, left_out: str = "") -> str:

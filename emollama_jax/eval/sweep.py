@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emollama_jax.data.modalities import ALL
+from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
 from emollama_jax.eval.benchmarks import Benchmark, Evaluation, Published, evaluate
@@ -56,10 +56,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and its predictions, with those about clips without a label."""
+    """An evaluation and its predictions, with those about clips without a label.
+
+    Attributes:
+        tokens, seconds: that the model read to score labels, without padding, and took, with what compiles; of views
+            that are scored together each has its share.
+    """
 
     evaluation: Evaluation
     predictions: tuple[Prediction, ...]
+    tokens: float = 0.0
+    seconds: float = 0.0
 
     @property
     def unlabelled(self) -> int:
@@ -115,6 +122,41 @@ def evaluate_records(
     return _evaluate(benchmark, emotions, predictions, by_order, invalid)
 
 
+def evaluate_views(
+    engine: Engine,
+    records: Records,
+    benchmark: Benchmark,
+    views: Sequence[str],
+    *,
+    orders: int = 1,
+    batch_size: int = 16,
+    invalid: str = "invalid",
+    progress: Progress = lambda count: None,
+) -> dict[str, Evaluated]:
+    """Evaluate a model's likeliest labels under several sets of modalities, which share most of the work.
+
+    The arguments are those of `evaluate_records`; `progress` is told of a clip once for each view.
+
+    Raises:
+        UserError: as `evaluate_records`.
+    """
+    views = [check_modalities(view) for view in views]
+    check_labels(records, benchmark)
+    prompt = dataclasses.replace(engine.config.prompt, labels=benchmark.labels)
+    engine = engine.replace(prompt=prompt, modalities=ALL, orders=orders)
+    emotions, answers = _emotions(records, benchmark), []
+    clips = (records[i] for i in range(len(records)))
+    for found in engine.label_views(clips, views, batch_size=batch_size):
+        if isinstance(found, ClipError):
+            raise found
+        answers.append(found)
+        progress(len(views))
+    return {
+        view: _evaluate_scored(benchmark, emotions, [found[view] for found in answers], orders, invalid)
+        for view in views
+    }
+
+
 def _emotions(records: Records, benchmark: Benchmark) -> list[str | None]:
     """The clips' own labels, as the benchmark writes them."""
     labels = [benchmark.label(label) for label in records.metadata["labels"]]
@@ -126,7 +168,10 @@ def _evaluate_scored(
 ) -> Evaluated:
     by_order = [list(labels) for labels in zip(*(answer.label_by_order for answer in found), strict=True)]
     predictions = [_scored(*pair, benchmark.labels) for pair in zip(found, emotions, strict=True)]
-    return _evaluate(benchmark, emotions, predictions, by_order if orders > 1 else [], invalid)
+    evaluated = _evaluate(benchmark, emotions, predictions, by_order if orders > 1 else [], invalid)
+    seconds = sum(answer.timings_s.get(kind, 0.0) for answer in found for kind in ("encode", "label"))
+    tokens = sum(answer.label_tokens for answer in found)
+    return dataclasses.replace(evaluated, tokens=float(tokens), seconds=float(seconds))
 
 
 def _evaluate(
@@ -223,6 +268,8 @@ def sweep(
 ) -> list[Cell]:
     """Evaluate each split, as a rule the same clips prepared by several frame rules, under each set of modalities.
 
+    Where labels are scored, the sets of modalities share their work (`evaluate_views`).
+
     Args:
         label_orders: of LABEL_ORDERS, those in which the question lists the labels, each a row of its own.
         settings: of `evaluate_records`.
@@ -236,7 +283,13 @@ def sweep(
     cells = []
     for (records, frame), label_order in itertools.product(zip(splits, frames, strict=True), label_orders):
         ordered = dataclasses.replace(benchmark, labels=_ordered(benchmark.labels, label_order))
-        found = {some: evaluate_records(engine, records, ordered, modalities=some, **settings) for some in modalities}
+        if len(modalities) > 1 and settings.get("by", WAYS[0]) == "score":
+            options = {name: value for name, value in settings.items() if name != "by"}
+            found = evaluate_views(engine, records, ordered, modalities, **options)
+        else:
+            found = {
+                some: evaluate_records(engine, records, ordered, modalities=some, **settings) for some in modalities
+            }
         where = f"{records.path}:{records.split}"
         cells += [Cell(where, frame, some, one, label_order) for some, one in found.items()]
     return cells
@@ -259,6 +312,7 @@ def save_sweep(cells: Sequence[Cell], folder: PathLike) -> None:
     rows = []
     for cell in cells:
         row = {name: getattr(cell, name) for name in ("data", "frame", "modalities", "label_order")}
+        row |= {"tokens": round(cell.evaluated.tokens), "seconds": round(cell.evaluated.seconds, 3)}
         rows.append(row | to_dict(cell.evaluated.evaluation))
     write_json(folder / "sweep.json", rows)
     write_text(folder / "sweep.md", sweep_markdown(cells))

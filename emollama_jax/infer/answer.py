@@ -55,6 +55,8 @@ class ClipAnswer:
     """Of each label, the most likely first; empty where labels were not scored."""
     label_by_order: tuple[str, ...] = ()
     """The most likely label under each order of the labels in the question."""
+    label_tokens: float = 0.0
+    """Tokens that the model read to score the labels, without padding."""
     subtitle: str = ""
     """What the person says, as the model was told."""
     clip_info: Mapping[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emollama_jax.config import Config, load_config
-from emollama_jax.data.modalities import ALL
+from emollama_jax.data.modalities import ALL, check_modalities
 from emollama_jax.distributed import use_compile_cache
 from emollama_jax.errors import UserError
 from emollama_jax.infer.answer import Clip, ClipAnswer, ClipError, Query
@@ -312,6 +312,18 @@ class Engine:
             while batch := list(itertools.islice(reads, batch_size)):
                 good = [(query, read) for query, read in batch if not isinstance(read, ClipError)]
                 found = iter(self.answer_batch(*zip(*good, strict=True), self._reader.encode) if good else [])
+                yield from (read if isinstance(read, ClipError) else next(found) for _, read in batch)
+
+    def label_views(
+        self, clips: Iterable[Clip], views: Sequence[str], *, batch_size: int = 16
+    ) -> Iterator[dict[str, ClipAnswer] | ClipError]:
+        """Yield the labels of each clip by view, a set of modalities; views share their work (`infer/views.py`)."""
+        with contextlib.closing(self._reader.read(map(Query, clips))) as reads:
+            while batch := list(itertools.islice(reads, batch_size)):
+                good = [read for _, read in batch if not isinstance(read, ClipError)]
+                with self.on_mesh():
+                    encoded = self._reader.encode(*zip(*good, strict=True)) if good else []
+                    found = iter(self._predictor.answer_views(encoded, list(map(check_modalities, views))))
                 yield from (read if isinstance(read, ClipError) else next(found) for _, read in batch)
 
     def answer_batch(

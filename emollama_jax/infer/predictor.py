@@ -17,7 +17,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from emollama_jax.infer.score import LabelScorer, LabelScores
 from emollama_jax.infer.shapes import power_of_two
 from emollama_jax.infer.shared_batcher import Conversation, SharedBatcher
 from emollama_jax.infer.slots import GenerationRequest, SlotBatcher
+from emollama_jax.infer.views import score_views
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.models.emotion_llama import EmotionLlama, num_image_tokens
 from emollama_jax.text.prompts import (
@@ -86,6 +87,29 @@ class Predictor:
         results = iter(self._compute(good) if good else [])
         return [errors[i] if i in errors else next(results) for i in range(len(queries))]
 
+    def answer_views(self, clips: Sequence[ClipInput], views: Sequence[str]) -> list[dict[str, ClipAnswer] | ClipError]:
+        """Score the labels of clips under several sets of modalities together, for a predictor of all modalities."""
+        faults = [self._fault(Query(clip)) for clip in clips]
+        good = [clip for clip, fault in zip(clips, faults, strict=True) if fault is None]
+        found = iter(self._view_answers(good, views) if good else [])
+        return [next(found) if fault is None else fault for fault in faults]
+
+    def _view_answers(
+        self, clips: Sequence[ClipInput], views: Sequence[str]
+    ) -> list[dict[str, ClipAnswer] | ClipError]:
+        clock = Stopwatch()
+        with clock("label"):
+            scores = self.view_labels(clips, views)
+        timings = {"label": clock.seconds["label"] / len(clips) / len(views)}
+        results: list[dict[str, ClipAnswer] | ClipError] = []
+        for row, clip in enumerate(clips):
+            fields = {view: label_fields(scores[view], row) for view in views}
+            said = {"subtitle": clip.subtitle, "timings_s": timings}
+            error = next((error for found in fields.values() if (error := _not_finite(clip, found))), None)
+            of_view = lambda found: ClipAnswer(clip.name, found["label"], **said, **found)  # noqa: B023
+            results.append(error or {view: of_view(found) for view, found in fields.items()})
+        return results
+
     def _fault(self, query: Query) -> ClipError | None:
         """Return why a query cannot be answered, if it cannot."""
         try:
@@ -117,9 +141,8 @@ class Predictor:
         results: list[ClipAnswer | ClipError] = []
         for i, (clip, of_clip) in enumerate(zip(clips, answers, strict=True)):
             scored = fields.get(i, {})
-            if not np.isfinite([*scored.get("probabilities", {}).values()]).all():
-                message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
-                results.append(ClipError("model", clip.name, message))
+            if error := _not_finite(clip, scored):
+                results.append(error)
                 continue
             answer = of_clip[-1] if of_clip else scored.get("label", "")
             said = {"answers": tuple(of_clip), "subtitle": clip.subtitle, "timings_s": timings}
@@ -128,10 +151,12 @@ class Predictor:
 
     def soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
         """Return the soft tokens of the clips, for the methods below."""
-        clips = [clip.restricted(self.modalities, self._config) for clip in clips]
+        return self._soft_tokens([clip.restricted(self.modalities, self._config) for clip in clips])
+
+    def _soft_tokens(self, clips: Sequence[ClipInput]) -> Float[Array, "N S D"]:
         kinds = [[i for i, clip in enumerate(clips) if (clip.frame is None) == stored] for stored in (False, True)]
         if all(kinds):
-            soft = jnp.concatenate([self.soft_tokens([clips[i] for i in kind]) for kind in kinds])
+            soft = jnp.concatenate([self._soft_tokens([clips[i] for i in kind]) for kind in kinds])
             return soft[np.argsort(np.concatenate(kinds))]
         images = "frame" if clips[0].image_tokens is None else "image_tokens"
         rows = power_of_two(len(clips))  # few programs compile
@@ -161,6 +186,14 @@ class Predictor:
     def compile_labels(self, soft: Float[Array, "N S D"], *, length: int) -> None:
         """Compile what `labels` runs for so many clips: see `LabelScorer.compile`."""
         self._scorer.compile(soft, length=length)
+
+    def view_labels(self, clips: Sequence[ClipInput], views: Sequence[str]) -> dict[str, LabelScores]:
+        """Score the labels for each clip under several sets of modalities, whatever those of this predictor are, for
+        little more than the price of two (`infer/views.py`)."""
+        soft = self._soft_tokens([clip.restricted(ALL, self._config) for clip in clips])
+        (first, *_) = clips
+        blank = self._soft_tokens([first.restricted("T", self._config)])
+        return score_views(self._scorer, clips, views, soft, blank, self._config)
 
     def answers(
         self,
@@ -277,6 +310,14 @@ def _stripped(pieces: Iterable[str]) -> Iterator[str]:
             yield text
 
 
+def _not_finite(clip: ClipInput, fields: Mapping[str, Any]) -> ClipError | None:
+    """Return the error of a clip whose probabilities, where it has any, are not finite."""
+    if np.isfinite([*fields.get("probabilities", {}).values()]).all():
+        return None
+    message = "the labels' probabilities are not finite; compute in float32 (config.llama.compute_dtype)"
+    return ClipError("model", clip.name, message)
+
+
 def label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
     """Return the fields of a `ClipAnswer` about the labels of the clip in a row."""
     probabilities = dict(zip(scores.labels, map(float, scores.probabilities[row]), strict=True))
@@ -285,4 +326,5 @@ def label_fields(scores: LabelScores, row: int) -> dict[str, Any]:
         "label": best_first[0],
         "probabilities": {label: probabilities[label] for label in best_first},
         "label_by_order": tuple(of_order[row] for of_order in scores.best_by_order),
+        "label_tokens": float(scores.tokens[row]),
     }

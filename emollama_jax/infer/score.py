@@ -1,35 +1,20 @@
 """Label scoring: how likely each label is as the answer to the emotion question, all labels in one pass.
 
-Axes: N clips, B rows (clips padded to a power of two), P prefix slots, T tree slots, S soft tokens, D width, O label
-orders, L labels, E tokens of a label's answer with its end, G likelihoods of a row: O L E, padded to a bucket.
-
 What a clip is asked under its label orders begins alike: soft tokens, subtitle, the question up to its first label.
-This prefix is run once. All that follows is a tree, packed into one row and run against the prefix's keys and values:
+This prefix is run once (`infer/likelihood.py`).
 
-    prefix ── order 1: "happy, sad. [/INST]" ── "happy"
-           │                                 └─ "sad"
-           └─ order 2: "sad, happy. [/INST]" ── "sad"
-                                             └─ "happy"
-
-A token sees the prefix and what lies between it and the root. The ends of answers are predicted, never read.
+Axes: N clips, S soft tokens, D width, O label orders, L labels, P prefix slots.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from scipy.special import softmax
 
-from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
-from emollama_jax.infer.shapes import bucket, power_of_two
-from emollama_jax.models.emotion_llama import insert_soft_tokens
+from emollama_jax.infer.likelihood import Likelihoods, answer_likelihoods, compile_likelihoods
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
@@ -49,6 +34,8 @@ class LabelScores:
     """Of the whole answer: the label's tokens and the end of the sequence."""
     by_order: Float[np.ndarray, "N O L"]
     """Probabilities among the labels, under each order."""
+    tokens: Float[np.ndarray, " N"]
+    """Tokens that the model read for each clip, without padding."""
 
     @property
     def probabilities(self) -> Float[np.ndarray, "N L"]:
@@ -134,124 +121,40 @@ class LabelScorer:
         if not clips == len(soft) == len(has_feature):
             given = f"{clips} subtitles, the soft tokens of {len(soft)} clips and {len(has_feature)} has_feature"
             raise ValueError(f"{given} do not match")
-        shape = (clips, len(self._orders), len(self._labels))
-        log_likelihoods = np.zeros(shape, np.float64)
-        if clips:
-            inputs = self._inputs(subtitles, soft, has_feature, history, length)
-            nll = _on_host(_nll(*nnx.split(self._model), *inputs)).astype(np.float64)[:clips]
-            asked_for = len(self._orders) * len(self._answers) * max(map(len, self._answers))
-            log_likelihoods = -nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1)
-        by_order = softmax(log_likelihoods, axis=-1)
-        given = [self._labels.index(label) for label in self._prompt.labels]
-        return LabelScores(self._prompt.labels, self._orders, log_likelihoods[..., given], by_order[..., given])
+        image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
+        clips_asked = zip(subtitles, has_feature, history, strict=True)
+        asked = [self.prompts(said, has, image_tokens, before) for said, has, before in clips_asked]
+        return self.to_scores(self.likelihoods(asked, soft, length=length))
 
     def compile(self, soft: Float[Array, "N S D"], *, length: int) -> None:
         """Compile the program that `score` runs for so many clips, without running it."""
-        clips = len(soft)
-        inputs = self._inputs([""] * clips, soft, [(True, True, True)] * clips, [()] * clips, length)
-        _nll.lower(*nnx.split(self._model), *inputs).compile()
+        asked = [self.prompts("", (True, True, True), soft.shape[1] - NUM_FEATURE_TOKENS)] * len(soft)
+        compile_likelihoods(self._model, asked, soft, self._answers, length=length)
 
-    def _inputs(
-        self,
-        subtitles: Sequence[str],
-        soft: Float[Array, "N S D"],
-        has_feature: Sequence[Sequence[bool]],
-        history: Sequence[Sequence[Turn]],
-        length: int | None,
-    ) -> tuple[dict[str, np.ndarray], Float[Array, "B S D"]]:
-        """What `_nll` takes after the model."""
-        image_tokens = soft.shape[1] - NUM_FEATURE_TOKENS
-        clips_asked = zip(subtitles, has_feature, history, strict=True)
-        asked = [self._ask(said, has, image_tokens, before) for said, has, before in clips_asked]
-        batch = _batch(asked, self._answers, soft.shape[1], length)
-        if idle := len(batch["tokens"]) - len(soft):
-            soft = jnp.pad(soft, ((0, idle), (0, 0), (0, 0)))
-        return batch, soft
-
-    def _ask(
+    def prompts(
         self, subtitle: str, has_feature: Sequence[bool], image_tokens: int, history: Sequence[Turn] = ()
     ) -> list[Sample]:
-        """A clip's prompt under every order."""
+        """Return a clip's prompt under every order."""
         turns = [
             Turn(request("emotion", emotion_question(order, self._prompt.emotion_question))) for order in self._orders
         ]
         settings = {"subtitle": subtitle, "has_feature": has_feature, "image_tokens": image_tokens}
         return [encode_turns(self._tokenizer, [*history, turn], self._prompt, **settings) for turn in turns]
 
+    def likelihoods(
+        self,
+        asked: Sequence[Sequence[Sample]],
+        soft: Float[Array, "N S D"],
+        *,
+        one_prefix: bool = False,
+        length: int | None = None,
+    ) -> Likelihoods:
+        """Score the labels behind prompts; see `answer_likelihoods`."""
+        return answer_likelihoods(self._model, asked, soft, self._answers, one_prefix=one_prefix, length=length)
 
-def _on_host(x: jax.Array) -> np.ndarray:
-    """The whole of an array that may be spread over several processes, in each of them."""
-    return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _nll(graphdef, state, batch, soft):
-    """Negative log-likelihoods [B, G] of the answers' tokens, 0 where an answer has none."""
-    model: Llama = nnx.merge(graphdef, state)
-    prefix_slots, tree_slots = batch["tokens"].shape[1], batch["tree_tokens"].shape[1]
-    prefix_lengths = (batch["segment_ids"] > 0).sum(axis=1)
-    x = insert_soft_tokens(model.embed_tokens(batch["tokens"]), soft, batch["soft_index"])
-    _, cache = model.prefill(x, prefix_lengths, prefix_slots + tree_slots)
-    order, label = batch["tree_order"], batch["tree_label"]
-    in_tree = (order[:, :, None] == order[:, None, :]) & (jnp.arange(tree_slots) <= jnp.arange(tree_slots)[:, None])
-    in_tree &= (label[:, None, :] == 0) | (label[:, :, None] == label[:, None, :])
-    x = model.embed_tokens(batch["tree_tokens"])
-    hidden, _ = model.extend(x, cache, batch["tree_positions"], in_tree)
-    before = jnp.take_along_axis(hidden, batch["before"][..., None], axis=1)
-    return jnp.where(batch["target"] >= 0, model.token_nll(before, jnp.maximum(batch["target"], 0)), 0)
-
-
-def _batch(
-    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], soft_per_clip: int, prefix: int | None
-) -> dict[str, np.ndarray]:
-    """Prefixes and trees of the clips, padded to buckets.
-
-    The prefixes are as `pack_rows` gives them, a clip a row. Of the trees, int32 [B, T]: `tree_tokens`;
-    `tree_positions`; `tree_order` and `tree_label`, from 1, 0 where there is no order (padding) or no label (the rest
-    of a question). Of the likelihoods, int32 [B, G]: the slot `before` the token whose likelihood is asked for, and
-    the token, `target`, -1 where there is none.
-    """
-    shared = [_shared(prompts) for prompts in asked]
-    idle = [[]] * (power_of_two(len(asked)) - len(asked))
-    prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
-    longest = prefix or bucket(max(shared))
-    rows = pack_rows(prefixes + idle, length=longest, clips_per_row=1, soft_per_clip=soft_per_clip)
-    batch = {name: getattr(rows, name) for name in ("tokens", "soft_index", "segment_ids", "positions")}
-    trees = [_tree(prompts, length, answers) for prompts, length in zip(asked, shared, strict=True)]
-    slots = bucket(max(len(columns) for columns, _ in trees))
-    padded = np.zeros((len(prefixes + idle), slots, 4), np.int32)
-    likelihoods = np.full((len(padded), bucket(len(trees[0][1])), 2), (0, -1), np.int32)
-    for b, (columns, asks) in enumerate(trees):
-        padded[b, : len(columns)], likelihoods[b, : len(asks)] = columns, asks
-    names = ("tree_tokens", "tree_positions", "tree_order", "tree_label")
-    batch |= dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
-    return batch | {"before": likelihoods[..., 0], "target": likelihoods[..., 1]}
-
-
-def _shared(prompts: Sequence[Sample]) -> int:
-    """With how many tokens all prompts begin; at least one stays for the tree of each."""
-    shortest = min(len(prompt.tokens) for prompt in prompts)
-    first = prompts[0].tokens[: shortest - 1]
-    differs = np.any([prompt.tokens[: shortest - 1] != first for prompt in prompts], axis=0)
-    return int(differs.argmax()) if differs.any() else shortest - 1
-
-
-def _cut(prompt: Sample, length: int) -> Sample:
-    return Sample(prompt.tokens[:length], prompt.soft[:length], prompt.is_answer[:length])
-
-
-def _tree(prompts: Sequence[Sample], shared: int, answers: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(token, position, order, label) of a clip's tree, [T, 4], and (before, target) of its likelihoods, [G, 2]."""
-    columns: list[tuple[int, int, int, int]] = []
-    longest = max(map(len, answers))
-    asks = np.full((len(prompts), len(answers), longest, 2), (0, -1), np.int32)
-    for order, prompt in enumerate(prompts):
-        rest = prompt.tokens[shared:].tolist()
-        columns += [(token, shared + i, order + 1, 0) for i, token in enumerate(rest)]
-        question_end = len(columns) - 1
-        for label, answer in enumerate(answers):
-            start, position = len(columns), len(prompt.tokens)
-            columns += [(token, position + i, order + 1, label + 1) for i, token in enumerate(answer[:-1])]
-            asks[order, label, : len(answer), 0] = [question_end, *range(start, start + len(answer) - 1)]
-            asks[order, label, : len(answer), 1] = answer
-    return np.array(columns, np.int32), asks.reshape(-1, 2)
+    def to_scores(self, found: Likelihoods) -> LabelScores:
+        """Return the scores of clips whose prompts were those of `prompts`."""
+        log = found.log.reshape(len(found.log), len(self._orders), len(self._labels))
+        by_order = softmax(log, axis=-1)
+        given = [self._labels.index(label) for label in self._prompt.labels]
+        return LabelScores(self._prompt.labels, self._orders, log[..., given], by_order[..., given], found.tokens)

@@ -198,6 +198,14 @@ def encode_turns(
     return writer.sample()
 
 
+def encode_text(tokenizer: Tokenizer, request: str) -> Sample:
+    """A request about no clip, as in "[INST] ... [/INST]", whose answer is to come."""
+    writer = _Writer(tokenizer)
+    writer.bos()
+    writer.text(f"[INST] {request} [/INST]")
+    return writer.sample()
+
+
 class _Writer:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

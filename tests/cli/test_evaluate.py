@@ -103,7 +103,9 @@ def test_a_sweep_over_modalities_and_frames(inputs, tmp_path, capsys):
     assert "| weighted F1 | accuracy | macro F1 | weighted F1 spread by label order |" in page
     assert "| **emollama_jax**, A, peak frame | " in page and "| HuBERT (audio) | 85.11 |" in page
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 6 and all("spread by label order" in line for line in told[:4])
+    assert len(told) == 7 and all("spread by label order" in line for line in told[:4])
+    tokens = sum(row["tokens"] for row in rows) / CLIPS
+    assert re.search(rf"labels scored for 4 rows: {tokens:.0f}\.\d tokens a clip, ", told[5])
     heard = [(out / name / "predictions.jsonl").read_text() for name in cells]
     assert heard[0] != heard[1]  # the sound alone is judged otherwise
     assert heard[1] == heard[3]

@@ -57,7 +57,7 @@ def write_data(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_part(path, [*map(features.serialize_example, made)])
         parts[split], answers[split] = [path], answers_of(made)
-    metadata = {"labels": list(MERR), "recipe": dataclasses.asdict(recipe), "answers": answers}
+    metadata = {"labels": list(recipe.labels), "recipe": dataclasses.asdict(recipe), "answers": answers}
     path = out / "clips" / image / "1.0.0"
     write_dataset(path, "clips", recipe, parts, metadata)
     return path

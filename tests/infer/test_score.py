@@ -16,7 +16,7 @@ from flax import nnx
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.errors import UserError
-from emollama_jax.infer import score
+from emollama_jax.infer import likelihood
 from emollama_jax.infer.score import LabelScorer
 from emollama_jax.models.emotion_llama import insert_soft_tokens
 from emollama_jax.sharding import make_mesh, use_mesh
@@ -164,16 +164,16 @@ def test_the_order_in_which_labels_are_given_makes_no_difference(model, tokenize
 
 
 def test_few_programs_compile(model, tokenizer):
-    scorer, before = LabelScorer(model, tokenizer, PROMPT), score._nll._cache_size()
+    scorer, before = LabelScorer(model, tokenizer, PROMPT), likelihood._nll._cache_size()
     for clips in range(1, 5):
         scorer.score(SUBTITLES[:clips], soft_of(clips))
-    assert score._nll._cache_size() - before <= 3  # 1, 2 and 4 rows
+    assert likelihood._nll._cache_size() - before <= 3  # 1, 2 and 4 rows
 
 
 def test_the_prefix_is_what_the_orders_share(model, tokenizer):
     scorer = LabelScorer(model, tokenizer, PROMPT, orders=6)
-    prompts = scorer._ask("Oh no.", (True, True, True), IMAGE_TOKENS)
-    shared = score._shared(prompts)
+    prompts = scorer.prompts("Oh no.", (True, True, True), IMAGE_TOKENS)
+    shared = likelihood._shared(prompts)
     asked = "Please determine which emotion label in the video represents: "
     tail = tokenizer.encode(f"</feature> The person in video says: Oh no..  [emotion] {asked}", specials=False)
     assert shared >= SOFT + len(tail) - 1
