@@ -33,6 +33,7 @@ VERBS = {
     "serve": "Answer questions about clips over HTTP, and in the browser.",
     "demo": "Ask about clips on a page in the browser.",
     "evaluate": "Evaluate a model, or answers in a file, on a benchmark.",
+    "baseline": "Train small heads on stored features, each alone and all together.",
     "judge": "Judge free-form answers by the annotators' descriptions (EMER).",
     "doctor": "Check a host or a pod before a run, or every byte of runs and base checkpoints.",
     "params": "Count the parameters of an experiment, in all and trained.",
