@@ -1,8 +1,13 @@
 """Safetensors files read one tensor at a time, and folders of them written."""
 
+import json
+import math
+import os
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -13,32 +18,64 @@ from emollama_jax.weights.tensors import Contents, StoredTensor, check_finite, d
 
 INDEX = "model.safetensors.index.json"
 # What the NumPy side of safetensors can hold; the 8-bit and smaller floats are missing there.
-SAFETENSORS_DTYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
+SAFETENSORS_DTYPES = {
+    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+    **{"BF16": np.dtype(ml_dtypes.bfloat16), "BOOL": np.dtype(bool), "C64": np.dtype("<c8")},
+}
 
 
 def open_safetensors(path: Path) -> Contents:
     """Returns the tensors of one safetensors file, and its metadata. Only the header is read here.
 
+    The file stays open, and each tensor is read into memory of its own as it is asked for: a mapping of the whole file,
+    as safetensors has it, takes address space for all that the file holds.
+
     Raises:
         UserError: the file is damaged, or holds a dtype that NumPy has no counterpart for.
     """
     try:
-        file = safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy"):  # checks the header against the file's size
+            file = _File(path)
     except SafetensorError as error:
         raise damaged(path, "safetensors") from error
+    length = int.from_bytes(file.read(0, 8), "little")
+    header = json.loads(file.read(8, length).tobytes())
+    metadata = header.pop("__metadata__", {})
     tensors = {}
-    for name in file.keys():
-        header = file.get_slice(name)
-        if header.get_dtype() not in SAFETENSORS_DTYPES:
+    for name, entry in header.items():
+        if (dtype := SAFETENSORS_DTYPES.get(entry["dtype"])) is None:
             raise UserError(
-                f"cannot read the data type {header.get_dtype()} of tensor {name}: {path}; "
+                f"cannot read the data type {entry['dtype']} of tensor {name}: {path}; "
                 "use a float32, float16 or bfloat16 version of these weights"
             )
-        tensors[name] = StoredTensor(tuple(header.get_shape()), lambda name=name: file.get_tensor(name))
-    metadata = file.metadata() or {}
+        shape, start = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+
+        def read(shape=shape, start=start, dtype=dtype) -> np.ndarray:
+            return file.read(start, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+        tensors[name] = StoredTensor(shape, read)
     # Of tensors that share their memory safetensors' save_model keeps one, and its name beside the others'.
     shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
     return tensors | shared, metadata
+
+
+class _File:
+    """A file that is read at any place by any thread, and stays readable when its name is gone."""
+
+    def __init__(self, path: Path):
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, size: int) -> np.ndarray:
+        """Returns bytes. Raises UserError where the file ends before."""
+        data = np.empty(size, np.uint8)
+        done = 0
+        while done < size:  # the system reads at most 2 GiB at once
+            if not (got := os.preadv(self._descriptor, [data[done:]], start + done)):
+                raise damaged(self._path, "safetensors")
+            done += got
+        return data
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:

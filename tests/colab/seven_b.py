@@ -1,14 +1,11 @@
 """The 7B model with random weights, for the test of its memory.
 
-    python -m tests.colab.seven_b write FOLDER          # a Hugging Face folder of 13.5 GB
-    python -m tests.colab.seven_b answer BASE           # loads a base checkpoint and answers about a clip of noise
-
-Every process prints the largest memory that it held.
+python -m tests.colab.seven_b write FOLDER          # a Hugging Face folder of 13.5 GB
+python -m tests.colab.seven_b answer BASE           # loads a base checkpoint and answers about a clip of noise
 """
 
 import dataclasses
 import json
-import resource
 import shutil
 import sys
 import time
@@ -17,6 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+from sentencepiece import SentencePieceProcessor as Tokenizer
 
 from emollama_jax.models.llama import LlamaConfig
 
@@ -44,6 +42,7 @@ def write(folder: Path) -> None:
         tensors = {f"{start}.{name}.weight": noise(*shape) for name, shape in kernels.items()}
         save(f"model-{layer:02}.safetensors", tensors | {f"{start}.{name}.weight": ones for name in norms})
     ends = {name: noise(VOCAB, WIDTH) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    ends["lm_head.weight"][Tokenizer(model_file=str(TOKENIZER)).vocab_size() :] = 0  # never the likeliest of all
     save(f"model-{LAYERS}.safetensors", ends | {"model.norm.weight": ones})
     size = sum((folder / name).stat().st_size for name in set(where.values()))
     index = {"metadata": {"total_size": size}, "weight_map": where}
@@ -85,4 +84,3 @@ def answer(base: Path) -> None:
 
 if __name__ == "__main__":
     {"write": write, "answer": answer}[sys.argv[1]](Path(sys.argv[2]))
-    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")

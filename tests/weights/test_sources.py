@@ -4,6 +4,7 @@ import fractions
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -174,6 +175,17 @@ def test_truncated_safetensors(tmp_path, size):
     path.write_bytes(path.read_bytes()[:size])
     fails(path, "download or copy it again")
     fails(tmp_path, "download or copy it again", file="model.safetensors")
+
+
+def test_safetensors_take_address_space_for_one_tensor_at_a_time(tmp_path):
+    save_file(mixed_tensors(), tmp_path / "model.safetensors")
+    with open_source(tmp_path) as source:
+        kept = source.read(source.names()[0])
+        if (maps := Path("/proc/self/maps")).exists():
+            assert str(tmp_path) not in maps.read_text()
+        (tmp_path / "model.safetensors").unlink()  # as of a copy out of an object store
+        assert_same(source, mixed_tensors())
+    assert np.array_equal(kept, mixed_tensors()[sorted(mixed_tensors())[0]])
 
 
 def test_unsupported_safetensors_dtype(tmp_path):
