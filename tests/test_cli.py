@@ -80,6 +80,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"emollama {__version__}\n"
 
 
+def test_figures_are_drawn_without_the_backend_of_a_notebook(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.of_another_environment")
+    assert cli.main(["--version"]) == 0
+    code = "import matplotlib; print(matplotlib.get_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "agg\n", done.stderr
+
+
 def test_a_misspelt_verb_is_told_the_right_one(verb, capsys):
     verb(None)
     assert cli.main(["ecoh"]) == 2
