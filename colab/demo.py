@@ -19,7 +19,7 @@
 # explanation, and answers to your own questions.
 #
 # - **small** runs on any runtime in some minutes. It trains a little model on drawn faces first, so that you see how
-#   things are done; it knows nothing of real people.
+#   things are done; it knows nothing of real people. With fewer faces (`DRAWN`) and `STEPS` it is made sooner, and worse.
 # - **7B** is the real model. It needs a T4 or v5e-1 runtime, 20 GB of weights, and a Hugging Face account that accepted
 #   LLaMA-2's terms, with its token as the secret `HF_TOKEN` (the key on the left).
 #
@@ -32,6 +32,8 @@ CLIP = "made up"  # @param ["made up", "upload", "camera"]
 SUBTITLE = ""  # @param {type:"string"}
 USE_DRIVE = False  # @param {type:"boolean"}
 SHARE = True  # @param {type:"boolean"}
+DRAWN = 90  # @param {type:"integer"}
+STEPS = 70  # @param {type:"integer"}
 PYTHON = "3.12"  # @param ["3.12", "3.13", "3.11"]
 SOURCE = "git+https://github.com/OWNER/emollama_jax"  # @param {type:"string"}
 
@@ -58,13 +60,13 @@ machine = notebook.check_machine(MODEL)
 # %% [markdown]
 # ## Install
 #
-# JAX here is newer than the notebook's own, so it gets an environment of its own. About a minute.
+# JAX here is newer than the notebook's own, so it gets an environment of its own. About a minute, the first time.
 
 # %%
 notebook.stop_on_errors()
 TORCH = "--torch-backend cpu"  # @param ["--torch-backend cpu", ""]
 extras = ",".join(filter(None, ["media", "serve", machine.extra, "convert" if MODEL == "7B" else ""]))
-# !{sys.executable} -m uv venv --quiet --seed --clear --python {PYTHON} "{ENV}"
+# !{sys.executable} -m uv venv --quiet --seed --allow-existing --python {PYTHON} "{ENV}"
 # !{sys.executable} -m uv pip install --quiet {TORCH} --python "{ENV}" "emollama_jax[{extras}]{of_source}"
 os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # !emollama --version
@@ -81,7 +83,7 @@ if DRIVE and (DRIVE / "weights").exists():
     # !mkdir -p weights && cp -rn "{DRIVE}/weights/." weights/
     pass
 if MODEL == "small":
-    CONFIG, TRAINED = "colab_small", str(notebook.make_small_run())
+    CONFIG, TRAINED = "colab_small", str(notebook.make_small_run(clips=DRAWN, steps=STEPS))
     ARGUMENTS = ["--trained", TRAINED, "--random-encoders", "--frame", "peak"]
 else:
     CONFIG, TRAINED = f"colab_{'v5e_1' if machine.extra == 'tpu' else 't4'}", "weights/Emotion_LLaMA.pth"
@@ -104,11 +106,8 @@ if CLIP == "upload":
     clip = notebook.upload()
 elif CLIP == "camera":
     clip = notebook.record(seconds=5)
-elif MODEL == "small":
-    clip = sorted(Path("synthetic/video").glob("test*.mp4"))[0]
 else:
-    # !python -c "from emollama_jax.synthetic.dataset import make_dataset; make_dataset('synthetic', clips={{'test': 1}})"
-    clip = sorted(Path("synthetic/video").glob("*.mp4"))[0]
+    clip = notebook.draw_clips(DRAWN if MODEL == "small" else 3)[0]
 notebook.play(clip)
 
 # %%

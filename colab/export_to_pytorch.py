@@ -18,7 +18,7 @@
 # A run becomes an adapter of PEFT with its projectors. transformers and peft, those of this notebook, load it, are asked
 # about a clip, and answer as JAX does, token by token. Then the file of the original code, and the Hugging Face hub.
 #
-# - **small** takes the run of `finetune.ipynb`, or makes one, and works on any runtime.
+# - **small** takes the run of `finetune.ipynb`, or makes one of `DRAWN` clips in `STEPS` steps, and works on any runtime.
 # - **7B** takes a run of the 7B model from your Drive. In float16 it is 13.5 GB in PyTorch: take an L4 or A100.
 
 # %%
@@ -26,6 +26,8 @@
 MODEL = "small"  # @param ["small", "7B"]
 RUN = ""  # @param {type:"string"}
 DATA = ""  # @param {type:"string"}
+DRAWN = 90  # @param {type:"integer"}
+STEPS = 70  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
 REPOSITORY = ""  # @param {type:"string"}
 PYTHON = "3.12"  # @param ["3.12", "3.13", "3.11"]
@@ -57,7 +59,7 @@ machine = notebook.check_machine(MODEL)
 notebook.stop_on_errors()
 TORCH = "--torch-backend cpu"  # @param ["--torch-backend cpu", ""]
 extras = ",".join(filter(None, ["media", "convert", machine.extra]))
-# !{sys.executable} -m uv venv --quiet --seed --clear --python {PYTHON} "{ENV}"
+# !{sys.executable} -m uv venv --quiet --seed --allow-existing --python {PYTHON} "{ENV}"
 # !{sys.executable} -m uv pip install --quiet {TORCH} --python "{ENV}" "emollama_jax[{extras}]{of_source}"
 os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # !emollama --version
@@ -71,17 +73,16 @@ os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # %%
 DRIVE = notebook.mount_drive() if USE_DRIVE else None
 if MODEL == "small":
-    made = [path for path in (Path("runs/finetune"), Path("runs/small")) if path.exists()]
-    RUN = RUN or str(made[0] if made else notebook.make_small_run())
-    found = sorted(Path(".").glob("*/clips/image_tokens/1.0.0"))
-    DATA = DATA or f"{found[0]}:test"
+    made = [path for path in ("runs/finetune", "runs/small") if Path(path).exists()]
+    RUN = RUN or (made[0] if made else str(notebook.make_small_run(clips=DRAWN, steps=STEPS)))
+    DATA = DATA or "data/clips/image_tokens/1.0.0:test"
     BASE, HF = "weights/smollm2", "smollm2-hf"
     if not Path(HF).exists():
         # !emollama convert {BASE} {HF} --to hf --dtype float32
         pass
 else:
     RUN = RUN or f"{DRIVE or '.'}/runs/finetune"
-    DATA = DATA or "finetune/clips/image_tokens/1.0.0:test"
+    DATA = DATA or "own/clips/image_tokens/1.0.0:test"
     BASE, HF = "weights/llama2", "weights/Llama-2-7b-chat-hf"
     notebook.use_secret("HF_TOKEN")
     # !emollama fetch llama2 --convert int8 --keep
@@ -119,8 +120,8 @@ engine = Engine.load(run, base=base, inputs="image_tokens")
 prompt = engine.predictor.prompt(clip, [Turn(question)])
 answer = engine.ask(clip, question).answer
 print(answer)
-arrays = {"image": clip.image_tokens, "features": clip.features}
-np.savez(out, tokens=prompt.tokens, soft=prompt.soft, answer=answer, **arrays)
+arrays = {"tokens": prompt.tokens, "soft": prompt.soft, "image": clip.image_tokens, "features": clip.features}
+np.savez(out, **arrays, answer=answer, limit=engine.config.generate.max_new_tokens)
 
 # %%
 QUESTION = "[reason_v2] What do you notice?"  # @param {type:"string"}
@@ -166,7 +167,7 @@ with torch.no_grad():
     out = model.generate(
         inputs_embeds=embedded[None],
         attention_mask=torch.ones_like(tokens)[None],
-        max_new_tokens=500,
+        max_new_tokens=int(asked["limit"]),
         do_sample=False,
         pad_token_id=tokenizer.eos_token_id,
     )

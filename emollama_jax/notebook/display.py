@@ -73,6 +73,16 @@ def contact_sheet(video: str | Path, *, frames: int = 12, columns: int = 4) -> I
     return Image(done.stdout, format="png", alt=f"{frames} frames of {Path(video).name}")
 
 
-def mime_type(path: Path) -> str:
+def find_videos(folder: str | Path) -> list[Path]:
+    """Return the videos below a folder, sorted. Raises UserError where there are none."""
+    found = sorted(
+        path for path in Path(folder).rglob("*") if path.is_file() and mime_type(path, "").startswith("video/")
+    )
+    if not found:
+        raise UserError(f"no videos below {folder}; check the path")
+    return found
+
+
+def mime_type(path: Path, otherwise: str = "video/mp4") -> str:
     """Return the type of a video, as browsers and servers call it, by its suffix."""
-    return mimetypes.guess_type(path.name)[0] or "video/mp4"
+    return mimetypes.guess_type(path.name)[0] or otherwise

@@ -22,6 +22,8 @@ from emollama_jax.notebook.shell import Command, Log
 
 LISTENING, WARM, PUBLIC = "emollama: listening on ", "emollama: warm after ", "emollama: and at "
 TIMEOUT_S = 600.0  # of a request; the server's own limit is shorter
+# For one person who asks a few questions: nothing is compiled that is not needed, but with the first answers.
+ALONE = ("--slots", "1", "--no-warmup", "--request-timeout", "540")
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,16 @@ class ServedAnswer:
 
 
 def serve(*arguments: str, log: Log = print) -> "ServedEngine":
-    """Start `emollama serve` and return it once it is warm.
+    """Start `emollama serve` for one person, and return it once the model is loaded; the first answers compile.
 
     Args:
-        arguments: of the command, as in `"--trained", "runs/stage2"`.
+        arguments: of the command, as in `"--trained", "runs/stage2"`; those of `ALONE` may be among them.
         log: is told what it says.
 
     Raises:
         UserError: it could not start; the message is the command's own.
     """
-    command, url = _start(["serve", "--port", "0", "--no-demo", *arguments], LISTENING, log)
+    command, url = _start(["serve", "--port", "0", "--no-demo", *ALONE, *arguments], LISTENING, log)
     return ServedEngine(url, command)
 
 
@@ -62,7 +64,7 @@ def share_demo(*arguments: str, log: Log = print) -> Command:
         UserError: it could not start, or has no public address; the message is the command's own.
     """
     password = secrets.token_urlsafe(9)
-    command, address = _start(["demo", "--share", "--auth", f"clip:{password}", *arguments], PUBLIC, log)
+    command, address = _start(["demo", "--share", "--auth", f"clip:{password}", *arguments], PUBLIC, log, ready=WARM)
     if "://" not in address:
         command.stop()
         raise UserError(f"{address}; run the cell again, or without SHARE")
@@ -70,12 +72,12 @@ def share_demo(*arguments: str, log: Log = print) -> Command:
     return command
 
 
-def _start(arguments: Sequence[str], address: str, log: Log) -> tuple[Command, str]:
-    """Start a verb; return it once it is warm, and what it said behind `address`."""
+def _start(arguments: Sequence[str], address: str, log: Log, *, ready: str = "") -> tuple[Command, str]:
+    """Start a verb; return it once it has said `address` and `ready`, and what it said behind `address`."""
     command = Command(["-m", "emollama_jax", *arguments], log=log)
     try:
         found = command.wait_for(address)
-        if found is None or command.wait_for(WARM) is None:
+        if found is None or command.wait_for(ready) is None:
             command.wait()
             raise command.error(f"emollama {arguments[0]} did not start")
     except BaseException:  # the notebook's stop button among them

@@ -24,7 +24,8 @@ def train(workdir: str | Path, *arguments: str, every_s: float = 1.0, stop_at: i
         workdir: the run's folder.
         arguments: of the command, as in `"--config", "forkme", "--config.train.steps=100"`.
         every_s: seconds between two drawings.
-        stop_at: a step at which the run is stopped and saved, as when the machine is taken away.
+        stop_at: a step at which the run is stopped and saved, as when the machine is taken away; a run that has come so
+            far is left as it is.
 
     Raises:
         UserError: the run failed; the message is the command's own.
@@ -32,6 +33,9 @@ def train(workdir: str | Path, *arguments: str, every_s: float = 1.0, stop_at: i
     from IPython.display import HTML, Image, display
 
     folder = Path(workdir)
+    if stop_at is not None and (done := read_losses(folder)) and done[-1][0] >= stop_at:
+        display(Image(draw([(folder.name, done)]), format="png", alt="the training loss"))
+        return done[-1][0]
     command = Command(["-m", "emollama_jax", "train", *arguments, f"--config.train.workdir={folder}"])
     picture, text = (display(HTML("<pre>no step is logged yet</pre>"), display_id=True) for _ in range(2))
     shown, asked = 0, False
@@ -47,7 +51,8 @@ def train(workdir: str | Path, *arguments: str, every_s: float = 1.0, stop_at: i
 
     try:
         while not command.wait(every_s):
-            if show() >= (stop_at or float("inf")) and not asked:
+            last = show()
+            if stop_at is not None and last >= stop_at and not asked:
                 command.process.terminate()
                 asked = True
     except BaseException as error:

