@@ -125,7 +125,8 @@ RUN = f"{DRIVE or '.'}/runs/finetune"
 SETTINGS = [f"--config.data.train=('{DATA}:train',)", f"--config.train.steps={STEPS}"]
 if LABELS:
     SETTINGS.append(f"--config.prompt.labels={tuple(LABELS.split(','))}")
-notebook.train(RUN, "--config", CONFIG, *SETTINGS, stop_at=STEPS // 2)
+stopped = notebook.train(RUN, "--config", CONFIG, *SETTINGS, stop_at=STEPS // 2)
+print("steps:", stopped)
 
 # %% [markdown]
 # The same call again goes on from there. After a disconnect, run the cells above (what is there is not made again), then
