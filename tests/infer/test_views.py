@@ -28,6 +28,7 @@ def test_each_view_is_as_if_it_were_alone(model, config, clips, missing, orders)
         single = Predictor(model, TOKENIZER, config, orders=orders, modalities=view)
         alone[view] = single.labels(some, single.soft_tokens(some))
         np.testing.assert_allclose(together[view].log_likelihoods, alone[view].log_likelihoods, atol=5e-5)
+        np.testing.assert_allclose(together[view].by_order, alone[view].by_order, atol=1e-5)
     spread = np.ptp([scores.log_likelihoods for scores in together.values()], axis=0)
     assert spread.max() > 0.02  # the views differ
     assert sum(found.tokens.sum() for found in together.values()) < sum(found.tokens.sum() for found in alone.values())
