@@ -43,7 +43,7 @@ from pathlib import Path
 
 FACE, ENV = Path("emollama_face").resolve(), Path("emollama_env").resolve()
 of_source = f" @ {SOURCE}" if SOURCE else ""
-# %pip install --quiet uv
+# !{sys.executable} -m pip install --quiet uv
 # !{sys.executable} -m uv pip install --quiet --no-deps --target "{FACE}" "emollama_jax{of_source}"
 sys.path.insert(0, str(FACE))
 from emollama_jax import notebook
@@ -65,7 +65,7 @@ os.environ["PATH"] = f"{ENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
 # !emollama --version
 
 # %%
-# %pip install --quiet "torch>=2.6" "transformers>=4.57.6,<6" "peft>=0.17" "safetensors>=0.8,<0.9"
+# !{sys.executable} -m pip install --quiet "torch>=2.6" "transformers>=4.57.6,<6" "peft>=0.17" "safetensors>=0.8,<0.9"
 
 # %% [markdown]
 # ## The run

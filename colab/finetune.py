@@ -48,7 +48,7 @@ from pathlib import Path
 
 FACE, ENV = Path("emollama_face").resolve(), Path("emollama_env").resolve()
 of_source = f" @ {SOURCE}" if SOURCE else ""
-# %pip install --quiet uv
+# !{sys.executable} -m pip install --quiet uv
 # !{sys.executable} -m uv pip install --quiet --no-deps --target "{FACE}" "emollama_jax{of_source}"
 sys.path.insert(0, str(FACE))
 from emollama_jax import notebook
@@ -83,7 +83,7 @@ else:
     notebook.use_secret("HF_TOKEN")
     # !emollama fetch llama2 eva-vit-g mae videomae hubert --convert int8
     if not Path("weights/Emotion_LLaMA.pth").exists():
-        # %pip install --quiet gdown
+        # !{sys.executable} -m pip install --quiet gdown
         # !gdown --quiet 1pNngqXdc3cKr9uLNW-Hu3SKvOpjzfzGY -O weights/Emotion_LLaMA.pth
         pass
 if DRIVE:

@@ -34,7 +34,8 @@ def draw_sheet(video: str, frames: int, columns: int) -> UInt8[np.ndarray, "H W 
         for place, (index, pixels) in enumerate(zip(indices, opened.frames(indices), strict=True)):
             x, y = place % columns * (WIDTH + GAP), place // columns * (size[1] + GAP)
             sheet.paste(Image.fromarray(pixels).resize(size), (x, y))
-            draw.text((x + 6, y + 4), f"{times[index]:.2f} s", fill="white", stroke_width=2, stroke_fill="black")
+            text = f"{times[index]:.2f} s"
+            draw.text((x + 6, y + 4), text, fill="white", font_size=15, stroke_width=2, stroke_fill="black")
     return np.asarray(sheet)
 
 
