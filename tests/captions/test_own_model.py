@@ -28,15 +28,14 @@ CONFIG = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A base checkpoint, and a checkpoint as MiniGPT-v2's: the reference's without what that does not have."""
+def minigpt(tmp_path_factory):
+    """A checkpoint as MiniGPT-v2's: the reference's without what that does not have."""
     torch = pytest.importorskip("torch")
-    folder = tmp_path_factory.mktemp("model")
-    assert cli.main(["convert", str(LLAMA), str(folder / "base"), "--dtype", "float32"]) == 0
+    path = tmp_path_factory.mktemp("model") / "minigpt.pth"
     model = torch.load(REFERENCE / "checkpoint_0.pth", weights_only=True)["model"]
     kept = {name: value for name, value in model.items() if name.startswith(("llama_model.", "llama_proj."))}
-    torch.save({"model": kept}, folder / "minigpt.pth")
-    return folder
+    torch.save({"model": kept}, path)
+    return path
 
 
 def scene_of(folder, seed):
@@ -65,9 +64,9 @@ def test_a_sentence_that_is_cut_off_is_left_out():
     assert whole_sentences("She") == "She"
 
 
-def test_pictures_are_seen_with_adapters_and_inferred_from_without(files, tmp_path, monkeypatch):
-    options = {"config": CONFIG, "base": files / "base", "eva_vit": REFERENCE / "eva_vit_tiny.pth", "inputs": "frames"}
-    engine = Engine.load(files / "minigpt.pth", **options)
+def test_pictures_are_seen_with_adapters_and_inferred_from_without(minigpt, tmp_path, monkeypatch):
+    options = {"config": CONFIG, "base": LLAMA, "eva_vit": REFERENCE / "eva_vit_tiny.pth", "inputs": "frames"}
+    engine = Engine.load(minigpt, **options)
     found = model_describers(engine, KINDS, PROMPTS, name="llama")
     one, other = scene_of(tmp_path, 1), scene_of(tmp_path, 2)
     seen = found["picture"].describe(one)
@@ -92,19 +91,19 @@ def test_pictures_are_seen_with_adapters_and_inferred_from_without(files, tmp_pa
     assert all(found[kind].identity != changed[kind].identity for kind in KINDS)
 
 
-def test_clips_are_described_without_any_key(files, tmp_path, monkeypatch, capsys):
+def test_clips_are_described_without_any_key(minigpt, tmp_path, monkeypatch, capsys):
     pytest.importorskip("av")
     monkeypatch.delenv("EMOLLAMA_DESCRIBER_ADDRESS", raising=False)
     videos = tmp_path / "videos"
     videos.mkdir()
     write_video(videos / "a.mp4", [np.full((64, 64, 3), 20 * i, np.uint8) for i in range(4)])
     (tmp_path / "labels.csv").write_text("name,emotion\na,sad\n")
-    model = ["--describer", "model", "--config", "tiny", "--base", files / "base", "--trained", files / "minigpt.pth"]
+    model = ["--describer", "model", "--config", "tiny", "--base", LLAMA, "--trained", minigpt]
     model += ["--eva-vit", REFERENCE / "eva_vit_tiny.pth", "--config.generate.max_new_tokens=9", "--config.lora.rank=8"]
     argv = ["annotate", videos, "--out", tmp_path / "out", "--label-file", tmp_path / "labels.csv", "--workers", 1]
     assert cli.main([*map(str, [*argv, *model, "--describe", "picture,fine"])]) == 0
     (one,) = map(json.loads, (tmp_path / "out/annotations.jsonl").read_text().splitlines())
-    assert one["describers"]["picture"] == "MiniGPT-v2 over base" and one["describers"]["fine"] == "base"
+    assert one["describers"]["picture"] == "MiniGPT-v2 over llama" and one["describers"]["fine"] == "llama"
     assert one["picture"] in one["caption_coarse"] and one["caption_fine"]
     assert cli.main([*map(str, [*argv, *model, "--describe", "voice"])]) == 2
     assert "hears nothing; leave voice out" in capsys.readouterr().err
