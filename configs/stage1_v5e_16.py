@@ -5,8 +5,8 @@
 
 `emollama plan --config stage1_merr --topology v5e-16 --search` chose it.
 
-Expected: by compiler estimates (nothing has been measured), 7.97 of 15.75 GiB a chip, 0.73 s a step,
-45,049 tokens/s, 48 % MFU.
+Expected: by compiler estimates (nothing has been measured), 8.95 of 15.75 GiB a chip, 0.65 s a step,
+50,554 tokens/s, 54 % MFU.
 """
 
 import dataclasses

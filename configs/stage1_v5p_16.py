@@ -5,8 +5,8 @@
 
 `emollama plan --config stage1_merr --topology v5p-16 --search` chose it.
 
-Expected: by compiler estimates (nothing has been measured), 17.19 of 95.74 GiB a chip, 0.66 s a step,
-49,421 tokens/s, 45 % MFU.
+Expected: by compiler estimates (nothing has been measured), 17.11 of 95.74 GiB a chip, 0.62 s a step,
+52,888 tokens/s, 48 % MFU.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@
 
 `emollama plan --config stage1_merr --topology v6e-16 --search` chose it.
 
-Expected: by compiler estimates (nothing has been measured), 16.20 of 31.25 GiB a chip, 0.31 s a step,
-107,382 tokens/s, 24 % MFU.
+Expected: by compiler estimates (nothing has been measured), 16.02 of 31.25 GiB a chip, 0.30 s a step,
+110,350 tokens/s, 25 % MFU.
 """
 
 import dataclasses

@@ -74,7 +74,10 @@ MAY_CHANGE_ON_RESUME = (
 )
 IDENTITY_OF_PREDICTIONS = ("llama", "lora", "eva_vit", "projectors", "clip", "prompt", "generate", "seed")
 ENCODER_EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "attention")
-LLAMA_EXECUTION = ("kernel_dtype", "param_dtype", "compute_dtype", "scan_layers", "remat", "attention", "loss_chunk")
+LLAMA_EXECUTION = (
+    *("kernel_dtype", "int8_products", "param_dtype", "compute_dtype"),
+    *("scan_layers", "remat", "attention", "loss_chunk"),
+)
 
 
 def leaves(group: type = Config, where: str = "") -> list[str]:

@@ -6,21 +6,23 @@ Axes: N clips or images, t frames, I x J pixels, S samples, D width.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
+from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.errors import UserError
 from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.models.eva_vit import EvaVit
 from emollama_jax.models.hubert import Hubert
 from emollama_jax.models.mae import Mae
 from emollama_jax.models.videomae import VideoMae
+from emollama_jax.sharding import AxisRules, use_mesh
 
 # Compiled lengths of audio, in seconds: two to an octave, so that at most a third of a row is padding.
 BUCKETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -54,11 +56,11 @@ def encode_images(
         sizes: the batches that there are, 1 among them, each filled; default: one size, padded at the end.
     """
     graphdef, state = nnx.split(model)
-    place, devices = _placement(state)
+    mesh = _mesh_of(state)
     like = jax.eval_shape(lambda state, x: run_encoder(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
-    for part, rows in _batches(list(range(len(images))), batch_size, devices, sizes):
-        outputs[part] = np.asarray(run_encoder(graphdef, state, place(_filled(images[part], rows))))[: len(part)]
+    for part, rows in _batches(list(range(len(images))), batch_size, mesh, sizes):
+        outputs[part] = _run(mesh, graphdef, state, _filled(images[part], rows))[: len(part)]
     return outputs
 
 
@@ -81,19 +83,19 @@ def encode_audio(
         UserError: a clip that is shorter than one frame, or longer than the longest bucket; none is encoded then.
     """
     graphdef, state = nnx.split(model)
-    place, devices = _placement(state)
+    mesh = _mesh_of(state)
     outputs = np.empty((len(waveforms), model.config.hidden_size), np.float32)
     by_bucket: dict[int | float, list[int]] = {}
     for index, waveform in enumerate(waveforms):
         by_bucket.setdefault(_bucket(model, waveform, index), []).append(index)
     for seconds, clips in sorted(by_bucket.items()):
-        for batch, size in _batches(clips, max(1, int(batch_seconds / seconds)), devices, sizes):
+        for batch, size in _batches(clips, max(1, int(batch_seconds / seconds)), mesh, sizes):
             rows = np.zeros((size, int(seconds * SAMPLE_RATE)), np.float32)
             lengths = np.full(size, model.config.min_samples, np.int32)
             for row, index in enumerate(batch):
                 lengths[row] = len(waveforms[index])
                 rows[row, : lengths[row]] = waveforms[index]
-            outputs[batch] = np.asarray(run_encoder(graphdef, state, place(rows), place(lengths)))[: len(batch)]
+            outputs[batch] = _run(mesh, graphdef, state, rows, lengths)[: len(batch)]
     return outputs
 
 
@@ -108,19 +110,35 @@ def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> int
     raise UserError(f"clip {index}: {samples / SAMPLE_RATE:.0f} s of audio, more than {BUCKETS[-1]} s; cut it shorter")
 
 
-def _placement(state: nnx.State) -> tuple[Callable[[np.ndarray], jax.Array | np.ndarray], int]:
-    """(what splits the rows of an array over the devices that hold the parameters, their number)."""
+def _mesh_of(state: nnx.State) -> Mesh | None:
+    """The devices that hold the parameters; None for one alone."""
     held = next((leaf.sharding for leaf in jax.tree.leaves(state)), None)
-    if not isinstance(held, NamedSharding) or held.mesh.size == 1:
-        return lambda rows: rows, 1
-    split = NamedSharding(held.mesh, PartitionSpec(held.mesh.axis_names))
-    return lambda rows: jax.device_put(rows, split), held.mesh.size
+    return held.mesh if isinstance(held, NamedSharding) and held.mesh.size > 1 else None
+
+
+def _run(mesh: Mesh | None, graphdef: nnx.GraphDef, state: nnx.State, *inputs: np.ndarray) -> np.ndarray:
+    """An encoder's features of its inputs, whose rows are split over the mesh."""
+    if mesh is None:
+        return np.asarray(run_encoder(graphdef, state, *inputs))
+    with use_mesh(mesh, split_rows(mesh)):
+        return np.asarray(run_encoder(graphdef, state, *jax.device_put(inputs, row_sharding(mesh))))
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of an encoder's inputs: their rows over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def split_rows(mesh: Mesh) -> AxisRules:
+    """The sharding rules within an encoder: rows over all devices, parameters on each."""
+    return tuple((name, mesh.axis_names if name == "batch" else None) for name, _ in DEFAULT_SHARDING)
 
 
 def _batches(
-    numbers: Sequence[int], limit: int, devices: int, sizes: Sequence[int]
+    numbers: Sequence[int], limit: int, mesh: Mesh | None, sizes: Sequence[int]
 ) -> Iterator[tuple[Sequence[int], int]]:
     """Yield the numbers of each batch, and its rows: up to `limit`, or one of `sizes`."""
+    devices = mesh.size if mesh else 1
     if sizes:
         for batch in in_batches(numbers, [size for size in sizes if size <= limit] or [1]):
             yield batch, -(-len(batch) // devices) * devices

@@ -11,7 +11,6 @@ the devices of the process.
 """
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,11 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 from emollama_jax.errors import UserError
 from emollama_jax.sharding import partition_spec
 
-CAUSAL_KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
-BIDIRECTIONAL_KERNELS = ("auto", "xla", "cudnn", "chunked")
+KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
 CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
 CHUNK_QUERIES = 256  # queries of a causal row that are computed at once, against the keys up to the last of them
-SPLASH_LANES = 128  # splash attention takes rows of a multiple of this length
+SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths of a block of splash attention, which takes whole blocks
 
 
 def resolve_attention(
@@ -43,7 +41,7 @@ def resolve_attention(
 ) -> str:
     """The kernel that a configured name stands for on the devices a model is made for.
 
-    "auto" is the flash kernel of the platform where it takes the model: "splash" on TPUs (causal), "cudnn" on GPUs
+    "auto" is the flash kernel of the platform where it takes the model: "splash" on TPUs, "cudnn" on GPUs
     from Ampere on for half precision and heads up to 128; "chunked" on a CPU, for the decoder on a single device only;
     otherwise "xla". "splash" away from TPUs is "splash_interpret". All other names stand for themselves.
 
@@ -58,7 +56,7 @@ def resolve_attention(
         return "splash_interpret"
     if kernel != "auto":
         return kernel
-    if platform == "tpu" and causal:
+    if platform == "tpu":
         return "splash"
     if platform == "cpu" and (num_devices == 1 or not causal):
         return "chunked"
@@ -98,8 +96,7 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Causal attention of packed rows on themselves, with scale 1/sqrt(H) and the softmax in float32.
 
-    Rows of a single token, and for splash attention rows of a length that is no multiple of 128, go through "xla"
-    whatever the kernel.
+    Rows of a single token go through "xla" whatever the kernel.
 
     Args:
         kernel: "xla" runs everywhere, and is what "auto" means where nobody resolved it; "cudnn" is cuDNN's flash
@@ -110,13 +107,13 @@ def attention(
     Raises:
         ValueError: the kernel is unknown, or does not take these shapes or dtypes.
     """
-    if kernel not in CAUSAL_KERNELS:
-        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(CAUSAL_KERNELS)}")
-    length, is_splash = q.shape[1], kernel.startswith("splash")
-    if length == 1 or (is_splash and length % SPLASH_LANES):
+    if kernel not in KERNELS:
+        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
+    length = q.shape[1]
+    if length == 1:
         kernel = "xla"
-    elif is_splash:
-        return _splash(q, k, v, segment_ids, interpret=kernel == "splash_interpret")
+    elif kernel.startswith("splash"):
+        return _splash(q, k, v, segment_ids, causal=True, interpret=kernel == "splash_interpret")
     same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
     if kernel == "chunked":
         groups = q.shape[2] // k.shape[2]
@@ -163,17 +160,22 @@ def bidirectional_attention(
     1/sqrt(H) and the softmax in float32. The output at tokens beyond `lengths[b]` is undefined.
 
     Args:
-        kernel: "xla", "cudnn" or "chunked", as in `attention`; "auto" is "xla" where nobody resolved it.
+        kernel: as in `attention`.
 
     Raises:
         ValueError: the kernel is unknown, or does not take these shapes or dtypes.
     """
-    if kernel not in BIDIRECTIONAL_KERNELS:
-        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(BIDIRECTIONAL_KERNELS)}")
-    if kernel == "chunked":
-        seen = jnp.arange(q.shape[1]) < (q.shape[1] if lengths is None else lengths[:, None, None])
-        return _chunked(q, k, v, jnp.broadcast_to(seen, (q.shape[0], 1, q.shape[1])))
-    kernel = "xla" if q.shape[1] == 1 else kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"attention {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
+    batch, length = q.shape[:2]
+    if length == 1:
+        kernel = "xla"
+    elif kernel == "chunked" or kernel.startswith("splash"):
+        seen = jnp.arange(length) < (length if lengths is None else lengths[:, None])
+        seen = jnp.broadcast_to(seen, (batch, length))
+        if kernel == "chunked":
+            return _chunked(q, k, v, seen[:, None])
+        return _splash(q, k, v, seen.astype(jnp.int32), causal=False, interpret=kernel == "splash_interpret")
     return _of_jax(kernel, q, k, v, key_value_seq_lengths=lengths)
 
 
@@ -222,23 +224,33 @@ def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = Fal
     return y.swapaxes(1, 2)
 
 
-def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, interpret: bool) -> Array:
+def splash_padding(length: int) -> int:
+    """Tokens that fill a row of `length` up to whole blocks of splash attention."""
+    return min(-length % block for block in SPLASH_BLOCKS)
+
+
+def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, causal: bool, interpret: bool) -> Array:
+    """The Pallas kernel for TPUs, on rows filled up to whole blocks with tokens of segment 0, which no other sees."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, head_dim = q.shape[1], q.shape[3]
-    block = math.gcd(length, 512)
+    padded = length + splash_padding(length)
+    block = next(block for block in SPLASH_BLOCKS if padded % block == 0)
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
         **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
     )
+    one_head = (splash.CausalMask if causal else splash.FullMask)((padded, padded))
 
     def local(q, k, v, segment_ids):  # one device's rows and heads: [B, N, T, H]
-        mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * q.shape[1])
+        mask = splash.MultiHeadMask([one_head] * q.shape[1])
         kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
 
     mesh, rules = jax.sharding.get_abstract_mesh(), spmd.get_logical_axis_rules()
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * head_dim**-0.5, k, v))
+    fill = lambda x, axis: jnp.pad(x, [(0, padded - length if i == axis else 0) for i in range(x.ndim)])
+    q, k, v = (fill(jnp.swapaxes(x, 1, 2), 2) for x in (q * head_dim**-0.5, k, v))
+    segment_ids = fill(segment_ids, 1)
     if not mesh.empty and rules:
         spec_of = lambda x, heads: partition_spec(("batch", heads, None, None), x.shape, dict(mesh.shape), rules)
         q_spec, kv_spec = spec_of(q, "heads"), spec_of(k, "kv_heads")
@@ -253,4 +265,4 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, interpret: bool
             out_specs=q_spec,
             check_vma=False,
         )
-    return jnp.swapaxes(local(q, k, v, segment_ids), 1, 2)
+    return jnp.swapaxes(local(q, k, v, segment_ids)[:, :, :length], 1, 2)

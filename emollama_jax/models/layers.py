@@ -3,6 +3,7 @@
 Axes: B batch, T tokens, D width, N heads, H head size, L layers (leading, when a layer's parameters are stacked).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 NF4_TILE = 64  # weights that share one scale, along the input axis (QLoRA, arXiv:2305.14314)
 QUANTISED = ("int8", "nf4")
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+INT8_PRODUCTS = ("none", "forward", "all")
 
 
 def param(value, axes: tuple[str | None, ...], kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
@@ -57,6 +59,39 @@ def matmul(x: Float[Array, "*B in"], kernel: Array | qwix.QArray) -> Float[Array
     return qwix.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
 
+def as_int8(x: Float[Array, "*B in"]) -> qwix.QArray:
+    """Activations rounded to 8 bits: symmetric, one scale a token."""
+    return qwix.quantize(x, "int8", channelwise_axes=tuple(range(x.ndim - 1)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def int8_matmul(x: Float[Array, "*B in"], kernel: qwix.QArray, backward: bool) -> Float[Array, "*B out"]:
+    """`x @ kernel` in x's dtype by a product of 8-bit integers, x rounded by `as_int8`.
+
+    The gradient of x is that of `matmul`; with `backward` it is such a product, too, of the output's gradient times
+    the kernel's scales, rounded. The kernel has no gradient.
+    """
+    y = qwix.dot_general(as_int8(x), kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=x.dtype)
+    return y.astype(x.dtype)
+
+
+def _int8_forward(x, kernel, backward):
+    return int8_matmul(x, kernel, backward), kernel
+
+
+def _int8_backward(backward, kernel, gradient):
+    of_outputs = (((gradient.ndim - 1,), (1,)), ((), ()))
+    if backward:
+        rounded = as_int8(gradient * kernel.scale[0].astype(gradient.dtype))
+        of_x = qwix.dot_general(rounded, kernel.qvalue, of_outputs, preferred_element_type=gradient.dtype)
+    else:
+        of_x = qwix.dot_general(gradient, kernel.astype(gradient.dtype), of_outputs)
+    return of_x.astype(gradient.dtype), None
+
+
+int8_matmul.defvjp(_int8_forward, _int8_backward)
+
+
 class Linear(nnx.Module):
     """y = x W, or x W + b where the bias has a dtype. W is [in, out], b [out]; a leading L when stacked."""
 
@@ -69,9 +104,12 @@ class Linear(nnx.Module):
         kernel_dtype: str,
         bias_dtype: str | None = None,
         init_std: float = 0.02,
+        int8_products: str = "none",
         num_layers: int | None = None,
         rngs: nnx.Rngs,
     ):
+        self.int8_products = int8_products
+
         def init(key):
             return as_kernel(normal(key, (in_features, out_features), init_std), kernel_dtype)
 
@@ -80,7 +118,11 @@ class Linear(nnx.Module):
         self.bias = bias_dtype and param(jnp.zeros(shape, bias_dtype), stacked_axes(axes[1:], num_layers))
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        y = matmul(x, self.kernel.get_value())
+        kernel = self.kernel.get_value()
+        if self.int8_products == "none":
+            y = matmul(x, kernel)
+        else:
+            y = int8_matmul(x, kernel, self.int8_products == "all")
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -126,13 +168,31 @@ class Embedding(nnx.Module):
 
 
 def rotary_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T 1 half"]:
-    """Angles of rotary position embeddings (arXiv:2104.09864), float32, to be shared by all layers and heads."""
+    """Angles of rotary position embeddings (arXiv:2104.09864), float32."""
     frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     return (positions.astype(jnp.float32)[..., None] * frequencies)[:, :, None, :]
 
 
-def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T 1 half"]) -> Float[Array, "B T N H"]:
-    """Rotates the pairs (i, i + H/2), the layout of the Hugging Face LLaMA weights."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def cos_and_sin(angles: Float[Array, "B T 1 half"]) -> Float[Array, "2 B T 1 H"]:
+    """What `rotate` multiplies with, shared by all layers and heads: cosines, and sines with the sign of each half of a
+    head."""
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.stack([jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)])
+
+
+def rotate(x: Float[Array, "B T N H"], cos_sin: Float[Array, "2 B T 1 H"]) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + H/2), the layout of the Hugging Face LLaMA weights."""
+    cos, sin = cos_sin
+    swapped = jax.lax.platform_dependent(x, tpu=swap_by_product, default=swap_halves)
+    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def swap_halves(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """The second half of the last axis before the first."""
+    return jnp.roll(x, x.shape[-1] // 2, axis=-1)
+
+
+def swap_by_product(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """`swap_halves` by the matrix unit, without rounding: to move half a register's lanes takes a TPU longer."""
+    permutation = swap_halves(jnp.eye(x.shape[-1], dtype=x.dtype))
+    return jnp.matmul(x, permutation, precision="highest")

@@ -22,7 +22,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models import attention
-from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, Embedding, Linear, RMSNorm, rotary_angles, rotate
+from emollama_jax.models.layers import (
+    FLOAT_DTYPES,
+    INT8_PRODUCTS,
+    QUANTISED,
+    Embedding,
+    Linear,
+    RMSNorm,
+    cos_and_sin,
+    rotary_angles,
+    rotate,
+)
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear
 from emollama_jax.sharding import constrain
 
@@ -63,6 +73,9 @@ class LlamaConfig:
     """Whether the head is the transposed embedding."""
     kernel_dtype: str = field("bfloat16", choices=FLOAT_DTYPES + QUANTISED, affects=AFFECTS)
     """Storage of the blocks' kernels: float32, bfloat16, float16, int8 or nf4."""
+    int8_products: str = field("none", choices=INT8_PRODUCTS, affects=AFFECTS)
+    """Which products with int8 kernels are of 8-bit integers, activations rounded token by token: none, forward
+    (recomputation included) or all (also those of the activations' gradients)."""
     param_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
     """Storage of embedding, head and norms: float32, bfloat16 or float16."""
     compute_dtype: str = field("bfloat16", choices=FLOAT_DTYPES, affects=AFFECTS)
@@ -71,7 +84,7 @@ class LlamaConfig:
     """Compile one block and scan over it; false unrolls the layers."""
     remat: str = field("full", choices=tuple(REMAT_POLICIES), affects=("prediction", "execution"))
     """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
-    attention: str = field("auto", choices=attention.CAUSAL_KERNELS, affects=("prediction", "execution"))
+    attention: str = field("auto", choices=attention.KERNELS, affects=("prediction", "execution"))
     """Attention kernel: xla, cudnn, splash, splash_interpret or chunked; auto is chosen by the devices."""
     loss_chunk: int = field(256, gt=0, affects=("prediction", "execution"))
     """Tokens of each row whose logits exist at once in the loss."""
@@ -80,6 +93,10 @@ class LlamaConfig:
         check_fields(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.int8_products != "none" and self.kernel_dtype != "int8":
+            raise ValueError(
+                f"int8_products={self.int8_products} takes int8 kernels, not {self.kernel_dtype}; set kernel_dtype=int8"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for the rotary embedding")
 
@@ -119,7 +136,13 @@ class LayerCache(NamedTuple):
 
 
 def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, int], axes, rngs) -> Linear:
-    common = {"axes": axes, "kernel_dtype": config.kernel_dtype, "num_layers": config.num_layers, "rngs": rngs}
+    common = {
+        "axes": axes,
+        "kernel_dtype": config.kernel_dtype,
+        "int8_products": config.int8_products,
+        "num_layers": config.num_layers,
+        "rngs": rngs,
+    }
     if lora.rank and name in lora.targets:
         return LoRALinear(*sizes, lora=lora, **common)
     return Linear(*sizes, **common)
@@ -151,7 +174,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        angles: Float[Array, "B T 1 half"],
+        cos_sin: Float[Array, "2 B T 1 H"],
         segment_ids: Int[Array, "B T"] | None,
         key: BlockKey,
         cached: LayerCache | None = None,
@@ -159,8 +182,8 @@ class Attention(nnx.Module):
         """(output, keys, values). With `cached` the tokens continue their rows, and `segment_ids` is not read."""
         cfg, (batch, length, _) = self.config, x.shape
         split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
-        q = rotate(split(_project(self, "q_proj", x, key), "heads"), angles)
-        k = rotate(split(_project(self, "k_proj", x, key), "kv_heads"), angles)
+        q = rotate(split(_project(self, "q_proj", x, key), "heads"), cos_sin)
+        k = rotate(split(_project(self, "k_proj", x, key), "kv_heads"), cos_sin)
         v = split(_project(self, "v_proj", x, key), "kv_heads")
         if cached is None:
             y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
@@ -197,13 +220,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        angles: Float[Array, "B T 1 half"],
+        cos_sin: Float[Array, "2 B T 1 H"],
         segment_ids: Int[Array, "B T"] | None,
         key: BlockKey,
         cached: LayerCache | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """(output, keys, values), as `Attention`."""
-        y, k, v = self.attn(self.attn_norm(x), angles, segment_ids, key, cached)
+        y, k, v = self.attn(self.attn_norm(x), cos_sin, segment_ids, key, cached)
         x = constrain(x + y, "batch", None, None)
         x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
         return x, k, v
@@ -326,7 +349,7 @@ class Llama(nnx.Module):
         """All blocks: (hidden, new keys and values [L, B, T, K, H] or None). The cache is only read."""
         cfg = self.config
         x = constrain(x.astype(cfg.compute_dtype), "batch", None, None)
-        angles = rotary_angles(positions, cfg.head_dim, cfg.rope_theta)
+        cos_sin = cos_and_sin(rotary_angles(positions, cfg.head_dim, cfg.rope_theta))
         graphdef, stacked = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.num_layers)
         keep_kv = keep_kv or cache is not None
@@ -334,7 +357,7 @@ class Llama(nnx.Module):
         def block(x, inputs):
             params, key, cached = inputs
             cached = None if cached is None else LayerCache(*cached, cache.length, visible)
-            x, k, v = nnx.merge(graphdef, params, copy=True)(x, angles, segment_ids, key, cached)
+            x, k, v = nnx.merge(graphdef, params, copy=True)(x, cos_sin, segment_ids, key, cached)
             return x, (k, v) if keep_kv else None
 
         if cfg.remat != "none":

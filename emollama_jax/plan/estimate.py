@@ -23,9 +23,10 @@ from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.plan.programs import PROMPT_TEXT, SECONDS
 from emollama_jax.plan.topology import Chip, Topology
 from emollama_jax.sharding import abstract
-from emollama_jax.train.speed import Cost, cost_of, encoder_flops
+from emollama_jax.train.speed import Cost, cost_of, encoder_flops, encoder_tokens, splash_flops
 from emollama_jax.weights.encoders import ENCODERS
 
+BY_KERNEL = ("auto", "splash")  # attention by a hand-written kernel, where the compiler counts cycles
 RECOMPUTED = {"none": 0.0, "dots": 0.0, "full": 1.0}  # of the forward pass, in the backward pass
 
 
@@ -63,7 +64,7 @@ def estimate(name: str, config: Config, topology: Topology, rows: int, figures: 
     run, useful, kernels = _operations(name, config, rows)
     arithmetic, memory = run * share / chip.flops, figures["arguments"] / chip.bandwidth
     counted = figures["cycles"] / chip.clock if chip.clock else 0.0
-    if counted and config.llama.attention in ("auto", "splash"):
+    if counted:
         counted += kernels * share / chip.flops
     compute = counted or max(arithmetic, memory)
     hidden, exposed = (_wire(chip, figures, hidden=hidden) for hidden in (True, False))
@@ -94,7 +95,7 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
     """Floating-point operations on all devices: (executed, required by the mathematics of training, executed by the
     attention kernel)."""
     if name in ENCODERS:
-        return rows * _encoder(name, getattr(config, name)), 0.0, 0.0
+        return rows * _encoder(name, getattr(config, name)), 0.0, rows * _encoder_kernels(getattr(config, name))
     if name != "step":
         cost = _cost(config.llama, LoRAConfig(rank=0))
         length = soft_tokens_per_clip(config) + PROMPT_TEXT
@@ -108,14 +109,21 @@ def _operations(name: str, config: Config, rows: int) -> tuple[float, float, flo
     forward = 2 * tokens * (cost.frozen + cost.adapters)
     frames = rows * config.data.clips_per_row if expected_images(config.data.train) == "frames" else 0
     encoded = frames * _encoder("eva_vit", config.eva_vit) if frames else 0.0
-    kernels = attention * (1 + again / 3)
+    attention *= 1 + again / 3
+    kernels = attention if config.llama.attention in BY_KERNEL else 0.0
+    kernels += frames * _encoder_kernels(config.eva_vit)
     matrices = tokens * (4 * cost.frozen + 6 * cost.adapters) + again * forward
-    return matrices + kernels + encoded, cost.flops(tokens, segments) + encoded, kernels
+    return matrices + attention + encoded, cost.flops(tokens, segments) + encoded, kernels
 
 
 @functools.lru_cache
 def _cost(llama: LlamaConfig, lora: LoRAConfig) -> Cost:
     return cost_of(nnx.merge(*abstract(lambda: Llama(llama, lora, rngs=nnx.Rngs(0)))))
+
+
+def _encoder_kernels(settings: EncoderConfig) -> float:
+    """Operations of an encoder's attention kernel on one image, clip or sound."""
+    return float(splash_flops(settings, encoder_tokens(settings, SECONDS))) if settings.attention in BY_KERNEL else 0.0
 
 
 @functools.lru_cache

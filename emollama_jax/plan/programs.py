@@ -158,17 +158,19 @@ def _encoder(name: str, config: Config, mesh: Mesh, rows: int) -> Program:
     settings = getattr(config, name)
     graphdef, state = abstract(lambda: ENCODERS[name](settings, rngs=nnx.Rngs(0)))
     state = _placed(state, shardings(state, mesh, ()))
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    split = encode.row_sharding(mesh)
     of_rows = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
     if name == "hubert":
         inputs = (of_rows((SECONDS * SAMPLE_RATE,), jnp.float32), of_rows((), jnp.int32))
     else:
         frames = (settings.num_frames,) if name == "videomae" else ()
         inputs = (of_rows((*frames, settings.image_size, settings.image_size, 3), jnp.uint8),)
-    return Program(
-        lambda: encode.run_encoder.lower(graphdef, state, *inputs),
-        {"parameters": _bytes(state), "batch": _bytes(inputs)},
-    )
+
+    def lower():
+        with use_mesh(mesh, encode.split_rows(mesh)):
+            return encode.run_encoder.lower(graphdef, state, *inputs)
+
+    return Program(lower, {"parameters": _bytes(state), "batch": _bytes(inputs)})
 
 
 def multimodal_model(config: Config) -> EmotionLlama:

@@ -6,11 +6,13 @@ from typing import NamedTuple
 from flax import nnx
 
 from emollama_jax.media.audio import SAMPLE_RATE
+from emollama_jax.models.attention import splash_padding
 from emollama_jax.models.eva_vit import EvaVit
-from emollama_jax.models.hubert import Hubert
+from emollama_jax.models.hubert import Hubert, HubertConfig
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.mae import Mae
-from emollama_jax.models.videomae import VideoMae
+from emollama_jax.models.videomae import VideoMae, VideoMaeConfig
+from emollama_jax.models.vit import EncoderConfig
 from emollama_jax.weights.engine import param_values
 
 
@@ -78,6 +80,19 @@ def cost_of(model: Llama) -> Cost:
     return Cost(frozen, adapters, 6 * config.num_layers * config.num_heads * config.head_dim)
 
 
+def encoder_tokens(config: EncoderConfig, seconds: int) -> int:
+    """Tokens of an encoder's blocks for one clip.
+
+    Args:
+        seconds: of sound, for HuBERT.
+    """
+    if isinstance(config, HubertConfig):
+        return config.num_frames(seconds * SAMPLE_RATE)
+    if isinstance(config, VideoMaeConfig):
+        return config.num_frames // config.tubelet_size * config.grid**2
+    return config.grid**2 + 1
+
+
 def encoder_flops(model: EvaVit | Mae | VideoMae | Hubert, seconds: int) -> int:
     """Floating-point operations of an encoder on one clip: twice the multiplications of matrix products and
     convolutions. The model may be abstract.
@@ -86,18 +101,24 @@ def encoder_flops(model: EvaVit | Mae | VideoMae | Hubert, seconds: int) -> int:
         seconds: of sound, for HuBERT.
     """
     cfg, size = model.config, lambda parameter: math.prod(parameter.get_value().shape)
+    tokens = encoder_tokens(cfg, seconds)
     if isinstance(model, Hubert):
-        tokens, stem = seconds * SAMPLE_RATE, 0
+        samples, stem = seconds * SAMPLE_RATE, 0
         for layer, taps, stride in zip(model.convs, cfg.conv_kernels, cfg.conv_strides, strict=True):
-            tokens = (tokens - taps) // stride + 1
-            stem += tokens * size(layer.conv.kernel)
+            samples = (samples - taps) // stride + 1
+            stem += samples * size(layer.conv.kernel)
         stem += tokens * (size(model.proj.kernel) + size(model.positions.kernel))
-    elif isinstance(model, VideoMae):
-        tokens = cfg.num_frames // cfg.tubelet_size * cfg.grid**2
-        stem = tokens * size(model.patches.proj.kernel)
     else:
-        tokens = cfg.grid**2 + 1
-        stem = tokens * size(model.embed.patches.proj.kernel)
+        patches = model.patches if isinstance(model, VideoMae) else model.embed.patches
+        stem = tokens * size(patches.proj.kernel)
     kernels = cfg.num_layers * (4 * cfg.hidden_size**2 + 2 * cfg.hidden_size * cfg.intermediate_size)
     attention = cfg.num_layers * 2 * tokens * cfg.hidden_size
     return 2 * (stem + tokens * (kernels + attention))
+
+
+def splash_flops(config: EncoderConfig, tokens: int) -> int:
+    """Floating-point operations of an encoder's splash attention on one clip: of whole blocks of tokens, and of heads
+    that fill the lanes of the matrix unit."""
+    rows, lanes = tokens + splash_padding(tokens), 128
+    head = -(-config.hidden_size // config.num_heads // lanes) * lanes
+    return 4 * config.num_layers * config.num_heads * head * rows**2

@@ -104,11 +104,13 @@ def optimised():
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.01), ("nf4", 0.1)])
-def test_quantisation_costs_little(folder, float_nll, tokens, dtype, bound):
-    model, _ = load_llama(folder, kernel_dtype=dtype, **FLOAT32)
+@pytest.mark.parametrize(
+    ("dtype", "products", "bound"), [("int8", "none", 0.01), ("int8", "all", 0.01), ("nf4", "none", 0.1)]
+)
+def test_quantisation_costs_little(folder, float_nll, tokens, dtype, products, bound):
+    model, _ = load_llama(folder, kernel_dtype=dtype, int8_products=products, **FLOAT32)
     nll = float(mean_nll(model, tokens))
-    print(f"mean NLL: {nll:.4f} with {dtype} kernels, {float_nll:.4f} with float32")
+    print(f"mean NLL: {nll:.4f} with {dtype} kernels ({products} integer products), {float_nll:.4f} with float32")
     assert abs(nll - float_nll) < bound
 
 

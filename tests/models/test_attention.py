@@ -17,6 +17,7 @@ from emollama_jax.models.attention import (
     cached_attention,
     resolve_attention,
     resolve_for_devices,
+    splash_padding,
 )
 from emollama_jax.models.llama import LlamaConfig
 from emollama_jax.models.mae import MaeConfig
@@ -102,9 +103,9 @@ def test_half_precision_has_its_softmax_in_float32():
     assert error < 2**-8
 
 
-@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (640, 4, 2)])
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (640, 4, 2), (200, 2, 1)])
 def test_splash_is_attention(length, heads, kv_heads):
-    """Rows of one block and of several; grouped heads; several segments."""
+    """Rows of one block, of several, and of no whole block; grouped heads; several segments."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("splash_interpret", *args), with_gradients("xla", *args))
 
@@ -172,8 +173,8 @@ CASES = [  # platform, devices, head size, dtype, compute capability; the kernel
     (("cpu", 1, 128, "bfloat16", 0.0), "chunked", "chunked"),
     (("cpu", 1, 128, "float32", 0.0), "chunked", "chunked"),
     (("cpu", 8, 128, "bfloat16", 0.0), "xla", "chunked"),
-    (("tpu", 1, 128, "bfloat16", 0.0), "splash", "xla"),
-    (("tpu", 16, 64, "float32", 0.0), "splash", "xla"),
+    (("tpu", 1, 128, "bfloat16", 0.0), "splash", "splash"),
+    (("tpu", 16, 64, "float32", 0.0), "splash", "splash"),
     (("gpu", 1, 128, "bfloat16", 9.0), "cudnn", "cudnn"),
     (("cuda", 8, 64, "float16", 8.0), "cudnn", "cudnn"),
     (("gpu", 1, 128, "float32", 9.0), "xla", "xla"),
@@ -191,8 +192,8 @@ def test_kernel_of_auto(devices, decoder, encoder):
     assert resolve_attention("auto", causal=False, **facts) == encoder
     for kernel in ("xla", "cudnn", "chunked"):  # a name stands for itself on every device
         assert {resolve_attention(kernel, causal=causal, **facts) for causal in (True, False)} == {kernel}
-    splash = resolve_attention("splash", causal=True, **facts)
-    assert splash == ("splash" if facts["platform"] == "tpu" else "splash_interpret")
+    splash = {resolve_attention("splash", causal=causal, **facts) for causal in (True, False)}
+    assert splash == {"splash" if facts["platform"] == "tpu" else "splash_interpret"}
 
 
 def test_devices_are_asked_for_their_platform_and_number():
@@ -220,15 +221,13 @@ def test_processors_do_not_compute_in_float16():
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])
 def test_single_tokens_go_through_xla(kernel, monkeypatch):
-    """So do the rows that splash attention does not take; no kernel here is one that runs on CPUs only by luck."""
+    """No kernel here is one that runs on CPUs only by luck."""
     monkeypatch.setattr(attention_module, "_chunked", None)
     monkeypatch.setattr(attention_module, "_splash", None)
     q, k, v, _, segment_ids = inputs(2, 16, 4, 2)
     alone = [x[:, :1] for x in (q, k, v, segment_ids)]
     close(attention(*alone, kernel=kernel), attention(*alone), 0, "one token")
-    if kernel.startswith("splash"):
-        rows = (q, k, v, segment_ids)
-        close(attention(*rows, kernel=kernel), attention(*rows), 0, "rows of 16 tokens")
+    close(bidirectional_attention(*alone[:1] * 3, kernel=kernel), alone[0], 1e-6, "one token of itself")
 
 
 @pytest.mark.smoke
@@ -243,6 +242,17 @@ def test_splash_on_a_mesh():
     assert found[0].addressable_shards[0].data.shape == (1, 128, 2, 16)
 
 
+def test_padding_to_whole_blocks():
+    """The fewest tokens, in the longest blocks that take no more."""
+    assert {length: splash_padding(length) for length in (1025, 1568, 197, 128, 2048)} == {
+        1025: 127,
+        1568: 96,
+        197: 59,
+        128: 0,
+        2048: 0,
+    }
+
+
 def test_splash_refuses_heads_that_do_not_split_alike():
     q, k, v, _, segment_ids = inputs(2, 128, 4, 2)
     with use_mesh(make_mesh({"data": 1, "fsdp": 2, "tensor": 4}), DEFAULT_SHARDING):
@@ -250,7 +260,7 @@ def test_splash_refuses_heads_that_do_not_split_alike():
             jax.eval_shape(lambda: attention(q, k, v, segment_ids, kernel="splash"))
 
 
-@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked", "splash_interpret"])
 @pytest.mark.parametrize("lengths", [None, (11, 1, 7)])
 def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatch):
     """Also where only some of the heads are worked on at once, and where these do not divide the heads."""
@@ -263,7 +273,8 @@ def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatc
         scores = np.einsum("tnh,snh->nts", q[b], k[b, :length], dtype=np.float64) / np.sqrt(8)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         expected = np.einsum("nts,snh->tnh", weights / weights.sum(-1, keepdims=True), v[b, :length])
-        close(found[b], expected, 1e-6, f"row {b}")
+        close(found[b, :length], expected[:length], 1e-6, f"row {b}")
+        assert np.all(np.isfinite(found[b]))
 
 
 def test_chunks_of_half_precision_have_their_softmax_in_float32():
@@ -277,8 +288,8 @@ def test_chunks_of_half_precision_have_their_softmax_in_float32():
 
 def test_unknown_bidirectional_kernel():
     q = jnp.zeros((1, 2, 1, 8))
-    with pytest.raises(ValueError, match="attention 'splash' is unknown; choose one of auto, xla, cudnn, chunked"):
-        bidirectional_attention(q, q, q, kernel="splash")
+    with pytest.raises(ValueError, match="attention 'flash' is unknown; choose one of auto, xla, cudnn, splash"):
+        bidirectional_attention(q, q, q, kernel="flash")
 
 
 def test_unknown_kernel():

@@ -81,7 +81,7 @@ def test_every_field_has_an_effect(name):
         ("mae", {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0: must be above 0"),
         ("mae", {"num_heads": 5}, "hidden_size=32 must be a multiple of num_heads=5"),
         ("eva_vit", {"kernel_dtype": "int4"}, "kernel_dtype='int4': choose one of float32, bfloat16, float16,"),
-        ("hubert", {"attention": "splash"}, "attention='splash': choose one of auto, xla, cudnn, chunked"),
+        ("hubert", {"attention": "flash"}, "attention='flash': choose one of auto, xla, cudnn, splash"),
         ("videomae", {"patch_size": 15}, "image_size=32 must be a multiple of patch_size=15"),
         ("videomae", {"tubelet_size": 3}, "num_frames=4 must be a multiple of tubelet_size=3"),
         ("mae", {"pool": "max"}, "pool='max': choose one of mean, cls"),

@@ -15,10 +15,14 @@ from emollama_jax.models.layers import (
     Linear,
     RMSNorm,
     as_array,
+    as_int8,
     as_kernel,
+    cos_and_sin,
+    int8_matmul,
     matmul,
     rotary_angles,
     rotate,
+    swap_by_product,
 )
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
@@ -97,7 +101,7 @@ def test_rotary_embedding_is_a_rotation_of_complex_numbers(theta):
     positions = random.integers(0, 40, (2, 9))
     angles = positions[..., None] * theta ** (-np.arange(0, 10, 2) / 10)
     turned = (x[..., :5] + 1j * x[..., 5:]) * np.exp(1j * angles)[:, :, None]
-    ours = rotate(jnp.asarray(x), rotary_angles(jnp.asarray(positions), 10, theta))
+    ours = rotate(jnp.asarray(x), cos_and_sin(rotary_angles(jnp.asarray(positions), 10, theta)))
     close(ours, np.concatenate([turned.real, turned.imag], -1), 1e-5, "rotated")
 
 
@@ -107,10 +111,16 @@ def test_rotary_angles_stay_exact_to_the_last_bit_of_float32_at_far_positions():
     expected = positions[:, None] * 1e4 ** (-np.arange(0, 128, 2) / 128)
     assert relative(angles, expected) < 2**-23
     assert np.max(np.abs(angles - expected)) <= 4096 * 2**-23
-    half = rotate(jnp.ones((1, len(positions), 1, 128), jnp.bfloat16), angles[None, :, None])
+    half = rotate(jnp.ones((1, len(positions), 1, 128), jnp.bfloat16), cos_and_sin(angles[None, :, None]))
     assert half.dtype == jnp.bfloat16
     both = np.concatenate([np.cos(expected) - np.sin(expected), np.cos(expected) + np.sin(expected)], -1)
     assert np.max(np.abs(np.asarray(half[0, :, 0], np.float64) - both)) < 2**-8 * 1.5  # bfloat16's rounding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_halves_change_places_in_a_product_without_rounding(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 2, 128)), dtype)
+    np.testing.assert_array_equal(swap_by_product(x), np.concatenate([x[..., 64:], x[..., :64]], -1))
 
 
 # ---- initial values
@@ -196,6 +206,31 @@ def test_matmul_and_its_gradient_through_a_quantised_kernel(dtype, bound, shape)
     error = relative(matmul(x, kernel) / by_channel, x @ w / by_channel)
     print(f"{dtype} {shape}: relative error of the output {error:.4f}")
     assert error < bound
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """As `as_int8` rounds, by half of one of 256 levels at most, of each token by itself."""
+    found = np.asarray(as_array(as_int8(jnp.asarray(x, jnp.float32))), np.float64)
+    level = np.max(np.abs(x), axis=-1, keepdims=True) / 127.5
+    assert np.all(np.abs(found - x) <= 0.501 * level)
+    return found
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_products_of_integers_and_their_gradients(backward):
+    """Each token is rounded by a scale of its own, so that no other counts."""
+    random = np.random.default_rng(0)
+    x, g = random.normal(size=(2, 5, 256)), random.normal(size=(2, 5, 192))
+    x[1] *= 100
+    kernel = as_kernel(jnp.asarray(random.normal(size=(256, 192)), jnp.float32), "int8")
+    y, pull = jax.vjp(lambda x: int8_matmul(x, kernel, backward), jnp.asarray(x, jnp.float32))
+    weights = np.asarray(as_array(kernel), np.float64)
+    assert relative(y, rounded(x) @ weights) < 1e-4
+    scaled = g * np.asarray(kernel.scale, np.float64)
+    expected = rounded(scaled) @ np.asarray(kernel.qvalue, np.float64).T if backward else g @ weights.T
+    assert relative(pull(jnp.asarray(g, jnp.float32))[0], expected) < 1e-4
+    alone = int8_matmul(jnp.asarray(x[:1], jnp.float32), kernel, backward)
+    np.testing.assert_array_equal(alone, y[:1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

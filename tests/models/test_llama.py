@@ -279,7 +279,7 @@ def test_parameters_of_llama2_7b(kernel_dtype):
 
 # ---- configuration
 
-# Each field changed alone must change the shapes, the dtypes or the computation.
+# Each field changed alone must change the shapes, the dtypes or the computation; `int8_products` needs int8 kernels.
 LLAMA_CHANGES = {
     "vocab_size": 98,
     "hidden_size": 25,
@@ -309,7 +309,7 @@ def unchanged_step():
 
 def test_an_equal_configuration_gives_the_same_computation(unchanged_step):
     assert trained_step(tiny_config(), length=128) == unchanged_step
-    assert set(LLAMA_CHANGES) == {field.name for field in dataclasses.fields(LlamaConfig)}
+    assert {*LLAMA_CHANGES, "int8_products"} == {field.name for field in dataclasses.fields(LlamaConfig)}
     assert set(LORA_CHANGES) == {field.name for field in dataclasses.fields(LoRAConfig)}
 
 
@@ -330,6 +330,11 @@ def test_kernel_dtypes_give_different_computations():
     dtypes = ("float32", "bfloat16", "float16", "int8", "nf4")
     steps = {trained_step(tiny_config(kernel_dtype=dtype)) for dtype in dtypes}
     assert len(steps) == len(dtypes)
+
+
+def test_products_of_integers_give_different_computations():
+    products = ("none", "forward", "all")
+    assert len({trained_step(tiny_config(kernel_dtype="int8", int8_products=name)) for name in products}) == 3
 
 
 def test_remat_policies_give_different_computations():
@@ -354,6 +359,7 @@ def test_every_target_gets_an_adapter(target):
         ({"num_kv_heads": 4}, "num_heads=6 must be a multiple of num_kv_heads=4"),
         ({"num_kv_heads": 12}, "num_heads=6 must be a multiple of num_kv_heads=12"),
         ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"int8_products": "all"}, "int8_products=all takes int8 kernels, not float32; set kernel_dtype=int8"),
         ({"kernel_dtype": "int4"}, "kernel_dtype='int4': choose one of float32, bfloat16, float16, int8, nf4"),
         ({"param_dtype": "int8"}, "param_dtype='int8': choose one of float32, bfloat16, float16"),
         ({"compute_dtype": "nf4"}, "compute_dtype='nf4': choose one of"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emollama_jax.models.layers import rotary_angles
+from emollama_jax.models.layers import cos_and_sin, rotary_angles
 from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import abstract
 
@@ -68,11 +68,11 @@ def test_every_layer(pair):
     (embedded, *blocks, normed), logits = forward_torch(theirs, tokens)
     np.testing.assert_array_equal(ours.embed_tokens(tokens), embedded)
     graphdef, stacked = nnx.split(ours.layers)
-    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    cos_sin = cos_and_sin(rotary_angles(positions, config.head_dim, config.rope_theta))
 
     @jax.jit
     def run_block(params, x):
-        return nnx.merge(graphdef, params)(x, angles, segment_ids, None)[0]
+        return nnx.merge(graphdef, params)(x, cos_sin, segment_ids, None)[0]
 
     for i, (before, after) in enumerate(zip([embedded, *blocks], blocks, strict=False)):
         block = run_block(jax.tree.map(lambda a: a[i], stacked), before)  # noqa: B023
