@@ -219,6 +219,7 @@ def _fill(source: WeightSource, tensors: list[PlannedTensor], like, sharding):
     for name, transform, index in tensors:
         array = source.read_weights(name)
         check_fits(name, array, dtype, source.path)
+        jax.block_until_ready(value)  # one tensor is read while the one before is placed, and no more are on the host
         value = put(value, transform.into(array), index)
     return value
 
