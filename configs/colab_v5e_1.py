@@ -2,13 +2,14 @@
 
     emollama extract --config colab_v5e_1 clips --list clips.csv \\
         --videos clips --frame peak --image image_tokens --out data
+    emollama plan --config colab_v5e_1 --topology v5e-1
     emollama train --config colab_v5e_1
 
 It is `colab_t4` in the chip's own type.
 
 Expected: 33,554,432 LoRA parameters and 41,439,232 of the projectors, 74,993,664 trained in all.
-Memory has not been estimated. By the compiler's count `stage1_16gb`, whose rows are twice as long and which runs EVA-
-ViT beside them, takes 12.28 of 15.75 GiB on a v5e chip.
+By compiler estimates (nothing has been measured) training takes 9.93 of 15.75 GiB, 6.5 of them for the frozen weights,
+and 1.15 s a step, 3,570 tokens/s, 49 % MFU.
 """
 
 import dataclasses
