@@ -70,6 +70,19 @@ def answer_likelihoods(
     return Likelihoods(-nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1), tokens)
 
 
+def count_tokens(
+    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], *, one_prefix: bool = False
+) -> int:
+    """Return how many tokens `answer_likelihoods` reads for all clips, without padding."""
+    groups = [[prompt for prompts in asked for prompt in prompts]] if one_prefix else asked
+    read = 0
+    for prompts in groups:
+        shared = _shared(prompts)
+        read += shared + sum(len(prompt.tokens) - shared for prompt in prompts)
+        read += len(prompts) * sum(len(answer) - 1 for answer in answers)
+    return read
+
+
 def compile_likelihoods(
     model: Llama,
     asked: Sequence[Sequence[Sample]],

@@ -9,6 +9,9 @@ question and the labels) is scored as the branches of one tree (`infer/likelihoo
                            ├─ (no voice), subtitle, question VT                 └─ (no voice), subtitle ...      T
                            └─ (no voice), question           V
 
+A view under many orders of the labels shares more with itself, the question's beginning, than with the others: where
+fewer tokens are read so, each view is scored alone.
+
 Axes: N clips, S soft tokens, D width.
 """
 
@@ -56,7 +59,14 @@ def score_views(
             continue
         asked = [view_prompts(scorer, clip, group, image_tokens, (voice, silent), config) for clip in clips]
         both = jnp.concatenate([own, blanks[:, voice : voice + 1]], axis=1)
-        found |= _by_view(scorer, scorer.likelihoods(asked, both, one_prefix=not has_image), group)
+        alone = [[prompts[part] for prompts in asked] for part in _parts(len(asked[0]), len(group))]
+        if scorer.count_tokens(asked, one_prefix=not has_image) <= sum(map(scorer.count_tokens, alone)):
+            found |= _by_view(scorer, scorer.likelihoods(asked, both, one_prefix=not has_image), group)
+        else:
+            found |= {
+                view: scorer.to_scores(scorer.likelihoods(prompts, both))
+                for view, prompts in zip(group, alone, strict=True)
+            }
     return {view: found[view] for view in views}
 
 
@@ -82,6 +92,12 @@ def view_prompts(
             prompts = [Sample(p.tokens, np.where(p.soft == voice, silent, p.soft), p.is_answer) for p in prompts]
         asked += prompts
     return asked
+
+
+def _parts(count: int, views: int) -> list[slice]:
+    """Where each view's prompts are among all `count` of a clip."""
+    of_view = count // views
+    return [slice(start, start + of_view) for start in range(0, count, of_view)]
 
 
 def _by_view(scorer: LabelScorer, found: Likelihoods, views: Sequence[str]) -> Mapping[str, LabelScores]:

@@ -7,7 +7,6 @@ import pytest
 
 from emollama_jax.config import Config
 from emollama_jax.data.modalities import VIEWS
-from emollama_jax.infer import likelihood
 from emollama_jax.infer.answer import ClipError, Query
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.predictor import Predictor
@@ -31,7 +30,8 @@ def test_each_view_is_as_if_it_were_alone(model, config, clips, missing, orders)
         np.testing.assert_allclose(together[view].by_order, alone[view].by_order, atol=1e-5)
     spread = np.ptp([scores.log_likelihoods for scores in together.values()], axis=0)
     assert spread.max() > 0.02  # the views differ
-    assert sum(found.tokens.sum() for found in together.values()) < sum(found.tokens.sum() for found in alone.values())
+    read = lambda scores: sum(found.tokens.sum() for found in scores.values())
+    assert read(together) < read(alone) if orders == 1 else read(together) <= read(alone)
 
 
 def test_a_subset_of_views_and_a_clip_that_fails(model, config, clips):  # noqa: F811
@@ -50,14 +50,10 @@ def test_the_real_layout_costs_less_than_three_views(model):  # noqa: F811
     scorer = LabelScorer(model.llama, TOKENIZER, PromptConfig())
     said = "I did not think that you would come, and now that you are here I am glad."
     clip = ClipInput("a", said, np.zeros((3, 4), np.float32), np.ones(3, bool), image_tokens=np.zeros((2, 2)))
-
-    def count(asked, soft, one_prefix):
-        return likelihood._batch(asked, scorer._answers, soft, one_prefix)[1].sum()
-
-    seven = 0.0
+    seven = 0
     for views in (["AVT", "AV", "VT", "V"], ["AT", "A", "T"]):
         asked = [view_prompts(scorer, clip, views, 256, (258, 260), Config())] * 16
-        seven += count(asked, 261, "V" not in views[0])
-    one = count([scorer.prompts(said, (True,) * 3, 256)] * 16, 260, False)
+        seven += scorer.count_tokens(asked, one_prefix="V" not in views[0])
+    one = scorer.count_tokens([scorer.prompts(said, (True,) * 3, 256)] * 16)
     print(f"{seven / one:.2f} times one view")
     assert 1.5 < seven / one < 3
