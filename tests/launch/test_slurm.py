@@ -33,7 +33,7 @@ def submit(cluster, log: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
-def wait(is_so, log: Path, seconds: float = 240) -> None:
+def wait(is_so, log: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, log.read_text()[-3000:] if log.exists() else "no log"
