@@ -64,23 +64,21 @@ def answer_likelihoods(
     shape = (len(asked), len(asked[0]) if asked else 0, len(answers))
     if not asked:
         return Likelihoods(np.zeros(shape), np.zeros(0))
-    batch, tokens = _batch(asked, answers, soft.shape[1], one_prefix, length)
+    batch = _batch(asked, answers, soft.shape[1], one_prefix, length)
     nll = _on_host(_nll(*nnx.split(model), batch, _padded(soft, batch))).astype(np.float64)[: len(asked)]
     asked_for = shape[1] * shape[2] * max(map(len, answers))
-    return Likelihoods(-nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1), tokens)
+    log = -nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1)
+    return Likelihoods(log, tokens_read(asked, answers, one_prefix=one_prefix))
 
 
-def count_tokens(
+def tokens_read(
     asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], *, one_prefix: bool = False
-) -> int:
-    """Return how many tokens `answer_likelihoods` reads for all clips, without padding."""
-    groups = [[prompt for prompts in asked for prompt in prompts]] if one_prefix else asked
-    read = 0
-    for prompts in groups:
-        shared = _shared(prompts)
-        read += shared + sum(len(prompt.tokens) - shared for prompt in prompts)
-        read += len(prompts) * sum(len(answer) - 1 for answer in answers)
-    return read
+) -> Float[np.ndarray, " N"]:
+    """Return how many tokens `answer_likelihoods` reads for each clip, as `Likelihoods.tokens`."""
+    shared, share = _prefixes(asked, one_prefix), len(asked) if one_prefix else 1
+    read = sum(len(answer) - 1 for answer in answers)  # the end of an answer is predicted, never read
+    of_tree = lambda prompts, length: sum(len(prompt.tokens) - length + read for prompt in prompts)
+    return np.array([length / share + of_tree(prompts, length) for prompts, length in zip(asked, shared, strict=True)])
 
 
 def compile_likelihoods(
@@ -92,7 +90,7 @@ def compile_likelihoods(
     length: int,
 ) -> None:
     """Compile the program that `answer_likelihoods` runs, without running it."""
-    batch, _ = _batch(asked, answers, soft.shape[1], False, length)
+    batch = _batch(asked, answers, soft.shape[1], False, length)
     _nll.lower(*nnx.split(model), batch, _padded(soft, batch)).compile()
 
 
@@ -133,18 +131,17 @@ def _batch(
     soft_per_clip: int,
     one_prefix: bool,
     prefix: int | None = None,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Prefixes and trees of the clips, padded to buckets, and the number of tokens of each clip.
+) -> dict[str, np.ndarray]:
+    """Prefixes and trees of the clips, padded to buckets.
 
     The prefixes are as `pack_rows` gives them, a clip a row, or a single row. Of the trees, int32 [B, T]:
     `tree_tokens`; `tree_positions`; `tree_soft`, -1 at text; `tree_variant` and `tree_label`, from 1, 0 where there is
     no prompt (padding) or no answer (the rest of a prompt). Of the likelihoods, int32 [B, G]: the slot `before` the
     token whose likelihood is asked for, and the token, `target`, -1 where there is none.
     """
-    shared = [_shared(prompts) for prompts in asked]
+    shared = _prefixes(asked, one_prefix)
     count = power_of_two(len(asked))
     if one_prefix:
-        shared = [_shared([prompt for prompts in asked for prompt in prompts])] * len(asked)
         prefixes = [[_cut(asked[0][0], shared[0])]]
     else:
         prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
@@ -160,9 +157,14 @@ def _batch(
     for b, (columns, asks) in enumerate(trees):
         padded[b, : len(columns)], likelihoods[b, : len(asks)] = columns, asks
     batch |= dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
-    prefix_tokens = np.array(shared) / (len(asked) if one_prefix else 1)
-    tokens = prefix_tokens + [len(columns) for columns, _ in trees]
-    return batch | {"before": likelihoods[..., 0], "target": likelihoods[..., 1]}, tokens
+    return batch | {"before": likelihoods[..., 0], "target": likelihoods[..., 1]}
+
+
+def _prefixes(asked: Sequence[Sequence[Sample]], one_prefix: bool) -> list[int]:
+    """How long the common prefix of each clip's prompts is, or with `one_prefix` that of all."""
+    if one_prefix:
+        return [_shared([prompt for prompts in asked for prompt in prompts])] * len(asked)
+    return [_shared(prompts) for prompts in asked]
 
 
 def _shared(prompts: Sequence[Sample]) -> int:

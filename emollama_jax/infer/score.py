@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from scipy.special import softmax
 
 from emollama_jax.errors import UserError
-from emollama_jax.infer.likelihood import Likelihoods, answer_likelihoods, compile_likelihoods, count_tokens
+from emollama_jax.infer.likelihood import Likelihoods, answer_likelihoods, compile_likelihoods, tokens_read
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
@@ -152,9 +152,9 @@ class LabelScorer:
         """Score the labels behind prompts; see `answer_likelihoods`."""
         return answer_likelihoods(self._model, asked, soft, self._answers, one_prefix=one_prefix, length=length)
 
-    def count_tokens(self, asked: Sequence[Sequence[Sample]], *, one_prefix: bool = False) -> int:
+    def count_tokens(self, asked: Sequence[Sequence[Sample]], *, one_prefix: bool = False) -> float:
         """Return how many tokens `likelihoods` reads."""
-        return count_tokens(asked, self._answers, one_prefix=one_prefix)
+        return float(tokens_read(asked, self._answers, one_prefix=one_prefix).sum())
 
     def to_scores(self, found: Likelihoods) -> LabelScores:
         """Return the scores of clips whose prompts were those of `prompts`."""

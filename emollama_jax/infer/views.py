@@ -57,47 +57,36 @@ def score_views(
         group = [view for view in views if ("V" in view) == has_image]
         if not group:
             continue
-        asked = [view_prompts(scorer, clip, group, image_tokens, (voice, silent), config) for clip in clips]
+        prompts_of = lambda clip, view: view_prompts(scorer, clip, view, image_tokens, (voice, silent), config)  # noqa: B023
+        alone = {view: [prompts_of(clip, view) for clip in clips] for view in group}
+        together = [sum(of_clip, []) for of_clip in zip(*alone.values(), strict=True)]
         both = jnp.concatenate([own, blanks[:, voice : voice + 1]], axis=1)
-        alone = [[prompts[part] for prompts in asked] for part in _parts(len(asked[0]), len(group))]
-        if scorer.count_tokens(asked, one_prefix=not has_image) <= sum(map(scorer.count_tokens, alone)):
-            found |= _by_view(scorer, scorer.likelihoods(asked, both, one_prefix=not has_image), group)
+        if scorer.count_tokens(together, one_prefix=not has_image) <= sum(map(scorer.count_tokens, alone.values())):
+            found |= _by_view(scorer, scorer.likelihoods(together, both, one_prefix=not has_image), group)
         else:
-            found |= {
-                view: scorer.to_scores(scorer.likelihoods(prompts, both))
-                for view, prompts in zip(group, alone, strict=True)
-            }
+            found |= {view: scorer.to_scores(scorer.likelihoods(asked, both)) for view, asked in alone.items()}
     return {view: found[view] for view in views}
 
 
 def view_prompts(
     scorer: LabelScorer,
     clip: ClipInput,
-    views: Sequence[str],
+    view: str,
     image_tokens: int,
     places: tuple[int, int],
     config: Config,
 ) -> list[Sample]:
-    """Return a clip's prompts under every view and order.
+    """Return a clip's prompts under a view and every order.
 
     Args:
         places: among the clip's soft tokens, of the voice, and of what stands for it in views without audio.
     """
     voice, silent = places
-    asked = []
-    for view in views:
-        seen = clip.restricted(view, config)
-        prompts = scorer.prompts(seen.subtitle, tuple(map(bool, seen.has_feature)), image_tokens)
-        if "A" not in view:
-            prompts = [Sample(p.tokens, np.where(p.soft == voice, silent, p.soft), p.is_answer) for p in prompts]
-        asked += prompts
-    return asked
-
-
-def _parts(count: int, views: int) -> list[slice]:
-    """Where each view's prompts are among all `count` of a clip."""
-    of_view = count // views
-    return [slice(start, start + of_view) for start in range(0, count, of_view)]
+    seen = clip.restricted(view, config)
+    prompts = scorer.prompts(seen.subtitle, tuple(map(bool, seen.has_feature)), image_tokens)
+    if "A" in view:
+        return prompts
+    return [Sample(p.tokens, np.where(p.soft == voice, silent, p.soft), p.is_answer) for p in prompts]
 
 
 def _by_view(scorer: LabelScorer, found: Likelihoods, views: Sequence[str]) -> Mapping[str, LabelScores]:
