@@ -130,7 +130,9 @@ def with_rows(one: Config, number: int, config: Config, topology: Topology) -> C
 
 def _choices(one: Config, field: str) -> Iterator[Config]:
     """The candidate with each value of a field of `config.llama` that is tried."""
-    return (changed(one, llama={field: choice}) for choice in CHOICES[field])
+    for choice in CHOICES[field]:
+        floats = {"int8_products": "none"} if field == "kernel_dtype" and choice != "int8" else {}
+        yield changed(one, llama={field: choice, **floats})
 
 
 def changed(config: Config, **groups: dict[str, Any]) -> Config:

@@ -67,6 +67,13 @@ def test_the_search_finds_what_is_fastest_and_fits():
     assert len(ranking_table(found)) == len(found) + 1
 
 
+def test_other_kernels_are_tried_without_products_of_integers():
+    compiler = FakeCompiler()
+    search(experiment(llama={"kernel_dtype": "int8", "int8_products": "all"}), V5E, compiler, lambda line: None)
+    tried = {(job.config.llama.kernel_dtype, job.config.llama.int8_products) for job in compiler.asked}
+    assert tried == {("int8", "all"), ("bfloat16", "none"), ("nf4", "none")}
+
+
 def test_of_equal_speed_fewer_parts_exact_kernels_and_less_memory_are_better():
     one = lambda parts, kernels, gib: planned(
         experiment(train={"grad_accum_steps": parts}, llama={"kernel_dtype": kernels}), figures(gib)
