@@ -27,8 +27,17 @@ elif [ "$*" != --all ]; then
   exec .venv/bin/python -m pytest "${parallel[@]}" "$@"
 fi
 
+install_smoke() { install "$1" ".venv-$2" -e '.[judge]' pytest pytest-xdist "transformers<6"; }
+
+# Beside the tests, as it mostly waits for the package index. Where it fails, it is tried again below.
+for newer in 3.12 3.13; do
+  found=$(find_python "$newer")
+  if [ -n "$found" ] && [[ "$(version .venv/bin/python)" != "$newer".* ]]; then install_smoke "$found" "$newer"; fi
+done >/dev/null 2>&1 &
+
 status=0
 .venv/bin/python -m pytest "${parallel[@]}" || status=$?
+wait
 for newer in 3.12 3.13; do
   found=$(find_python "$newer")
   if [[ "$(version .venv/bin/python)" == "$newer".* ]]; then
@@ -36,7 +45,7 @@ for newer in 3.12 3.13; do
   elif [ -z "$found" ]; then
     echo "launch/test.sh: no smoke run on Python $newer: no python$newer on the PATH or under ~/.pyenv/versions"
   else
-    install "$found" ".venv-$newer" -e '.[judge]' pytest pytest-xdist "transformers<6"
+    install_smoke "$found" "$newer"
     ".venv-$newer/bin/python" -m pytest "${parallel[@]}" -m smoke || status=$?
   fi
 done

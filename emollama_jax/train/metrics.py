@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from emollama_jax.io.json_lines import JsonLinesFile
 
@@ -53,6 +52,8 @@ class TensorBoard:
     """Event files; those of steps after `after` are hidden by TensorBoard."""
 
     def __init__(self, folder: epath.Path, *, after: int):
+        from tensorboardX import SummaryWriter  # takes seconds where torch is found, which it imports
+
         self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import VideoClips
 from emollama_jax.infer.loading import choose_frame_rule
 from emollama_jax.infer.output import open_output
-from emollama_jax.io.checksums import bytes_read
+from emollama_jax.io.checksums import bytes_read, file_digest
 from emollama_jax.io.orbax_arrays import save_arrays
 from emollama_jax.media.clip import ClipConfig, ClipRequest, ReadSpec, read_clip
 from emollama_jax.models.emotion_llama import is_trainable
@@ -328,8 +328,10 @@ def test_ten_bad_clips_among_thirty(inputs, videos, tmp_path, capsys, monkeypatc
     assert [again[i] for i in (0, 2, 5, 29)] == [found[i] for i in (0, 2, 5, 29)]
 
 
-def test_a_video_is_looked_at_as_the_runs_clips_were(run, videos, tmp_path, capsys):
+def test_a_video_is_looked_at_as_the_runs_clips_were(run, inputs, videos, tmp_path, capsys):
     pytest.importorskip("torch")
+    for file in filter(Path.is_file, (inputs / "base").iterdir()):
+        file_digest(file)  # as any test before this one may have done
     trained = shutil.copytree(saying(run, tmp_path / "said", encoders={}, frame_rules=["peak"]), tmp_path / "run")
     video, out, hashed = Path(shutil.copy(videos / "00.mp4", tmp_path)), tmp_path / "answers.jsonl", bytes_read()
     argv = [video, "--trained", trained, "--eva-vit", EVA_VIT, *NO_FEATURES, "--workers=0", "--config.clip.max_faces=6"]

@@ -55,8 +55,7 @@ def test_rows():
     assert FixedShapes(2, (64,), (128,)).sizes == (1,)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("slots", [1, 6])
+@pytest.mark.parametrize("slots", [1, pytest.param(6, marks=pytest.mark.smoke)])
 def test_nothing_compiles_while_requests_run(model, slots):
     """Requests come and go, some are dropped; each has the answer that it gets alone."""
     shapes = FixedShapes(slots, (32, 64), (64, 128))

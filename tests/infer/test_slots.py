@@ -67,7 +67,6 @@ def test_answers_are_the_same_in_any_order_of_arrival(model, mix, slots):
     assert found == [answers[i] for i in order]
 
 
-@pytest.mark.smoke
 def test_requests_join_a_running_batch(model):
     """One to three more at every step, with end-of-sequence ids that some answers meet; the cache grows meanwhile."""
     requests, eos_ids = random_requests(model, 12, shortest=3, longest=60, seed=1), (2, 3)

@@ -5,6 +5,9 @@ saving     as its checkpoint is being written
 unsealed   as its checkpoint is in place, without the list of its files
 term       SIGTERM to itself, as that step has been given to the devices
 never      not at all
+
+
+Torch cannot be imported: training never needs it.
 """
 
 import os
@@ -52,5 +55,6 @@ def arrange(how: str, step: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None
     arrange(sys.argv[1], int(sys.argv[2]))
     sys.exit(main(["train", *sys.argv[3:]]))
