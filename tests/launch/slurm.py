@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-# A job that is queued again waits until the credentials of its last start have expired (two minutes by default); one that
-# is made to start earlier may be refused for good.
+# A job that is queued again waits until the credentials of its last start have expired, two minutes by default; one that is
+# made to start earlier may be refused for good.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
