@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-# A job that is queued again waits until the credentials of its last start have expired, two minutes by default; one that is
+# A job that is queued again waits until the credentials of its last start have expired (default: 120 s); one that is
 # made to start earlier may be refused for good.
 CONFIGURATION = """
 ClusterName=test
