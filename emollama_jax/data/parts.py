@@ -203,7 +203,7 @@ def write_part(
 
 def write_array_record(path: PathLike, records: Iterable[bytes]) -> int:
     """Write an ArrayRecord file in which each record is read by itself, and return the bytes of all."""
-    writer, size = array_record_module.ArrayRecordWriter(str(path), "group_size:1"), 0
+    writer, size = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed"), 0
     for record in records:
         writer.write(record)
         size += len(record)

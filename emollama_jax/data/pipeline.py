@@ -51,7 +51,8 @@ def train_dataset(
     data = config.data
     _check_layout(config)
     datasets = open_datasets(data.train, config, "data.train")
-    names = (*TOKEN_ARRAYS, "clip", "features", find_images(datasets))
+    images = find_images(datasets)
+    names = (*TOKEN_ARRAYS, "clip", "features", images)
     transform = make_sample_transform(config, tokenizer)
     if data.modality_dropout:
         names = (*names, "has_image")
@@ -72,7 +73,7 @@ def train_dataset(
         stream = grain.MapDataset.mix([stream.shuffle().repeat() for stream in streams], weights=weights)
     stream = stream.seed(config.seed).random_map(transform)
     rows = grain.experimental.FirstFitPackIterDataset(
-        _read(stream[shard_index::num_shards], config),
+        _read(stream[shard_index::num_shards], config).map(functools.partial(_by_reference, name=images)),
         length_struct={name: data.sequence_length if name in TOKEN_ARRAYS else data.clips_per_row for name in names},
         num_packing_bins=data.packing_rows,
         seed=config.seed,
@@ -170,6 +171,22 @@ def _read_ahead(stream: grain.MapDataset, data: DataConfig) -> grain.IterDataset
     return stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
 
 
+def _by_reference(element: Mapping[str, np.ndarray], *, name: str) -> dict[str, np.ndarray]:
+    """Put a reference in place of an image, which is megabytes: packing copies that, and `_stack_images` the image, once."""
+    reference = np.empty(1, object)
+    reference[0] = element[name][0]
+    return {**element, name: reference}
+
+
+def _stack_images(references: np.ndarray, clip_mask: np.ndarray) -> np.ndarray:
+    """Copy the images [...] that `references` [B, K] hold to an array [B, K, ...]; zeros where there is no clip."""
+    first = references[clip_mask][0]
+    images = np.zeros((*references.shape, *first.shape), first.dtype)
+    for place in zip(*np.nonzero(clip_mask), strict=True):
+        images[place] = references[place]
+    return images
+
+
 def _make_batch(rows: Mapping[str, np.ndarray], *, soft_per_clip: int, loss_average: str) -> Batch:
     """Make the batch of rows as grain packs them."""
     segment_ids, positions = (rows[f"tokens_{name}"].astype(np.int32) for name in ("segment_ids", "positions"))
@@ -187,9 +204,8 @@ def _make_batch(rows: Mapping[str, np.ndarray], *, soft_per_clip: int, loss_aver
         features=rows["features"],
         clip_mask=clip_mask,
         clip=np.where(clip_mask, rows["clip"], -1).astype(np.int32),
-        frames=rows.get("frames"),
-        image_tokens=rows.get("image_tokens"),
         has_image=rows.get("has_image"),
+        **{name: _stack_images(rows[name], clip_mask) for name in ("frames", "image_tokens") if name in rows},
     )
 
 
