@@ -172,7 +172,7 @@ def _read_ahead(stream: grain.MapDataset, data: DataConfig) -> grain.IterDataset
 
 
 def _by_reference(element: Mapping[str, np.ndarray], *, name: str) -> dict[str, np.ndarray]:
-    """Put a reference in place of an image, which is megabytes: packing copies that, and `_stack_images` the image, once."""
+    """Put a reference in place of an image of megabytes: packing copies that, and `_stack_images` the image, once."""
     reference = np.empty(1, object)
     reference[0] = element[name][0]
     return {**element, name: reference}
