@@ -5,6 +5,7 @@ The adapters are left out: once merged into their kernels they cost nothing.
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,8 +39,13 @@ def bench_decode(
     new_tokens: int = 64,
     repeats: int = 3,
     with_peer: bool = True,
+    trace: Path | None = None,
 ) -> Report:
-    """Answers of `new_tokens` (2 or more) tokens to random prompts of `prompt` tokens, at several batch sizes."""
+    """Answers of `new_tokens` (2 or more) tokens to random prompts of `prompt` tokens, at several batch sizes.
+
+    Args:
+        trace: a folder for the profiler's traces of one more call at each batch size.
+    """
     check_one_device(config)
     notes = ["tokens/s is of whole answers, prompts included; ms/token is one more token of every row"]
     why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
@@ -52,7 +58,8 @@ def bench_decode(
         prompts = np.random.default_rng(config.seed).integers(0, config.llama.vocab_size, (batch, prompt)).tolist()
         theirs = _peers(peer, prompts, new_tokens) if peer is not None else None
         contenders = {OURS: _ours(model, prompts, new_tokens), PEER: theirs}
-        measured = alternate(contenders, batch=batch, repeats=repeats, rate="tokens_per_s")
+        folder = trace and trace / f"batch-{batch}"
+        measured = alternate(contenders, batch=batch, repeats=repeats, rate="tokens_per_s", trace=folder)
         if peer is not None:
             ours, theirs = (np.array(result.output) for result in measured)
             notes.append(f"batch {batch}: {np.mean(ours == theirs):.1%} of the tokens are the same from both")
@@ -67,7 +74,7 @@ def bench_decode(
             for run in result.runs:
                 run["gb_per_token"] = read / 1e9
                 run["bandwidth_percent"] = 100 * read / (run["ms_per_token"] / 1e3 * peak.bytes_per_s)
-    settings = {"prompt": prompt, "new_tokens": new_tokens, "repeats": repeats}
+    settings = {"prompt": prompt, "new_tokens": new_tokens, "repeats": repeats, "attention": model.config.attention}
     return Report("Greedy decoding, random weights", to_dict(config), settings, columns, results, notes)
 
 

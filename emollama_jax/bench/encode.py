@@ -50,7 +50,7 @@ def bench_encode(
     why_no_peer = obstacle("torch", "transformers", wanted=with_peer)
     notes = [f"a clip is one frame (eva_vit), one face (mae), one clip of frames (videomae), {seconds} s (hubert)"]
     notes += [why_no_peer] if why_no_peer else []
-    config, results, operations = with_dtype(config, encoders, dtype), [], {}
+    config, results, operations, kernels = with_dtype(config, encoders, dtype), [], {}, {}
     for name in encoders:
         settings = getattr(config, name)
         peer = None if why_no_peer else torch_encoder(settings, config.seed)
@@ -64,7 +64,7 @@ def bench_encode(
                 difference = relative_difference(*(result.output for result in measured))
                 notes.append(f"{name}, batch {batch}: the outputs differ by {difference:.1e} of their largest value")
             results += measured
-        operations[name] = encoder_flops(model, seconds)
+        operations[name], kernels[name] = encoder_flops(model, seconds), model.config.attention
         del model, peer, contenders  # the next encoder's memory
     speed, note = add_speed(
         results,
@@ -73,6 +73,7 @@ def bench_encode(
     )
     dtype, columns = getattr(config, encoders[0]).compute_dtype, COLUMNS | speed
     settings = {"seconds": seconds, "repeats": repeats, "dtype": dtype}
+    settings["attention"] = "+".join(dict.fromkeys(kernels.values()))
     return Report("Encoding, random weights", to_dict(config), settings, columns, results, notes + note)
 
 

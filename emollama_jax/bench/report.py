@@ -16,6 +16,7 @@ import jax
 import jax.dtypes
 from flax import nnx
 
+from emollama_jax.bench.profile import Breakdown, profile
 from emollama_jax.config import Config
 from emollama_jax.errors import UserError
 from emollama_jax.io.atomic import write_json
@@ -56,6 +57,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_lines(machine: Mapping[str, Any]) -> list[str]:
+    """What `machine` gave, as the head of a table."""
+    text = "machine   {cpu}, {cores} cores, {memory_gib} GiB".format(**machine)
+    device = "" if machine["platform"] == "cpu" else f"; {machine['device']}"
+    versions = [f"{name} {version}" for name, version in machine["versions"].items() if version]
+    return [f"{text}{device}", f"versions  {', '.join(versions)}"]
+
+
 def peak_memory() -> dict[str, float]:
     """Peak memory of this process in GiB: on the host, and on the first device if JAX reports it."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -86,18 +95,20 @@ def random_llama(config: Config, lora: LoRAConfig = LoRAConfig(rank=0)) -> Llama
     return init_sharded(lambda: Llama(llama, lora, rngs=nnx.Rngs(config.seed)), mesh, ())
 
 
-def random_emotion_llama(config: Config) -> EmotionLlama:
-    """The experiment's model, without the encoder of the frame, with random parameters, on the first device."""
+def random_emotion_llama(config: Config, *, with_encoder: bool = False) -> EmotionLlama:
+    """The experiment's model with random parameters on the first device; with the encoder of the frame on request."""
     mesh = first_device()
-    parts = (config.llama.for_devices(mesh.devices.flat), config.lora, config.projectors, config.eva_vit)
-    make = lambda: EmotionLlama.init(*parts, with_encoder=False, rngs=nnx.Rngs(config.seed))
+    llama, eva_vit = (part.for_devices(mesh.devices.flat) for part in (config.llama, config.eva_vit))
+    parts = (llama, config.lora, config.projectors, eva_vit)
+    make = lambda: EmotionLlama.init(*parts, with_encoder=with_encoder, rngs=nnx.Rngs(config.seed))
     return init_sharded(make, mesh, ())
 
 
 @dataclass
 class Result:
     """One contender at one batch size of one kind of work: the figures of every repeat, the first call (compilation,
-    warm-up) apart, and what its last call produced. The figure named `rate` says which repeat was best."""
+    warm-up) apart, and what its last call produced. The figure named `rate` says which repeat was best. `breakdown` is
+    of one more call, where it was profiled."""
 
     who: str
     what: str
@@ -106,6 +117,7 @@ class Result:
     first_call_s: float
     runs: list[Figures]
     output: Any
+    breakdown: Breakdown | None = None
 
     @property
     def best(self) -> Figures:
@@ -120,6 +132,7 @@ def alternate(
     what: str = "",
     rate: str = "clips_per_s",
     derive: Callable[[Figures], Figures] = lambda run: {},
+    trace: Path | None = None,
 ) -> list[Result]:
     """Calls each contender once to warm up, then all in turn, `repeats` times.
 
@@ -130,6 +143,7 @@ def alternate(
         contenders: by name; None is left out.
         rate: the figure that says which run is the best.
         derive: further figures of a run, from its others.
+        trace: a folder for the profiler's trace of one more call of ours.
     """
 
     def timed(measure: Measure) -> tuple[Figures, Any]:
@@ -150,17 +164,21 @@ def alternate(
             time.sleep(SETTLE_S)
             figures, result.output = timed(contenders[result.who])
             result.runs.append(figures)
+    for result in results:
+        if trace is not None and result.who == OURS:
+            result.breakdown = profile(contenders[OURS], trace)
     return results
 
 
 def add_speed(
-    results: Sequence[Result], flops: Callable[[Result], float], meaning: str
+    results: Sequence[Result], flops: Callable[[Result], float], meaning: str, *, flops_4n: float | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """Adds TFLOP/s and the share of the device's peak to every run; (columns, notes), empty for an unknown device.
 
     Args:
         flops: floating-point operations of a run of this result.
         meaning: which operations are counted.
+        flops_4n: those of a run by the rule of thumb, 4 a weight and token; adds their share of the peak.
     """
     peak = device_peak_flops(jax.devices()[0].device_kind)
     if peak is None:
@@ -169,8 +187,14 @@ def add_speed(
         for run in result.runs:
             run["tflops"] = flops(result) / run["seconds"] / 1e12
             run["peak_percent"] = 100 * run["tflops"] * 1e12 / peak.flops
+            if flops_4n is not None:
+                run["percent_4n"] = 100 * flops_4n / run["seconds"] / peak.flops
+    columns = {"tflops": "TFLOP/s", "peak_percent": "% peak"}
+    if flops_4n is not None:
+        columns["percent_4n"] = "% at 4N"
+        meaning += "; at 4N: 4 a weight and token"
     note = f"TFLOP/s: {meaning}; the peak is {peak.flops / 1e12:,.0f}"
-    return {"tflops": "TFLOP/s", "peak_percent": "% peak"}, [note]
+    return columns, [note]
 
 
 def with_dtype(config: Config, names: Sequence[str], dtype: str | None) -> Config:
@@ -200,22 +224,19 @@ class Report:
         self.machine, self.memory = machine(), peak_memory()
 
     def __str__(self) -> str:
-        machine = "{cpu}, {cores} cores, {memory_gib} GiB".format(**self.machine)
-        device = "" if self.machine["platform"] == "cpu" else f"; {self.machine['device']}"
-        versions = [f"{name} {version}" for name, version in self.machine["versions"].items() if version]
         settings = [f"{name.replace('_', ' ')} {value}" for name, value in self.settings.items()]
         memory = [f"{value:.2f} GiB on the {name[:-4]}" for name, value in self.memory.items()]
         return "\n".join(
             [
                 self.title,
-                f"machine   {machine}{device}",
-                f"versions  {', '.join(versions)}",
+                *machine_lines(self.machine),
                 f"settings  {', '.join(settings)}",
                 "",
                 *align(self._rows()),
                 "",
                 *(f"- {note}" for note in self.notes),
                 f"- the most memory this process held: {', '.join(memory)}",
+                *(line for result in self.results if result.breakdown for line in ("", *result.breakdown.lines())),
             ]
         )
 
@@ -236,6 +257,9 @@ class Report:
         """Everything, with every repeat, in JSON's types."""
         names = ("who", "what", "batch", "first_call_s", "runs", "best")
         results = [{name: getattr(result, name) for name in names} for result in self.results]
+        for found, result in zip(results, self.results, strict=True):
+            if result.breakdown:
+                found["breakdown"] = result.breakdown.to_dict()
         fields = ("title", "machine", "memory", "config", "settings", "notes")
         return {name: getattr(self, name) for name in fields} | {"results": results}
 

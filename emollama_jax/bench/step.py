@@ -1,6 +1,7 @@
 """Benchmark of LoRA training steps on text: forward, backward and AdamW."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -18,9 +19,18 @@ COLUMNS = {"tokens_per_s": "tokens/s", "ms_per_step": "ms/step"}
 
 
 def bench_step(
-    config: Config, *, batch: int = 1, length: int = 256, repeats: int = 3, with_peer: bool = True
+    config: Config,
+    *,
+    batch: int = 1,
+    length: int = 256,
+    repeats: int = 3,
+    with_peer: bool = True,
+    trace: Path | None = None,
 ) -> Report:
     """Steps on `batch` rows of `length` (2 or more) random tokens, every one but a row's first a target.
+
+    Args:
+        trace: a folder for the profiler's trace of one more call.
 
     Raises:
         RuntimeError: the first steps of both differ.
@@ -31,23 +41,25 @@ def bench_step(
     config = dataclasses.replace(config, trainable=("lora",))
     why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
     model, rows = random_llama(config, config.lora), _random_rows(config, batch, length)
-    flops, figures = cost_of(model).flops(batch * length, length), {"tokens": batch * length, "steps": 1}
+    cost, figures = cost_of(model), {"tokens": batch * length, "steps": 1}
     peer = None
     if not why_no_peer:
         integers = {"tokens": rows.tokens.astype(np.int64), "attention_mask": np.ones((batch, length), np.int64)}
         peer = peer_steps(TorchTraining(model, config), [integers | {"loss_weights": rows.loss_weights}], figures)
     contenders = {OURS: our_steps(model, config, text_loss, [rows], figures), PEER: peer}
-    results = alternate(contenders, batch=batch, repeats=repeats, rate="tokens_per_s", derive=ms_per_step)
+    results = alternate(contenders, batch=batch, repeats=repeats, rate="tokens_per_s", derive=ms_per_step, trace=trace)
     notes = ["ms/step: loss, gradients of the adapters and AdamW"]
     compare_norms = not config.lora.dropout
     notes += [why_no_peer] if why_no_peer else check_first_steps(results, config, compare_norms=compare_norms)
     speed, note = add_speed(
         results,
-        lambda result: flops,
+        lambda result: cost.flops(batch * length, length),
         "per token 4 for each frozen weight (2 forward, 2 backward to the activations), 6 for each of the adapters and "
         "causal attention; recomputation does not count",
+        flops_4n=cost.flops_4n(batch * length),
     )
-    settings, columns = {"length": length, "repeats": repeats}, COLUMNS | speed
+    settings = {"length": length, "repeats": repeats, "attention": model.config.attention}
+    columns = COLUMNS | speed
     return Report("LoRA training step, random weights", to_dict(config), settings, columns, results, notes + note)
 
 

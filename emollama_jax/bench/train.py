@@ -5,8 +5,9 @@ clips, each in a row of its own, padded to the longest of the batch. Both start 
 error if their first steps differ.
 
 Neither runs the encoder of the frame, which would dominate the time: the clips have image tokens, as data prepared with
-`--image image_tokens` has. Image tokens and features are random; subtitles are those of synthetic clips, and captions
-describe these, with realistic lengths. Texts are cut into pieces of four letters (see `predict.py`).
+`--image image_tokens` has. On request ours runs it in the step, on random frames, without a peer. Image tokens and
+features are random; subtitles are those of synthetic clips, and captions describe these, with realistic lengths. Texts
+are cut into pieces of four letters (see `predict.py`).
 
 Axes: B rows, T positions, K clips a row.
 """
@@ -37,7 +38,7 @@ from emollama_jax.bench.train_peer import TorchTraining, one_clip_a_row
 from emollama_jax.bench.training import check_first_steps, ms_per_step, our_steps, peer_steps
 from emollama_jax.config import Config, to_dict
 from emollama_jax.data.annotations import Annotations, Clip
-from emollama_jax.data.batch import Batch, soft_tokens_per_clip
+from emollama_jax.data.batch import Batch, Images, batch_spec, soft_tokens_per_clip
 from emollama_jax.data.parts import ClipFeatures, make_record, write_part
 from emollama_jax.data.pipeline import train_dataset
 from emollama_jax.data.prepare import prepare
@@ -45,7 +46,7 @@ from emollama_jax.data.recipe import Recipe
 from emollama_jax.errors import UserError
 from emollama_jax.synthetic.clip import clip_spec
 from emollama_jax.synthetic.dataset import describe
-from emollama_jax.train.speed import cost_of
+from emollama_jax.train.speed import cost_of, encoder_flops
 from emollama_jax.train.step import multimodal_loss
 
 COLUMNS = {"clips_per_s": "clips/s", "targets_per_s": "targets/s", "fill_percent": "fill %", "ms_per_step": "ms/step"}
@@ -72,10 +73,14 @@ def bench_train(
     tasks: Sequence[str] = ("emotion", "reason"),
     repeats: int = 3,
     with_peer: bool = True,
+    images: Images = "image_tokens",
+    trace: Path | None = None,
 ) -> Report:
     """Steps on batches of `config.data.batch_rows` rows; a repeat is `steps` of them, on as many batches.
 
     Args:
+        images: what the batches hold; of `frames` the encoder is a part of the step, and there is no peer.
+        trace: a folder for the profiler's trace of one more repeat.
         clips: synthetic clips that the batches are drawn from; when all were drawn, they are drawn again.
         tasks: what is asked about them, in place of `config.prompt.tasks`.
 
@@ -84,11 +89,18 @@ def bench_train(
     """
     _check(config)
     config = dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, tasks=tuple(tasks), task_weights=()))
+    encodes = images == "frames"
     why_no_peer = obstacle("torch", "transformers", "peft", wanted=with_peer)
+    if encodes:
+        why_no_peer = "no peer: it has image tokens; emollama bench encode measures the encoder beside it"
     batches = make_batches(config, clips, steps)
     amount = amount_of(batches)
-    model = random_emotion_llama(config)
-    flops = cost_of(model.llama).flops(amount.tokens, amount.tokens / amount.clips)
+    model = random_emotion_llama(config, with_encoder=encodes)
+    cost = cost_of(model.llama)
+    flops = cost.flops(amount.tokens, amount.tokens / amount.clips)
+    if encodes:
+        batches = with_frames(batches, config)
+        flops += amount.clips * encoder_flops(model.eva_vit, 0)
 
     peer = None
     if not why_no_peer:
@@ -101,11 +113,16 @@ def bench_train(
         f"a step: {amount.clips / amount.steps:.4g} clips of {amount.tokens / amount.clips:.0f} tokens, "
         f"{amount.targets / amount.clips:.3g} of them targets, on average, in {config.data.batch_rows} rows of "
         f"{config.data.sequence_length}",
-        "image tokens are made beforehand, batches wait on the device: neither encoder nor data pipeline is measured",
+        "batches wait on the device, the data pipeline is not measured; "
+        + ("frames are encoded in the step" if encodes else "image tokens are made beforehand"),
         "fill: the share of positions that are not padding",
     ]
     results = alternate(
-        {OURS: ours, PEER: peer}, batch=round(amount.clips / amount.steps), repeats=repeats, derive=ms_per_step
+        {OURS: ours, PEER: peer},
+        batch=round(amount.clips / amount.steps),
+        repeats=repeats,
+        derive=ms_per_step,
+        trace=trace,
     )
     if peer is None:
         notes.append(why_no_peer)
@@ -119,11 +136,13 @@ def bench_train(
     speed, note = add_speed(
         results,
         lambda result: flops,
-        "the operations of the language model on tokens that are not padding, as in training's own report; "
-        "recomputation does not count",
+        "the operations of the language model on tokens that are not padding, as in training's own report"
+        f"{', and those of the encoder' if encodes else ''}; recomputation does not count",
+        flops_4n=cost.flops_4n(amount.tokens),
     )
     columns, notes = columns | speed, notes + note
-    settings = {"tasks": "+".join(tasks), "steps": steps, "clips": clips, "repeats": repeats}
+    settings = {"tasks": "+".join(tasks), "images": images, "steps": steps, "clips": clips, "repeats": repeats}
+    settings["attention"] = model.llama.config.attention
     return Report("Training on clips, random weights", to_dict(config), settings, columns, results, notes)
 
 
@@ -150,6 +169,14 @@ def make_batches(config: Config, clips: int, count: int) -> list[Batch]:
         config = dataclasses.replace(config, data=data)
         with contextlib.closing(iter(train_dataset(config, Pieces(config.llama.vocab_size)))) as iterator:
             return list(itertools.islice(iterator, count))
+
+
+def with_frames(batches: Sequence[Batch], config: Config) -> list[Batch]:
+    """The batches with random frames in place of their image tokens."""
+    frames = batch_spec(config, images="frames").frames
+    random = np.random.default_rng(config.seed)
+    make = lambda: random.integers(0, 256, frames.shape, frames.dtype)
+    return [dataclasses.replace(batch, image_tokens=None, frames=make()) for batch in batches]
 
 
 def _prepared(folder: Path, config: Config, count: int) -> epath.Path:

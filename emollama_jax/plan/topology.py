@@ -69,6 +69,7 @@ _H100 = {
     "device_memory_size": 84978434048,
     "cuda_compute_capability": (9, 0),
 }
+_H200 = _H100 | {"memory_bandwidth": 4800000000000, "device_memory_size": 141000000000}
 _T4 = {
     "shared_memory_per_core": 65536,
     "shared_memory_per_block_optin": 65536,
@@ -98,6 +99,15 @@ CHIPS = {
         50e9,
         ((1,), (2,), (4,), (8,)),
         target=_GPU | _H100,
+    ),
+    "h200": Chip(
+        "NVIDIA H200",
+        0.9 * _H200["device_memory_size"],
+        0.0,
+        450e9,
+        50e9,
+        ((1,), (2,), (4,), (8,)),
+        target=_GPU | _H200,
     ),
     "t4": Chip("Tesla T4", 0.9 * _T4["device_memory_size"], 0.0, 16e9, 3e9, ((1,), (2,), (4,)), target=_GPU | _T4),
 }

@@ -62,7 +62,7 @@ def test_decode_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
             after_first = figures["seconds"] - figures["prefill_ms"] / 1e3
             assert figures["ms_per_token"] == pytest.approx(1e3 * after_first / 8)
         assert result["best"]["tokens_per_s"] == max(figures["tokens_per_s"] for figures in result["runs"])
-    assert data["settings"] == {"prompt": 20, "new_tokens": 9, "repeats": 2}
+    assert data["settings"] == {"prompt": 20, "new_tokens": 9, "repeats": 2, "attention": "chunked"}
     assert data["config"]["llama"]["hidden_size"] == TINY.llama.hidden_size
     assert data["machine"]["cores"] and data["machine"]["versions"]["jax"] == jax.__version__
     assert data["memory"]["host_gib"] > 0
@@ -234,7 +234,7 @@ def test_encode_gives_every_encoder_beside_its_peer(tmp_path, capsys):
         assert len(result["runs"]) == 2
         for figures in result["runs"]:
             assert figures["clips_per_s"] == pytest.approx(2 / figures["seconds"])
-    assert data["settings"] == {"seconds": 1, "repeats": 2, "dtype": "float32"}
+    assert data["settings"] == {"seconds": 1, "repeats": 2, "dtype": "float32", "attention": "chunked"}
     errors = [note.split(" by ")[1].split()[0] for note in data["notes"] if "the outputs differ" in note]
     assert len(errors) == 4 and 0 < max(map(float, errors)) < 1e-5
     assert all(f"{name} {OURS}" in table for name in ENCODERS)

@@ -118,7 +118,8 @@ def test_it_gives_a_table_and_every_repeat_as_json(tmp_path, capsys):
         assert 30 < figures["fill_percent"] <= 100
     assert ours["best"]["fill_percent"] == pytest.approx(100 * ours["best"]["tokens"] / 800)
     assert data["config"]["prompt"]["tasks"] == ["reason"]
-    assert data["settings"] == {"tasks": "reason", "steps": 1, "clips": 16, "repeats": 2}
+    settings = {"tasks": "reason", "images": "image_tokens", "steps": 1, "clips": 16, "repeats": 2}
+    assert data["settings"] == settings | {"attention": "chunked"}
     table = capsys.readouterr().out
     assert sum(line.endswith("x") for line in table.splitlines()) == 1 and "clips/s" in table
 
