@@ -156,7 +156,7 @@ def bench_all(
     name: str = "",
     sizes: Sizes = Sizes(),
     rows: Sequence[str] = (),
-    budget: float = 600.0,
+    budget: int = 600,
     repeats: int = 3,
     with_peer: bool = True,
     log: Callable[[str], None] = lambda line: None,
@@ -218,6 +218,7 @@ def measure_row(
                 remarks += [note for note in found["report"]["notes"] if note.startswith("no peer")]
             break
         if found.get("timed_out") and time.monotonic() >= deadline:
+            result.status = NOT_RUN
             break
         result.status = FAILED
         remarks.append(found["error"])

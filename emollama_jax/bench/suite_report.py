@@ -99,7 +99,7 @@ class SuiteReport:
 
     name: str
     folder: Path
-    budget: float
+    budget: int
     rows: list[RowResult]
     notes: list[str] = field(default_factory=list)
 
