@@ -153,7 +153,6 @@ def bench_all(
     config: Config,
     *,
     out: Path,
-    name: str = "",
     sizes: Sizes = Sizes(),
     rows: Sequence[str] = (),
     budget: int = 600,
@@ -181,7 +180,9 @@ def bench_all(
         raise UserError(f"--rows: unknown: {', '.join(sorted(unknown))}; the rows are {names}")
     chosen = [row for row in chosen if not rows or row.name in rows]
     out.mkdir(parents=True, exist_ok=True)
-    report = SuiteReport(name or "emollama bench all", out, budget, [row.result() for row in chosen])
+    model = f"{config.llama.num_layers} layers of width {config.llama.hidden_size}"
+    settings = {"model": model} | dataclasses.asdict(sizes) | {"repeats": repeats, "budget": budget}
+    report = SuiteReport(out, settings, [row.result() for row in chosen])
     report.save()  # an unwritable place is better known before the work than after
     deadline = time.monotonic() + budget
     for row, result in zip(chosen, report.rows, strict=True):

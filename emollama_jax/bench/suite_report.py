@@ -1,6 +1,6 @@
 """The one table of `emollama bench all`: each measurement beside its limit, its goal and the peer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +97,9 @@ class RowResult:
 class SuiteReport:
     """All rows, in the order they are measured in; written to `folder` as `all.json` and `all.md`."""
 
-    name: str
     folder: Path
-    budget: int
+    settings: dict[str, Any]
     rows: list[RowResult]
-    notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -126,16 +124,20 @@ class SuiteReport:
 
     def save(self) -> None:
         """Writes both files, in place of those of the row before."""
-        fields = {"name": self.name, "machine": self.machine, "budget": self.budget, "notes": self._notes()}
-        write_json(self.folder / "all.json", fields | {"rows": [row.to_dict() for row in self.rows]})
+        fields = {"machine": self.machine, "settings": self.settings, "rows": [row.to_dict() for row in self.rows]}
+        write_json(self.folder / "all.json", fields)
         write_text(self.folder / "all.md", self.markdown())
 
     def _head(self) -> list[str]:
         machine = machine_lines(self.machine) if self.machine else ["machine   nothing measured on it"]
-        return [f"{self.name}, random weights: the best of the repeats", *machine]
+        settings = [f"{name.replace('_', ' ')} {_setting(value)}" for name, value in self.settings.items()]
+        return ["Speed of one device, random weights", *machine, f"settings  {', '.join(settings)}"]
 
     def _notes(self) -> list[str]:
-        notes = [*self.notes, "limit at 4N: 4 operations a weight and token at the device's peak in half precision"]
+        notes = [
+            "figures are of the best repeat; the limits are the device's peaks as its maker states them",
+            "at 4N: 4 operations a weight that a token is multiplied with",
+        ]
         left = [row.name for row in self.rows if row.status == NOT_RUN]
         if left:
             notes.append(f"not run; to measure them: --rows {' '.join(left)}")
@@ -144,6 +146,10 @@ class SuiteReport:
     def _breakdowns(self) -> list[str]:
         found = [(row.name, row.breakdown) for row in self.rows]
         return [line for name, one in found if one for line in ("", f"{name}:", *one.lines())]
+
+
+def _setting(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _number(value: float) -> str:

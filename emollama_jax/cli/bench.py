@@ -189,7 +189,7 @@ def _add_all(verbs: Any, measured: argparse.ArgumentParser) -> None:
     add = verbs.add_parser(
         "all",
         parents=[measured],
-        help="an accelerator in one call: steps, answers and the frame's encoder, in a limited time",
+        help="one device in one call: steps, decoding and the frame's encoder",
         description="Measures training steps on packed clips (with the experiment's kernels, int8 kernels, XLA's\n"
         "attention, and the frame's encoder in the loop), decoding, and the encoder, the most important first, each\n"
         "in a process of its own, and prints one table: every row beside its limit, its goal and torch. A row that\n"

@@ -142,9 +142,11 @@ def test_without_torch_one_line_says_so(verb, monkeypatch, capsys):
 
 
 @pytest.mark.smoke
-def test_the_peer_can_be_left_out(capsys):
-    table = run("decode", "--no-peer", "--batch=1", "--new-tokens=3", "--repeats=1", capsys=capsys)
-    assert "- no peer: not asked for" in table
+def test_the_peer_can_be_left_out(tmp_path, capsys):
+    argv = ["decode", "--no-peer", "--batch=1", "--new-tokens=3", "--repeats=1", f"--trace={tmp_path}"]
+    table = run(*argv, capsys=capsys)
+    assert "- no peer: not asked for" in table and "operations of one more call" in table
+    assert list(tmp_path.rglob("*.xplane.pb"))
     assert PEER not in [line.split()[0] for line in table.splitlines() if line]
 
 
@@ -165,7 +167,10 @@ def test_on_an_accelerator_the_share_of_its_peaks_is_told(monkeypatch):
     (figures,) = step.results[0].runs
     flops = cost_of(Llama(TINY.llama, TINY.lora, rngs=nnx.Rngs(0))).flops(8, 8)
     assert figures["peak_percent"] == pytest.approx(100 * flops / (figures["ms_per_step"] / 1e3) / 1e9)
-    assert "% peak" in str(step)
+    cost = cost_of(Llama(TINY.llama, TINY.lora, rngs=nnx.Rngs(0)))
+    by_rule = 4 * 8 * (cost.frozen + cost.adapters)
+    assert figures["percent_4n"] == pytest.approx(100 * by_rule / (figures["ms_per_step"] / 1e3) / 1e9)
+    assert "% peak" in str(step) and "% at 4N" in str(step)
 
 
 def test_bytes_and_operations_are_counted_by_hand():
@@ -305,7 +310,7 @@ def test_wrong_arguments_are_told_in_one_line(capsys, tmp_path):
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no experiment given" in error("decode")
-    assert "required: {decode,step,train,predict,encode,data,extract,serve}" in error("--config=tiny")
+    assert "required: {all,decode,step,train,predict,encode,data,extract,serve}" in error("--config=tiny")
     assert "'1' is not a whole number from 2 on" in error("decode", "--config=tiny", "--new-tokens=1")
     assert "leave config.mesh at 1" in error("step", "--config=tiny", "--config.mesh.data=2")
     assert "nothing to train" in error("step", "--config=tiny", "--config.lora.rank=0")

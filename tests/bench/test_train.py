@@ -15,12 +15,13 @@ from emollama_jax.bench import train_peer, training
 from emollama_jax.bench.peer import PEER
 from emollama_jax.bench.predict import Pieces
 from emollama_jax.bench.report import OURS
-from emollama_jax.bench.train import amount_of, bench_train, make_batches
+from emollama_jax.bench.train import amount_of, bench_train, make_batches, with_frames
 from emollama_jax.bench.train_peer import one_clip_a_row
 from emollama_jax.config import Config, load_config
 from emollama_jax.data.batch import soft_tokens_per_clip
 from emollama_jax.models.llama import Llama
-from emollama_jax.train.speed import Peak, cost_of
+from emollama_jax.train.speed import Peak, cost_of, encoder_flops
+from emollama_jax.weights.encoders import random_encoder
 
 TINY = load_config("tiny")
 SOFT = soft_tokens_per_clip(TINY)
@@ -141,6 +142,28 @@ def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     assert figures["steps"] == 2 and figures["ms_per_step"] == pytest.approx(1e3 * figures["seconds"] / 2)
     assert figures["device_gib"] == 2.5
     assert "% peak" in str(report) and "GiB" in report.columns.values()
+
+
+def test_the_encoder_can_be_a_part_of_the_step(monkeypatch, tmp_path):
+    """Its operations count, and the batches hold frames, all of them other ones."""
+    monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
+    report = bench_train(experiment(), clips=16, repeats=1, images="frames", trace=tmp_path / "trace")
+    (result,) = report.results
+    (figures,), language = result.runs, cost_of(Llama(TINY.llama, TINY.lora, rngs=nnx.Rngs(0)))
+    flops = language.flops(figures["tokens"], figures["tokens"] / figures["clips"])
+    flops += figures["clips"] * encoder_flops(random_encoder("eva_vit", TINY.eva_vit, 0), 0)
+    assert figures["peak_percent"] == pytest.approx(100 * flops / figures["seconds"] / 1e9)
+    assert figures["percent_4n"] == pytest.approx(100 * language.flops_4n(figures["tokens"]) / figures["seconds"] / 1e9)
+    assert any(note.startswith("no peer: it has image tokens") for note in report.notes)
+    assert report.settings["images"] == "frames"
+    assert result.breakdown.operations and "the longest" in str(report)
+
+    batches = with_frames(make_batches(experiment(), clips=16, count=2), TINY)
+    assert [batch.image_tokens for batch in batches] == [None, None]
+    shape = (2, TINY.data.clips_per_row, TINY.eva_vit.image_size, TINY.eva_vit.image_size, 3)
+    frames = np.concatenate([batch.frames for batch in batches])
+    assert frames.shape == (4, *shape[1:]) and frames.dtype == np.uint8
+    assert len(np.unique(frames.reshape(-1, *shape[2:]), axis=0)) == 4 * TINY.data.clips_per_row
 
 
 def test_the_clips_are_of_many_lengths_and_repeatable():

@@ -20,7 +20,9 @@ RECIPES = {
 
 
 def test_there_are_recipes_for_the_machines_people_rent():
-    assert {"v5e-1", "t4-1", "v5e-16", "v5e-256", "v5p-16", "v6e-16", "h100-8"} <= set(sum(RECIPES.values(), []))
+    assert {"v5e-1", "t4-1", "v5e-16", "v5e-256", "v5p-16", "v6e-16", "h100-8", "h200-1"} <= set(
+        sum(RECIPES.values(), [])
+    )
 
 
 @pytest.mark.smoke
