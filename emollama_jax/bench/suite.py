@@ -206,27 +206,22 @@ def measure_row(
         deadline: on the clock of `time.monotonic`.
         most: seconds for one attempt.
     """
-    start, remarks = time.monotonic(), []
-    for attempt in (row, dataclasses.replace(row, options=row.options | {"with_peer": False})):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        found = run(attempt, min(left, most))
-        result.seconds = time.monotonic() - start
-        if "report" in found:
-            result.status, result.report = MEASURED, found["report"]
-            if attempt.options["with_peer"]:
-                remarks += [note for note in found["report"]["notes"] if note.startswith("no peer")]
-            break
-        if found.get("timed_out") and time.monotonic() >= deadline:
-            result.status = NOT_RUN
-            break
-        result.status = FAILED
-        remarks.append(found["error"])
-        if not (attempt.options["with_peer"] and found["had_peer"]):
-            break
-        remarks[-1] = f"with {PEER}: {remarks[-1]}"
-    result.remark = "; ".join(remarks) if result.status != NOT_RUN else "the time was over"
+    start = time.monotonic()
+    left = lambda: deadline - time.monotonic()
+    found = run(row, min(left(), most)) if left() > 0 else {"timed_out": True}
+    with_peer, because = row.options["with_peer"], ""
+    if "report" not in found and found.get("had_peer") and left() > 0:
+        with_peer, because = False, found["error"]
+        found = run(dataclasses.replace(row, options=row.options | {"with_peer": False}), min(left(), most))
+    result.seconds = time.monotonic() - start
+    if "report" in found:
+        result.status, result.report = MEASURED, found["report"]
+        no_peer = [note for note in found["report"]["notes"] if with_peer and note.startswith("no peer")]
+        result.remark = "; ".join([f"with {PEER}: {because}"] if because else no_peer)
+    elif found.get("timed_out") and left() <= 0:
+        result.status, result.remark = NOT_RUN, "the time was over"
+    else:
+        result.status, result.remark = FAILED, found["error"]
 
 
 def run_in_process(row: Row, seconds: float) -> dict[str, Any]:

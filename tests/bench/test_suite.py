@@ -136,8 +136,8 @@ def test_when_the_time_is_over_the_rest_is_said_not_to_be_run(tmp_path, monkeypa
     # A third each at most: with the peer 30 s are not enough, without it 25 s are; then 30 of the 35 s left go to the
     # next with its peer, and without it there are but 5.
     assert given == [30.0, 30.0, 30.0, 5.0]
-    assert [row.status for row in report.rows] == ["measured", "not run", *["not run"] * (len(report.rows) - 2)]
-    assert "with torch: slow" in report.rows[0].remark
+    assert [row.status for row in report.rows] == ["measured", *["not run"] * (len(report.rows) - 1)]
+    assert report.rows[0].remark == "with torch: slow"
     assert {row.remark for row in report.rows[1:]} == {"the time was over"}
     assert f"--rows {' '.join(row.name for row in report.rows[1:])}" in str(report)
 
@@ -182,7 +182,7 @@ def test_a_process_that_dies_or_hangs_is_told(tmp_path, monkeypatch):
     assert run_in_process(row, 1.0) == {"error": "not done in 1 s", "had_peer": True, "timed_out": True}
 
 
-def test_the_worker_measures_or_says_in_one_line_why_not(monkeypatch):
+def test_the_worker_measures_or_says_in_one_line_why_not(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_report, "SETTLE_S", 0)
     found = {row.name: row for row in rows()}
 
@@ -190,8 +190,10 @@ def test_the_worker_measures_or_says_in_one_line_why_not(monkeypatch):
         row = found[name]
         return {"bench": row.bench, "config": to_dict(row.config), "options": row.options | options}
 
-    result = measure(request("decode-2", with_peer=False, repeats=1))
-    assert json.loads(json.dumps(result))["report"]["results"][0]["best"]["tokens"] == 12
+    result = measure(request("decode-2", with_peer=False, repeats=1, trace=str(tmp_path)))
+    (decoded,) = json.loads(json.dumps(result))["report"]["results"]
+    assert decoded["best"]["tokens"] == 12 and decoded["breakdown"]["operations"]
+    assert list((tmp_path / "batch-2").rglob("*.xplane.pb"))
     cudnn = request("step-400", with_peer=False)
     cudnn["config"]["llama"]["attention"] = "cudnn"
     failed = measure(cudnn)
@@ -201,21 +203,15 @@ def test_the_worker_measures_or_says_in_one_line_why_not(monkeypatch):
 @pytest.mark.slow
 def test_a_whole_call_at_tiny_size(tmp_path, capsys):
     pytest.importorskip("peft")
-    names = ["step-400", "decode-1", "step-400-eva", "step-400-int8-products", "step-400-xla"]
+    names = ["eva-2", "step-400"]
     argv = ["--config=tiny", "--config.llama.attention=cudnn", f"--out={tmp_path}", "--repeats=1", *ARGUMENTS]
     assert cli.main(["bench", "all", *argv, "--rows", *names]) == 1
     told = capsys.readouterr()
     status = {row["name"]: row for row in json.loads((tmp_path / "all.json").read_text())["rows"]}
-    assert list(status) == ["step-400", "decode-1", "step-400-xla", "step-400-eva", "step-400-int8-products"]
-    cudnn = [name for name, row in status.items() if row["status"] == "failed"]
-    assert cudnn == ["step-400", "step-400-eva", "step-400-int8-products"]
-    assert all("cudnn" in status[name]["remark"].lower() for name in cudnn)
-    assert status["step-400-xla"]["report"]["settings"]["attention"] == "xla"
-    decode = status["decode-1"]["report"]
-    assert [result["who"] for result in decode["results"]] == [OURS, PEER]
-    assert decode["results"][0]["breakdown"]["operations"]
-    assert list((tmp_path / "profile/decode-1").rglob("*.xplane.pb"))
-    assert "step-400-xla: measured" in told.err and "decode-1:" in told.out
+    assert [(name, row["status"]) for name, row in status.items()] == [("step-400", "failed"), ("eva-2", "measured")]
+    assert status["step-400"]["remark"].lower().count("cudnn") == 1  # once, though it was tried twice
+    assert [result["who"] for result in status["eva-2"]["report"]["results"]] == [OURS, PEER]
+    assert "eva-2: measured" in told.err and "eva-2" in told.out
 
 
 def programs() -> list[tuple[str, Config, str, int]]:

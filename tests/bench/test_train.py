@@ -144,8 +144,9 @@ def test_without_torch_and_where_the_peak_is_known(monkeypatch):
     assert "% peak" in str(report) and "GiB" in report.columns.values()
 
 
+@pytest.mark.slow
 def test_the_encoder_can_be_a_part_of_the_step(monkeypatch, tmp_path):
-    """Its operations count, and the batches hold frames, all of them other ones."""
+    """Its operations count beside those of the language model."""
     monkeypatch.setattr(bench_report, "device_peak_flops", lambda kind: Peak(flops=1e9, bytes_per_s=1e9))
     report = bench_train(experiment(), clips=16, repeats=1, images="frames", trace=tmp_path / "trace")
     (result,) = report.results
@@ -158,7 +159,9 @@ def test_the_encoder_can_be_a_part_of_the_step(monkeypatch, tmp_path):
     assert report.settings["images"] == "frames"
     assert result.breakdown.operations and "the longest" in str(report)
 
-    batches = with_frames(make_batches(experiment(), clips=16, count=2), TINY)
+
+def test_frames_take_the_place_of_image_tokens():
+    batches = with_frames(make_batches(experiment(), clips=16, count=2), experiment())
     assert [batch.image_tokens for batch in batches] == [None, None]
     shape = (2, TINY.data.clips_per_row, TINY.eva_vit.image_size, TINY.eva_vit.image_size, 3)
     frames = np.concatenate([batch.frames for batch in batches])
