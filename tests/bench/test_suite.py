@@ -194,7 +194,7 @@ def test_the_worker_measures_or_says_in_one_line_why_not(tmp_path, monkeypatch):
     (decoded,) = json.loads(json.dumps(result))["report"]["results"]
     assert decoded["best"]["tokens"] == 12 and decoded["breakdown"]["operations"]
     assert list((tmp_path / "batch-2").rglob("*.xplane.pb"))
-    cudnn = request("step-400", with_peer=False)
+    cudnn = request("decode-1", with_peer=False)
     cudnn["config"]["llama"]["attention"] = "cudnn"
     failed = measure(cudnn)
     assert not failed["had_peer"] and "\n" not in failed["error"] and "cudnn" in failed["error"].lower()
