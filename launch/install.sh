@@ -14,8 +14,7 @@ install() {
   echo "$0: installing into $venv"
   rm -f "$file"
   "$python" -m venv "$venv"
-  # Python compiles what is imported; most modules never are.
-  "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$@"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"
   echo "$stamp" >"$file"
 }
 
