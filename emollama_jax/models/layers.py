@@ -5,17 +5,22 @@ Axes: B batch, T tokens, D width, N heads, H head size, L layers (leading, when 
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+Arrays = TypeVar("Arrays")  # an array, or a tuple of arrays
 
 NF4_TILE = 64  # weights that share one scale, along the input axis (QLoRA, arXiv:2305.14314)
 QUANTISED = ("int8", "nf4")
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 INT8_PRODUCTS = ("none", "forward", "all")
+INT8_PRODUCT = "int8_product"  # by which a policy of recomputation knows what `int8_matmul` returns
 
 
 def param(value, axes: tuple[str | None, ...], kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
@@ -35,6 +40,29 @@ def stacked_axes(axes: tuple[str | None, ...], num_layers: int | None) -> tuple[
 def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
     """Normal initial values; float32 also where `JAX_ENABLE_X64` makes float64 JAX's default."""
     return std * jax.random.normal(key, shape, jnp.float32)
+
+
+def computed_once(x: Arrays) -> Arrays:
+    """The same arrays. On TPUs they, and their gradients, are computed and stored before anything reads them: XLA would
+    compute them anew for every tile of the matrix products that do."""
+    return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """silu(gate) * up (arXiv:2002.05202)."""
+    return computed_once(_swiglu(gate, up))
+
+
+def _swiglu(gate, up):
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(inputs, gradient):
+    return computed_once(jax.vjp(_swiglu, *inputs)[1](computed_once(gradient)))
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 def as_kernel(weight: Float[Array, "in out"], dtype: str) -> Array | qwix.QArray:
@@ -122,7 +150,7 @@ class Linear(nnx.Module):
         if self.int8_products == "none":
             y = matmul(x, kernel)
         else:
-            y = int8_matmul(x, kernel, self.int8_products == "all")
+            y = checkpoint_name(int8_matmul(x, kernel, self.int8_products == "all"), INT8_PRODUCT)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -137,7 +165,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return computed_once((y * self.scale[...].astype(jnp.float32)).astype(x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -153,7 +181,8 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return computed_once(y.astype(x.dtype))
 
 
 class Embedding(nnx.Module):

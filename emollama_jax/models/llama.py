@@ -24,6 +24,7 @@ from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models import attention
 from emollama_jax.models.layers import (
     FLOAT_DTYPES,
+    INT8_PRODUCT,
     INT8_PRODUCTS,
     QUANTISED,
     Embedding,
@@ -32,17 +33,30 @@ from emollama_jax.models.layers import (
     cos_and_sin,
     rotary_angles,
     rotate,
+    swiglu,
 )
-from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear
+from emollama_jax.models.lora import DROPOUT, LoRAConfig, LoRALinear
 from emollama_jax.sharding import constrain
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(INT8_PRODUCT, DROPOUT),
+    ),
 }
-# What a projection's dropout folds into the block's key. A run that is resumed must draw the same: never renumber.
-DROPOUT_FOLDS = {name: fold for fold, name in enumerate(PROJECTIONS)}
+# What a projection's dropout folds into the block's key, and which half of the random bits are its own. A run that is
+# resumed must draw the same: never renumber.
+DROPOUT_BITS = {
+    "q_proj": (0, 0),
+    "v_proj": (0, 1),
+    "k_proj": (1, 0),
+    "o_proj": (1, 1),
+    "gate_proj": (2, 0),
+    "up_proj": (2, 1),
+    "down_proj": (3, 0),
+}
 
 BlockKey = Key[Array, ""] | None
 
@@ -151,9 +165,10 @@ def _linear(config: LlamaConfig, lora: LoRAConfig, name: str, sizes: tuple[int, 
 def _project(block: nnx.Module, name: str, x: Float[Array, "B T in"], key: BlockKey) -> Float[Array, "B T out"]:
     """One of a block's projections, its adapter with a dropout of its own where there is a key."""
     layer = getattr(block, name)
-    if isinstance(layer, LoRALinear):
-        return layer(x, None if key is None else jax.random.fold_in(key, DROPOUT_FOLDS[name]))
-    return layer(x)
+    if key is None or not isinstance(layer, LoRALinear):
+        return layer(x)
+    fold, half = DROPOUT_BITS[name]
+    return layer(x, jax.random.fold_in(key, fold), half)
 
 
 def _logits(hidden: Float[Array, "*B D"], head: Float[Array, "D V"]) -> Float[Array, "*B V"]:
@@ -193,7 +208,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+    """down(swiglu(gate(x), up(x)))."""
 
     def __init__(self, config: LlamaConfig, lora: LoRAConfig, *, rngs: nnx.Rngs):
         d, f = config.hidden_size, config.intermediate_size
@@ -202,7 +217,7 @@ class MLP(nnx.Module):
         self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "embed"), rngs)
 
     def __call__(self, x: Float[Array, "B T D"], key: BlockKey) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(_project(self, "gate_proj", x, key)) * _project(self, "up_proj", x, key)
+        hidden = swiglu(_project(self, "gate_proj", x, key), _project(self, "up_proj", x, key))
         return _project(self, "down_proj", constrain(hidden, "batch", None, "mlp"), key)
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Key
 
 from emollama_jax.fields import check_fields, field
-from emollama_jax.models.layers import QUANTISED, Linear, as_array, matmul, param, stacked, stacked_axes
+from emollama_jax.models.layers import QUANTISED, Linear, as_array, computed_once, matmul, param, stacked, stacked_axes
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DROPOUT = "dropout"  # by which a policy of recomputation knows what `kept` returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +66,33 @@ class LoRALinear(Linear):
         self.lora_a = param(a, stacked_axes((axes[0], "lora_rank"), num_layers), nnx.LoRAParam)
         self.lora_b = param(b, stacked_axes(("lora_rank", axes[1]), num_layers), nnx.LoRAParam)
 
-    def __call__(self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "*B out"]:
+    def __call__(
+        self, x: Float[Array, "*B in"], dropout_key: Key[Array, ""] | None = None, half: int = 0
+    ) -> Float[Array, "*B out"]:
+        """Adapters called with one `dropout_key` and different `half`s, 0 and 1, drop on their own."""
         y = super().__call__(x)
         if self.merged:
             return y
         if dropout_key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(dropout_key, jnp.float32(1 - self.dropout), x.shape)
+            keep = kept(dropout_key, self.dropout, x.shape, half)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
         return y + self.scale * matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
 
     def delta(self) -> Float[Array, "*L in out"]:
         """What merging adds to the kernel, float32."""
         return self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+
+
+def kept(key: Key[Array, ""], rate: float, shape: tuple[int, ...], half: int) -> Bool[Array, "*B in"]:
+    """Which elements dropout keeps: all but a share `rate` to the nearest 65536th, as 16 random bits decide each.
+
+    Args:
+        half: 0 or 1: which half of the words' bits these are. To draw words takes a TPU longer than an adapter's
+            products, and two adapters with one key and different halves share them.
+    """
+    words = computed_once(jax.random.bits(key, shape, jnp.uint32))
+    bits = words >> 16 if half else words & 0xFFFF
+    return checkpoint_name(bits >= round(rate * 2**16), DROPOUT)
 
 
 def is_adapter(path: tuple, variable: nnx.Variable) -> bool:

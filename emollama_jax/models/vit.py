@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from emollama_jax.fields import AFFECTS, check_fields, field
 from emollama_jax.models.attention import KERNELS, bidirectional_attention, resolve_for_devices, splash_padding
-from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, normal, param
+from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, computed_once, normal, param
 from emollama_jax.sharding import constrain
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,7 +129,7 @@ class MLP(nnx.Module):
         self.down_proj = Linear(f, d, axes=("mlp", "embed"), **common)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(constrain(gelu(self.up_proj(x)), "batch", None, "mlp"))
+        return self.down_proj(constrain(computed_once(gelu(self.up_proj(x))), "batch", None, "mlp"))
 
 
 class Block(nnx.Module):

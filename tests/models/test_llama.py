@@ -341,6 +341,14 @@ def test_remat_policies_give_different_computations():
     assert len({trained_step(tiny_config(remat=policy)) for policy in ("none", "full", "dots")}) == 3
 
 
+def test_products_of_integers_are_kept_where_products_are():
+    def products(remat):
+        step = trained_step(tiny_config(kernel_dtype="int8", int8_products="forward", remat=remat))
+        return step.count("preferred_element_type=int32")
+
+    assert products("none") == products("dots") < products("full")
+
+
 @pytest.mark.parametrize("target", PROJECTIONS)
 def test_every_target_gets_an_adapter(target):
     _, state = abstract(lambda: Llama(tiny_config(), LoRAConfig(rank=4, targets=(target,)), rngs=nnx.Rngs(0)))

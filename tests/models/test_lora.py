@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from emollama_jax.models import lora as lora_module
 from emollama_jax.models.layers import as_array
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, LoRALinear, adapters, is_adapter, merge, merged_kernel
@@ -87,14 +88,14 @@ def test_dropout_differs_between_layers_and_targets(monkeypatch):
     lora = LoRAConfig(rank=4, alpha=4.0, dropout=0.5, targets=PROJECTIONS)
     (tokens, positions, segment_ids), key = rows(tiny_config()), jax.random.key(7)
     graphdef, params = nnx.split(random_llama(tiny_config(scan_layers=False), lora))
-    draw = jax.random.bernoulli
+    draw = lora_module.kept
 
     @jax.jit
     def run(params):
         masks = []
         spy = lambda *args, **kwargs: masks.append(draw(*args, **kwargs)) or masks[-1]
         with monkeypatch.context() as patch:
-            patch.setattr(jax.random, "bernoulli", spy)
+            patch.setattr(lora_module, "kept", spy)
             model = nnx.merge(graphdef, params)
             return model(model.embed_tokens(tokens), positions, segment_ids, dropout_key=key), masks
 
