@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.core import spmd
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +25,9 @@ from emollama_jax.errors import UserError
 from emollama_jax.sharding import partition_spec
 
 KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
+RESIDUALS = (
+    "attention_residuals"  # what splash attention keeps for its backward pass
+)
 CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
 CHUNK_QUERIES = 256  # queries of a causal row that are computed at once, against the keys up to the last of them
 SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths of a block of splash attention, which takes whole blocks
@@ -244,12 +248,19 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, causal: bool, i
 
     def local(q, k, v, segment_ids):  # one device's rows and heads: [B, N, T, H]
         mask = splash.MultiHeadMask([one_head] * q.shape[1])
-        kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+        kernel = splash.make_splash_mha(
+            mask,
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=sizes,
+            residual_checkpoint_name=RESIDUALS,
+            interpret=interpret,
+        )
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
 
     mesh, rules = jax.sharding.get_abstract_mesh(), spmd.get_logical_axis_rules()
     fill = lambda x, axis: jnp.pad(x, [(0, padded - length if i == axis else 0) for i in range(x.ndim)])
-    q, k, v = (fill(jnp.swapaxes(x, 1, 2), 2) for x in (q * head_dim**-0.5, k, v))
+    q, k, v = (checkpoint_name(fill(jnp.swapaxes(x, 1, 2), 2), RESIDUALS) for x in (q * head_dim**-0.5, k, v))
     segment_ids = fill(segment_ids, 1)
     if not mesh.empty and rules:
         spec_of = lambda x, heads: partition_spec(("batch", heads, None, None), x.shape, dict(mesh.shape), rules)

@@ -43,7 +43,7 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(INT8_PRODUCT, DROPOUT),
+        jax.checkpoint_policies.save_only_these_names(INT8_PRODUCT, attention.RESIDUALS, DROPOUT),
     ),
 }
 # What a projection's dropout folds into the block's key, and which half of the random bits are its own. A run that is
