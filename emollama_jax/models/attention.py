@@ -25,9 +25,7 @@ from emollama_jax.errors import UserError
 from emollama_jax.sharding import partition_spec
 
 KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
-RESIDUALS = (
-    "attention_residuals"  # what splash attention keeps for its backward pass
-)
+RESIDUALS = "attention_residuals"  # what splash attention keeps for its backward pass
 CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
 CHUNK_QUERIES = 256  # queries of a causal row that are computed at once, against the keys up to the last of them
 SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths of a block of splash attention, which takes whole blocks

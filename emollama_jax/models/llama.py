@@ -97,7 +97,8 @@ class LlamaConfig:
     scan_layers: bool = field(True, affects=("prediction", "execution"))
     """Compile one block and scan over it; false unrolls the layers."""
     remat: str = field("full", choices=tuple(REMAT_POLICIES), affects=("prediction", "execution"))
-    """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products)."""
+    """What the backward pass recomputes: none, full (all of a block) or dots (all but its matrix products, what dropout
+    drew and, on TPUs, attention)."""
     attention: str = field("auto", choices=attention.KERNELS, affects=("prediction", "execution"))
     """Attention kernel: xla, cudnn, splash, splash_interpret or chunked; auto is chosen by the devices."""
     loss_chunk: int = field(256, gt=0, affects=("prediction", "execution"))

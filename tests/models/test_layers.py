@@ -23,6 +23,7 @@ from emollama_jax.models.layers import (
     rotary_angles,
     rotate,
     swap_by_product,
+    swiglu,
 )
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.lora import LoRAConfig
@@ -285,3 +286,21 @@ def test_whole_model_with_quantised_kernels(dtype):
         error = relative(found[i], expected[i])
         print(f"{dtype}: {what}, relative error against the original kernels {error:.4f}")
         assert error < WHOLE[dtype][i]
+
+
+def test_norms_are_computed_once_on_tpus_alone():
+    norm = RMSNorm(8, epsilon=1e-5, dtype="float32")
+    lowered = lambda platform: jax.jit(norm).trace(jnp.ones((2, 8))).lower(lowering_platforms=(platform,)).as_text()
+    assert "optimization_barrier" in lowered("tpu")
+    assert "optimization_barrier" not in lowered("cpu")
+
+
+def test_swiglu_and_its_gradients():
+    gate, up, weights = jax.random.normal(jax.random.key(0), (3, 4, 6))
+    plain = lambda gate, up: jnp.sum(jax.nn.silu(gate) * up * weights)
+    found = jax.value_and_grad(lambda gate, up: jnp.sum(swiglu(gate, up) * weights), (0, 1))(gate, up)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
+        found,
+        jax.value_and_grad(plain, (0, 1))(gate, up),
+    )

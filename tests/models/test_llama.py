@@ -11,7 +11,8 @@ import pytest
 import qwix
 from flax import nnx
 
-from emollama_jax.models.llama import Llama, LlamaConfig
+from emollama_jax.models.attention import attention
+from emollama_jax.models.llama import REMAT_POLICIES, Llama, LlamaConfig
 from emollama_jax.models.lora import PROJECTIONS, LoRAConfig, is_adapter
 from emollama_jax.sharding import abstract
 from tests.models.tiny import close, random_llama, rows, tiny_config
@@ -347,6 +348,18 @@ def test_products_of_integers_are_kept_where_products_are():
         return step.count("preferred_element_type=int32")
 
     assert products("none") == products("dots") < products("full")
+
+
+def test_splash_attention_is_not_recomputed_where_products_are_kept(capsys):
+    """The logarithm of the softmax's sum, which its backward pass reads, exists in the kernel alone."""
+    q, segment_ids = jnp.ones((1, 128, 2, 128)), jnp.ones((1, 128), jnp.int32)
+
+    def is_kept(policy):
+        attend = lambda q: jnp.sin(attention(2 * q, q, q, segment_ids, kernel="splash_interpret"))
+        jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(attend, policy=REMAT_POLICIES[policy]), q)
+        return any(line.startswith("f32[1,2,128] ") for line in capsys.readouterr().out.splitlines())
+
+    assert is_kept("dots") and not is_kept("full")
 
 
 @pytest.mark.parametrize("target", PROJECTIONS)
