@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from emollama_jax.models.eva_vit import EvaVitConfig
 from emollama_jax.models.hubert import HubertConfig
@@ -17,7 +16,7 @@ from emollama_jax.models.mae import MaeConfig
 from emollama_jax.models.projectors import PROJECTORS, Projectors
 from emollama_jax.models.videomae import VideoMaeConfig
 from emollama_jax.models.vit import EncoderConfig
-from emollama_jax.weights.engine import Table, export
+from emollama_jax.weights.engine import Table, export_on_device
 from emollama_jax.weights.llama import hugging_face_config, hugging_face_table
 from emollama_jax.weights.peft import adapter_table
 from emollama_jax.weights.tensors import StoredTensor, WeightSource
@@ -59,7 +58,7 @@ def torch_llama(model: Llama) -> Any:
             peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     finally:
         torch.set_default_dtype(default)
-    _fill(peer.named_parameters(), export(model, hugging_face_table(model.config), dtype="float32"))
+    _fill(peer.named_parameters(), export_on_device(model, hugging_face_table(model.config), dtype="float32"))
     return peer.eval()
 
 
@@ -72,7 +71,7 @@ def add_adapters(peer: Any, model: Llama, lora: LoRAConfig) -> Any:
     )
     peer = peft.get_peft_model(peer, settings)
     adapters = ((name, value) for name, value in peer.named_parameters() if "lora_" in name)
-    _fill(adapters, export(model, adapter_table(lora.targets, adapter="default"), dtype="float32"))
+    _fill(adapters, export_on_device(model, adapter_table(lora.targets, adapter="default"), dtype="float32"))
     return peer.train()
 
 
@@ -99,7 +98,7 @@ def torch_projectors(projectors: Projectors) -> Any:
     linears = {name: torch.nn.Linear(*shape, device=torch_device()) for name, shape in shapes.items()}
     peer = torch.nn.ModuleDict(linears)
     table = Table(tuple(linear_rules((name, name) for name in PROJECTORS)))
-    _fill(peer.named_parameters(), export(projectors, table, dtype="float32"))
+    _fill(peer.named_parameters(), export_on_device(projectors, table, dtype="float32"))
     return peer
 
 
@@ -168,14 +167,14 @@ def as_source(model: Any) -> WeightSource:
     return WeightSource(Path(type(model).__name__), "torch", stored, model.config.to_dict())
 
 
-def _fill(parameters: Iterable[tuple[str, Any]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+def _fill(parameters: Iterable[tuple[str, Any]], tensors: Iterable[tuple[str, jax.Array]]) -> None:
     """Copies the tensors, one at a time, into the parameters of the same names, which are as many."""
     import torch
 
     parameters = dict(parameters)
     with torch.no_grad():
         for name, tensor in tensors:
-            parameters.pop(name).copy_(torch.tensor(tensor))
+            parameters.pop(name).copy_(torch.from_dlpack(tensor))  # on a GPU it does not pass through the host
     assert not parameters, f"left as torch initialised them: {', '.join(parameters)}"
 
 

@@ -5,6 +5,7 @@ measured the table says why, and the next one starts. The files hold the table a
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -185,10 +186,12 @@ def bench_all(
     report = SuiteReport(out, settings, [row.result() for row in chosen])
     report.save()  # an unwritable place is better known before the work than after
     deadline = time.monotonic() + budget
-    for row, result in zip(chosen, report.rows, strict=True):
-        measure_row(row, result, run or run_in_process, deadline=deadline, most=budget * PART)
-        report.save()
-        log(f"{row.name}: {result.status} ({result.seconds:.0f} s) {result.remark}".rstrip())
+    with tempfile.TemporaryDirectory(prefix="emollama-compiled-") as compiled:
+        run = run or functools.partial(run_in_process, compiled=compiled)
+        for row, result in zip(chosen, report.rows, strict=True):
+            measure_row(row, result, run, deadline=deadline, most=budget * PART)
+            report.save()
+            log(f"{row.name}: {result.status} ({result.seconds:.0f} s) {result.remark}".rstrip())
     return report
 
 
@@ -224,10 +227,14 @@ def measure_row(
         result.status, result.remark = FAILED, found["error"]
 
 
-def run_in_process(row: Row, seconds: float) -> dict[str, Any]:
-    """Runs a row in a new process and returns the worker's result, with an `error` where it crashed or took longer."""
+def run_in_process(row: Row, seconds: float, compiled: str) -> dict[str, Any]:
+    """Runs a row in a new process and returns the worker's result, with an `error` where it crashed or took longer.
+
+    Args:
+        compiled: a folder for the programs, and the kernels chosen for them, that rows have in common.
+    """
     request = {"bench": row.bench, "config": to_dict(row.config), "options": row.options}
-    environment = dict(os.environ)
+    environment = {"JAX_COMPILATION_CACHE_DIR": compiled, **os.environ}
     if row.options["with_peer"]:  # torch takes what JAX leaves it
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with tempfile.TemporaryDirectory(prefix="emollama-bench-") as folder:

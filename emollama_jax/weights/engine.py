@@ -144,6 +144,20 @@ def export(
         dtype: of all tensors; default: the dtype of each parameter, bfloat16 for quantised kernels.
         merge_adapters: add each adapter to the kernel it belongs to.
     """
+    for name, array, transform in _exported(model, table, dtype, merge_adapters):
+        yield name, np.ascontiguousarray(transform.out(np.asarray(array)))
+
+
+def export_on_device(model: nnx.Module, table: Table, *, dtype: str) -> Iterator[tuple[str, jax.Array]]:
+    """As `export`, but the arrays stay where the parameters lie."""
+    for name, array, transform in _exported(model, table, dtype, merge_adapters=False):
+        yield name, transform.out(array)
+
+
+def _exported(
+    model: nnx.Module, table: Table, dtype: str | None, merge_adapters: bool
+) -> Iterator[tuple[str, jax.Array, Transform]]:
+    """(a tensor's name, its values in the parameter's layout, the layouts) of all tensors."""
     for rule in table.rules:
         *parent, leaf = rule.param.split(".")
         module = functools.reduce(getattr, parent, model)
@@ -155,7 +169,7 @@ def export(
             merged = merge_adapters and leaf == "kernel" and isinstance(one, Linear)
             array = merged_kernel(one) if merged else as_array(getattr(one, leaf).get_value())
             name = rule.tensor.format(layer=layer)
-            yield name, np.ascontiguousarray(rule.transform.out(np.asarray(array.astype(out))))
+            yield name, array.astype(out), rule.transform
 
 
 def _plan(

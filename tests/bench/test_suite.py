@@ -143,7 +143,7 @@ def test_when_the_time_is_over_the_rest_is_said_not_to_be_run(tmp_path, monkeypa
 
 
 def test_an_interrupted_call_keeps_what_it_has(tmp_path, monkeypatch, capsys):
-    def run(row, seconds):
+    def run(row, seconds, compiled):
         if row.name != "step-400":
             raise KeyboardInterrupt
         return answer()
@@ -177,9 +177,9 @@ def test_a_process_that_dies_or_hangs_is_told(tmp_path, monkeypatch):
     program.chmod(0o755)
     row = rows()[0]
     died = {"error": "the process ended with code -9 (cuDNN is gone)", "had_peer": True}
-    assert run_in_process(row, 60.0) == died
+    assert run_in_process(row, 60.0, str(tmp_path)) == died
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert run_in_process(row, 1.0) == {"error": "not done in 1 s", "had_peer": True, "timed_out": True}
+    assert run_in_process(row, 1.0, str(tmp_path)) == {"error": "not done in 1 s", "had_peer": True, "timed_out": True}
 
 
 def test_the_worker_measures_or_says_in_one_line_why_not(tmp_path, monkeypatch):
