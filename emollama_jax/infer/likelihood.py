@@ -1,22 +1,23 @@
-"""How likely each of some answers is behind prompts that begin alike: a shared prefix once, the rest as a packed tree.
+"""How likely each of some answers is behind prompts that begin alike: no token is run twice.
 
 Axes: N clips, B rows (clips padded to a power of two), P prefix slots, T tree slots, S soft tokens, D width, V prompts
-of a clip (variants), L answers, E tokens of an answer with its end, G likelihoods of a row: V L E, padded to a bucket.
+of a clip, L answers, A tokens of all answers with their ends, G likelihoods of a row: V A.
 
-What all prompts of a clip begin with, soft tokens included, is run once. All that follows is a tree, packed into one
-row and run against the prefix's keys and values:
+A clip's longest prompt is its prefix, and what the other prompts and the answers add to it is a tree of tokens, packed
+into one row and run against the prefix's keys and values:
 
-    prefix ── prompt 1: "happy, sad. [/INST]" ── "happy"
-           │                                  └─ "sad"
-           └─ prompt 2: "sad, happy. [/INST]" ── "sad"
-                                              └─ "happy"
+    prefix   IMAGE "Oh no. Which one: happy, sad? [/INST]"
+                │                                   ├── "happy"
+                │                                   └── "sad"
+    tree        └── "Which one: happy, sad? [/INST]" ── "happy"
+                                                    └── "sad"
 
-A token sees the prefix and what lies between it and the root. The ends of answers are predicted, never read. Where the
-prompts of all clips begin alike, as those without an image do, one prefix serves all rows.
+A token sees the prefix up to where its branch leaves it, and what lies between it and there. The ends of answers are
+predicted, never read. Where the prompts of all clips begin alike, as those without an image do, one prefix serves all.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -24,13 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emollama_jax.data.packing import pack_rows
 from emollama_jax.infer.shapes import bucket, power_of_two
 from emollama_jax.models.emotion_llama import insert_soft_tokens
-from emollama_jax.models.llama import KVCache, Llama
+from emollama_jax.models.llama import Llama
 from emollama_jax.text.prompts import Sample
+
+TREE_STEP = 64  # trees are padded to a multiple of it, smaller ones to a power of two
+MAX_TREE = 1024  # attention's memory grows with the square of a tree: where it needs a longer one, prompts are divided
+NODE = ("token", "position", "soft", "seen", "below")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def answer_likelihoods(
     soft: Float[Array, "N S D"],
     answers: Sequence[Sequence[int]],
     *,
-    one_prefix: bool = False,
+    shared_soft: int | None = None,
     length: int | None = None,
 ) -> Likelihoods:
     """Score every answer behind every prompt of every clip.
@@ -57,28 +62,22 @@ def answer_likelihoods(
     Args:
         asked: the prompts of each clip, as many for each; `Sample.soft` are indices into the clip's soft tokens.
         answers: the tokens of each answer, with its end.
-        one_prefix: whether the prompts of all clips begin alike, by the values of their soft tokens, too: then their
-            common prefix is run once, with the first clip's soft tokens.
-        length: P, at least that of the longest prefix; default: its bucket.
+        shared_soft: how many soft tokens, from the first on, have the same values for all clips; where that is given,
+            what all prompts begin with, up to the first other soft token, is run once as the prefix of all clips.
+        length: P; what a prefix has more is of the tree. Default: as the longest prefix needs.
     """
-    shape = (len(asked), len(asked[0]) if asked else 0, len(answers))
     if not asked:
-        return Likelihoods(np.zeros(shape), np.zeros(0))
-    batch = _batch(asked, answers, soft.shape[1], one_prefix, length)
-    nll = _on_host(_nll(*nnx.split(model), batch, _padded(soft, batch))).astype(np.float64)[: len(asked)]
-    asked_for = shape[1] * shape[2] * max(map(len, answers))
-    log = -nll[:, :asked_for].reshape(*shape, -1).sum(axis=-1)
-    return Likelihoods(log, tokens_read(asked, answers, one_prefix=one_prefix))
-
-
-def tokens_read(
-    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], *, one_prefix: bool = False
-) -> Float[np.ndarray, " N"]:
-    """Return how many tokens `answer_likelihoods` reads for each clip, as `Likelihoods.tokens`."""
-    shared, share = _prefixes(asked, one_prefix), len(asked) if one_prefix else 1
-    read = sum(len(answer) - 1 for answer in answers)  # the end of an answer is predicted, never read
-    of_tree = lambda prompts, length: sum(len(prompt.tokens) - length + read for prompt in prompts)
-    return np.array([length / share + of_tree(prompts, length) for prompts, length in zip(asked, shared, strict=True)])
+        return Likelihoods(np.zeros((0, 0, len(answers))), np.zeros(0))
+    found, tokens = [], np.zeros(len(asked))
+    for trees in _passes(asked, answers, shared_soft, length):
+        batch = _batch(trees, soft.shape[1], shared_soft, length)
+        nll = _on_host(_nll(*nnx.split(model), batch, _padded(soft, batch)))
+        found.append(nll[: len(asked)].astype(np.float64))
+        share = 1 if shared_soft is None else len(asked)
+        tokens += [len(tree.prefix.tokens) / share + len(tree.nodes) for tree in trees]
+    of_tokens = np.concatenate(found, axis=1).reshape(len(asked), len(asked[0]), -1)
+    starts = np.cumsum([0, *map(len, answers[:-1])])
+    return Likelihoods(-np.add.reduceat(of_tokens, starts, axis=-1), tokens)
 
 
 def compile_likelihoods(
@@ -89,13 +88,14 @@ def compile_likelihoods(
     *,
     length: int,
 ) -> None:
-    """Compile the program that `answer_likelihoods` runs, without running it."""
-    batch = _batch(asked, answers, soft.shape[1], False, length)
-    _nll.lower(*nnx.split(model), batch, _padded(soft, batch)).compile()
+    """Compile the programs that `answer_likelihoods` runs, without running them."""
+    for trees in _passes(asked, answers, None, length):
+        batch = _batch(trees, soft.shape[1], None, length)
+        _nll.lower(*nnx.split(model), batch, _padded(soft, batch)).compile()
 
 
 def _padded(soft: Float[Array, "N S D"], batch: dict[str, np.ndarray]) -> Float[Array, "B S D"]:
-    idle = len(batch["tree_tokens"]) - len(soft)
+    idle = len(batch["tree_token"]) - len(soft)
     return jnp.pad(soft, ((0, idle), (0, 0), (0, 0))) if idle else soft
 
 
@@ -106,93 +106,109 @@ def _on_host(x: jax.Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _nll(graphdef, state, batch, soft):
-    """Negative log-likelihoods [B, G] of the answers' tokens, 0 where an answer has none."""
+    """Negative log-likelihoods [B, G] of the answers' tokens."""
     model: Llama = nnx.merge(graphdef, state)
     prefixes, prefix_slots = batch["tokens"].shape
-    rows, tree_slots = batch["tree_tokens"].shape
-    prefix_lengths = (batch["segment_ids"] > 0).sum(axis=1)
     x = insert_soft_tokens(model.embed_tokens(batch["tokens"]), soft[:prefixes], batch["soft_index"])
-    _, cache = model.prefill(x, prefix_lengths, prefix_slots + tree_slots)
-    if prefixes < rows:
-        repeat = lambda x, axis: jnp.repeat(x, rows, axis=axis)
-        cache = KVCache(repeat(cache.k, 1), repeat(cache.v, 1), repeat(cache.length, 0))
-    variant, label = batch["tree_variant"], batch["tree_label"]
-    in_tree = (variant[:, :, None] == variant[:, None, :]) & (jnp.arange(tree_slots) <= jnp.arange(tree_slots)[:, None])
-    in_tree &= (label[:, None, :] == 0) | (label[:, :, None] == label[:, None, :])
-    x = insert_soft_tokens(model.embed_tokens(batch["tree_tokens"]), soft, batch["tree_soft"])
-    hidden, _ = model.extend(x, cache, batch["tree_positions"], in_tree)
+    _, cache = model.prefill(x, (batch["segment_ids"] > 0).sum(axis=1), prefix_slots)
+    x = insert_soft_tokens(model.embed_tokens(batch["tree_token"]), soft, batch["tree_soft"])
+    slots = jnp.arange(x.shape[1])
+    behind = slots[:, None] - slots
+    visible = (behind >= 0) & (behind <= batch["tree_below"][:, None, :])
+    hidden = model.branch(x, cache, batch["tree_position"], batch["tree_seen"], visible)
     before = jnp.take_along_axis(hidden, batch["before"][..., None], axis=1)
-    return jnp.where(batch["target"] >= 0, model.token_nll(before, jnp.maximum(batch["target"], 0)), 0)
+    return model.token_nll(before, batch["target"])
 
 
-def _batch(
-    asked: Sequence[Sequence[Sample]],
-    answers: Sequence[Sequence[int]],
-    soft_per_clip: int,
-    one_prefix: bool,
-    prefix: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Prefixes and trees of the clips, padded to buckets.
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What is read for a clip."""
 
-    The prefixes are as `pack_rows` gives them, a clip a row, or a single row. Of the trees, int32 [B, T]:
-    `tree_tokens`; `tree_positions`; `tree_soft`, -1 at text; `tree_variant` and `tree_label`, from 1, 0 where there is
-    no prompt (padding) or no answer (the rest of a prompt). Of the likelihoods, int32 [B, G]: the slot `before` the
-    token whose likelihood is asked for, and the token, `target`, -1 where there is none.
-    """
-    shared = _prefixes(asked, one_prefix)
-    count = power_of_two(len(asked))
-    if one_prefix:
-        prefixes = [[_cut(asked[0][0], shared[0])]]
+    prefix: Sample
+    nodes: Int[np.ndarray, "T 5"]
+    """The tokens of the tree, depth first, each with what `NODE` names: its id, position and soft token (-1 at text),
+    how many tokens of the prefix it sees, and how many nodes are below it, in its branches: they are the next ones."""
+    asks: Int[np.ndarray, "G 2"]
+    """For each prompt, answer and token of it: the node before the token, and the token."""
+
+
+def _passes(
+    asked: Sequence[Sequence[Sample]], answers: Sequence[Sequence[int]], shared_soft: int | None, length: int | None
+) -> Iterator[list[_Tree]]:
+    """The trees of the clips, of as many of their prompts at once as `MAX_TREE` allows."""
+    longest = [max(prompts, key=lambda prompt: len(prompt.tokens)) for prompts in asked]
+    sizes = [len(prompt.tokens) - 1 for prompt in longest]  # the last token is of the tree, as is all that is asked
+    if shared_soft is not None:
+        longest = longest[:1] * len(asked)
+        own = int(np.append(longest[0].soft >= shared_soft, True).argmax())
+        sizes = [min(own, *(_common(longest[0], prompt) for prompts in asked for prompt in prompts))] * len(asked)
+    prefixes = [_cut(prompt, min(size, length or size)) for prompt, size in zip(longest, sizes, strict=True)]
+    trees = [_tree(prefix, prompts, answers) for prefix, prompts in zip(prefixes, asked, strict=True)]
+    half = len(asked[0]) // 2
+    if half and max(len(tree.nodes) for tree in trees) > MAX_TREE:
+        for part in (slice(half), slice(half, None)):
+            yield from _passes([prompts[part] for prompts in asked], answers, shared_soft, length)
     else:
-        prefixes = [[_cut(prompts[0], length)] for prompts, length in zip(asked, shared, strict=True)]
-        prefixes += [[]] * (count - len(asked))
-    rows = pack_rows(prefixes, length=prefix or bucket(max(shared)), clips_per_row=1, soft_per_clip=soft_per_clip)
-    batch = {name: getattr(rows, name) for name in ("tokens", "soft_index", "segment_ids", "positions")}
-    trees = [_tree(prompts, length, answers) for prompts, length in zip(asked, shared, strict=True)]
-    slots = bucket(max(len(columns) for columns, _ in trees))
-    names = ("tree_tokens", "tree_positions", "tree_soft", "tree_variant", "tree_label")
-    padded = np.zeros((count, slots, len(names)), np.int32)
-    padded[..., names.index("tree_soft")] = -1
-    likelihoods = np.full((count, bucket(len(trees[0][1])), 2), (0, -1), np.int32)
-    for b, (columns, asks) in enumerate(trees):
-        padded[b, : len(columns)], likelihoods[b, : len(asks)] = columns, asks
-    batch |= dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
-    return batch | {"before": likelihoods[..., 0], "target": likelihoods[..., 1]}
+        yield trees
 
 
-def _prefixes(asked: Sequence[Sequence[Sample]], one_prefix: bool) -> list[int]:
-    """How long the common prefix of each clip's prompts is, or with `one_prefix` that of all."""
-    if one_prefix:
-        return [_shared([prompt for prompts in asked for prompt in prompts])] * len(asked)
-    return [_shared(prompts) for prompts in asked]
-
-
-def _shared(prompts: Sequence[Sample]) -> int:
-    """With how many tokens, soft ones included, all prompts begin; at least one stays for the tree of each."""
-    shortest = min(len(prompt.tokens) for prompt in prompts)
-    begin = lambda prompt: np.stack([prompt.tokens[: shortest - 1], prompt.soft[: shortest - 1]])
-    first = begin(prompts[0])
-    differs = np.any([(begin(prompt) != first).any(axis=0) for prompt in prompts], axis=0)
-    return int(differs.argmax()) if differs.any() else shortest - 1
+def _common(a: Sample, b: Sample) -> int:
+    """With how many tokens, soft ones included, both begin; the last one of `b` is left out."""
+    most = min(len(a.tokens), len(b.tokens) - 1)
+    differs = (a.tokens[:most] != b.tokens[:most]) | (a.soft[:most] != b.soft[:most])
+    return int(differs.argmax()) if differs.any() else most
 
 
 def _cut(prompt: Sample, length: int) -> Sample:
     return Sample(prompt.tokens[:length], prompt.soft[:length], prompt.is_answer[:length])
 
 
-def _tree(prompts: Sequence[Sample], shared: int, answers: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(token, position, soft, variant, label) of a clip's tree, [T, 5], and (before, target) of its likelihoods,
-    [G, 2]."""
-    columns: list[tuple[int, int, int, int, int]] = []
-    longest = max(map(len, answers))
-    asks = np.full((len(prompts), len(answers), longest, 2), (0, -1), np.int32)
-    for variant, prompt in enumerate(prompts):
-        rest = zip(prompt.tokens[shared:].tolist(), prompt.soft[shared:].tolist(), strict=True)
-        columns += [(token, shared + i, index, variant + 1, 0) for i, (token, index) in enumerate(rest)]
-        question_end = len(columns) - 1
-        for label, answer in enumerate(answers):
-            start, position = len(columns), len(prompt.tokens)
-            columns += [(token, position + i, -1, variant + 1, label + 1) for i, token in enumerate(answer[:-1])]
-            asks[variant, label, : len(answer), 0] = [question_end, *range(start, start + len(answer) - 1)]
-            asks[variant, label, : len(answer), 1] = answer
-    return np.array(columns, np.int32), asks.reshape(-1, 2)
+def _tree(prefix: Sample, prompts: Sequence[Sample], answers: Sequence[Sequence[int]]) -> _Tree:
+    paths: dict[tuple[int, int], tuple] = {}  # the nodes to an answer's last token, by prompt and answer
+    for p, prompt in enumerate(prompts):
+        seen = _common(prefix, prompt)
+        rest = list(zip(prompt.tokens[seen:].tolist(), prompt.soft[seen:].tolist(), strict=True))
+        for a, answer in enumerate(answers):
+            tokens = [*rest, *((token, -1) for token in answer[:-1])]
+            paths[p, a] = tuple((token, seen + i, soft, seen) for i, (token, soft) in enumerate(tokens))
+    nodes: list[tuple[int, int, int, int]] = []
+    below: dict[int, int] = {}
+    slots: dict[tuple, list[int]] = {}
+    before: tuple = ()
+    for path in sorted(set(paths.values())):  # beside each other are those that have most in common
+        shared = next((i for i, (a, b) in enumerate(zip(before, path, strict=False)) if a != b), len(before))
+        start, nodes = len(nodes), nodes + list(path[shared:])
+        slots[path] = [*slots.get(before, [])[:shared], *range(start, len(nodes))]
+        below |= {node: len(nodes) - 1 - node for node in slots[path]}
+        before = path
+    asks = [
+        ask for (_, a), path in paths.items() for ask in zip(slots[path][-len(answers[a]) :], answers[a], strict=True)
+    ]
+    with_below = [(*node, below[slot]) for slot, node in enumerate(nodes)]
+    return _Tree(prefix, np.array(with_below, np.int32), np.array(asks, np.int32))
+
+
+def _batch(
+    trees: Sequence[_Tree], soft_per_clip: int, shared_soft: int | None, length: int | None
+) -> dict[str, np.ndarray]:
+    """Prefixes and trees of the clips, padded to buckets.
+
+    The prefixes are as `pack_rows` gives them, a clip a row, or a single row. Of the trees, int32 [B, T]: `tree_token`
+    and so on, as in `NODE`. Of the likelihoods, int32 [B, G]: the node `before` the token whose likelihood is asked
+    for, and the token, `target`.
+    """
+    rows = power_of_two(len(trees))
+    prefixes = [[tree.prefix] for tree in trees] + [[]] * (rows - len(trees))
+    prefixes = prefixes if shared_soft is None else prefixes[:1]
+    slots = length or bucket(max(len(tree.prefix.tokens) for tree in trees))
+    packed = pack_rows(prefixes, length=slots, clips_per_row=1, soft_per_clip=soft_per_clip)
+    longest = max(len(tree.nodes) for tree in trees)
+    slots = bucket(longest) if longest <= TREE_STEP else -(-longest // TREE_STEP) * TREE_STEP
+    nodes = np.zeros((rows, slots, len(NODE)), np.int32)
+    nodes[..., NODE.index("soft")] = -1
+    asks = np.zeros((rows, *trees[0].asks.shape), np.int32)
+    for b, tree in enumerate(trees):
+        nodes[b, : len(tree.nodes)], asks[b] = tree.nodes, tree.asks
+    batch = {name: getattr(packed, name) for name in ("tokens", "soft_index", "segment_ids")}
+    batch |= {f"tree_{name}": column for name, column in zip(NODE, np.moveaxis(nodes, -1, 0), strict=True)}
+    return batch | {"before": asks[..., 0], "target": asks[..., 1]}

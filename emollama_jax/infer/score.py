@@ -1,7 +1,7 @@
 """Label scoring: how likely each label is as the answer to the emotion question, all labels in one pass.
 
 What a clip is asked under its label orders begins alike: soft tokens, subtitle, the question up to its first label.
-This prefix is run once (`infer/likelihood.py`).
+This is run once (`infer/likelihood.py`).
 
 Axes: N clips, S soft tokens, D width, O label orders, L labels, P prefix slots.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from scipy.special import softmax
 
 from emollama_jax.errors import UserError
-from emollama_jax.infer.likelihood import Likelihoods, answer_likelihoods, compile_likelihoods, tokens_read
+from emollama_jax.infer.likelihood import Likelihoods, answer_likelihoods, compile_likelihoods
 from emollama_jax.models.llama import Llama
 from emollama_jax.models.projectors import NUM_FEATURE_TOKENS
 from emollama_jax.text.answers import normalize_answer
@@ -113,7 +113,7 @@ class LabelScorer:
             soft: their soft tokens (`EmotionLlama.soft_tokens`).
             has_feature: of MAE, VideoMAE and HuBERT for each clip, with `prompt.missing="omit"`; default: all.
             history: earlier turns of each clip's conversation, with their answers.
-            length: P, at least that of the longest prefix; default: its bucket.
+            length: P; default: as the longest prefix needs.
         """
         clips = len(subtitles)
         has_feature = [(True, True, True)] * clips if has_feature is None else has_feature
@@ -146,15 +146,11 @@ class LabelScorer:
         asked: Sequence[Sequence[Sample]],
         soft: Float[Array, "N S D"],
         *,
-        one_prefix: bool = False,
+        shared_soft: int | None = None,
         length: int | None = None,
     ) -> Likelihoods:
         """Score the labels behind prompts; see `answer_likelihoods`."""
-        return answer_likelihoods(self._model, asked, soft, self._answers, one_prefix=one_prefix, length=length)
-
-    def count_tokens(self, asked: Sequence[Sequence[Sample]], *, one_prefix: bool = False) -> float:
-        """Return how many tokens `likelihoods` reads."""
-        return float(tokens_read(asked, self._answers, one_prefix=one_prefix).sum())
+        return answer_likelihoods(self._model, asked, soft, self._answers, shared_soft=shared_soft, length=length)
 
     def to_scores(self, found: Likelihoods) -> LabelScores:
         """Return the scores of clips whose prompts were those of `prompts`."""

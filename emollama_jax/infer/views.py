@@ -4,13 +4,10 @@ Most tokens of a prompt are the image's, and they come first. The views with vid
 whose image is zeros and therefore the same for all clips of a batch. What follows (the voice's token, the subtitle, the
 question and the labels) is scored as the branches of one tree (`infer/likelihood.py`):
 
-    IMAGE, MAE, VIDEOMAE ──┬─ voice, subtitle, question      AVT        zeros ──┬─ voice, subtitle, question     AT
-                           ├─ voice, question                AV                 ├─ voice, question               A
-                           ├─ (no voice), subtitle, question VT                 └─ (no voice), subtitle ...      T
-                           └─ (no voice), question           V
-
-A view under many orders of the labels shares more with itself, the question's beginning, than with the others: where
-fewer tokens are read so, each view is scored alone.
+    IMAGE, MAE, VIDEOMAE, voice, subtitle, question   AVT        zeros ──┬─ voice, subtitle, question     AT
+                       │    └─ question               AV                 │    └─ question                 A
+                       └─ (no voice), subtitle ...    VT                 └─ (no voice), subtitle ...      T
+                            └─ question               V
 
 Axes: N clips, S soft tokens, D width.
 """
@@ -57,14 +54,10 @@ def score_views(
         group = [view for view in views if ("V" in view) == has_image]
         if not group:
             continue
-        prompts_of = lambda clip, view: view_prompts(scorer, clip, view, image_tokens, (voice, silent), config)  # noqa: B023
-        alone = {view: [prompts_of(clip, view) for clip in clips] for view in group}
-        together = [sum(of_clip, []) for of_clip in zip(*alone.values(), strict=True)]
+        of_view = lambda clip, view: view_prompts(scorer, clip, view, image_tokens, (voice, silent), config)
+        asked = [[prompt for view in group for prompt in of_view(clip, view)] for clip in clips]  # noqa: B023
         both = jnp.concatenate([own, blanks[:, voice : voice + 1]], axis=1)
-        if scorer.count_tokens(together, one_prefix=not has_image) <= sum(map(scorer.count_tokens, alone.values())):
-            found |= _by_view(scorer, scorer.likelihoods(together, both, one_prefix=not has_image), group)
-        else:
-            found |= {view: scorer.to_scores(scorer.likelihoods(asked, both)) for view, asked in alone.items()}
+        found |= _by_view(scorer, scorer.likelihoods(asked, both, shared_soft=None if has_image else voice), group)
     return {view: found[view] for view in views}
 
 

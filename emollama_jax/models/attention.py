@@ -129,22 +129,34 @@ def cached_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    cached_k: Float[Array, "B S K H"],
-    cached_v: Float[Array, "B S K H"],
-    lengths: Int[Array, " B"],
+    cached_k: Float[Array, "C S K H"],
+    cached_v: Float[Array, "C S K H"],
+    seen: Int[Array, "B T"],
     visible: Bool[Array, "B T T"],
+    *,
+    kernel: str = "xla",
 ) -> Float[Array, "B T N H"]:
-    """Attention of T new tokens on the first `lengths[b]` cached tokens of their row and on those of the new ones that
-    `visible` names (each names one or more), with scale 1/sqrt(H) and softmax in float32. The cache is only read."""
+    """Attention of T new tokens on the first `seen[b, t]` cached tokens of their row and on those of the new ones that
+    `visible` names (each names one or more), with scale 1/sqrt(H) and softmax in float32. The cache is only read; its
+    C rows are B, or one that all share.
+
+    Args:
+        kernel: "chunked" as in `attention`, for two tokens or more; all others are "xla".
+    """
     batch, length, heads, head_dim = q.shape
     slots, kv_heads = cached_k.shape[1:3]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    seen = jnp.concatenate([jnp.arange(slots) < seen[..., None], visible], axis=-1)
     cached_k, cached_v = (x.astype(q.dtype) for x in (cached_k, cached_v))
-    score = lambda keys: jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)
-    in_cache = jnp.broadcast_to(jnp.arange(slots) < lengths[:, None, None], (batch, length, slots))
+    if kernel == "chunked" and length > 1:
+        rows = lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:]))
+        keys, values = (jnp.concatenate([rows(x), new], axis=1) for x, new in ((cached_k, k), (cached_v, v)))
+        keys, values = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (keys, values))
+        return _chunked(q, keys, values, seen)
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    score = lambda keys: jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)  # repeats no row
     scores = head_dim**-0.5 * jnp.concatenate([score(cached_k), score(k)], axis=-1)
-    seen = jnp.concatenate([in_cache, visible], axis=-1)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     mix = lambda weights, values: jnp.einsum("bkgts,bskh->btkgh", weights, values, preferred_element_type=jnp.float32)
     y = mix(weights[..., :slots], cached_v) + mix(weights[..., slots:], v)
     return y.astype(q.dtype).reshape(batch, length, heads, head_dim)
@@ -194,9 +206,9 @@ def _of_jax(kernel: str, q: Array, k: Array, v: Array, **masks: Array | None) ->
 
 
 def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = False) -> Array:
-    """`visible` [B, T or 1, T] marks the keys that a query sees, among those that `causal` leaves it. The backward pass
+    """`visible` [B, T or 1, S] marks the keys that a query sees, among those that `causal` leaves it. The backward pass
     recomputes the weights, which cost more to keep than to compute."""
-    length, heads, head_dim = q.shape[1:]
+    (length, heads, head_dim), keys = q.shape[1:], k.shape[1]
     step = CHUNK_QUERIES if causal else length
 
     def of_queries(q, k, v, visible):  # [t, H], [s, H], [t or 1, s]
@@ -206,7 +218,7 @@ def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = Fal
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return jnp.matmul(weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
-    def of_row(q, k, v, visible):  # [N, T, H], [T or 1, T]
+    def of_row(q, k, v, visible):  # [N, T, H], [N, S, H], [T or 1, S]
         if causal:
             visible = visible & jnp.tri(length, dtype=bool)
 
@@ -216,10 +228,11 @@ def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = Fal
             parts = []
             for start in range(0, length, step):
                 end = min(start + step, length)
-                parts.append(of_queries(q[start:end], k[:end], v[:end], visible[start:end, :end]))
+                last = end if causal else keys
+                parts.append(of_queries(q[start:end], k[:last], v[:last], visible[start:end, :last]))
             return jnp.concatenate(parts)
 
-        return jax.lax.map(of_head, (q, k, v), batch_size=max(1, min(heads, CHUNK_SCORES // length**2)))
+        return jax.lax.map(of_head, (q, k, v), batch_size=max(1, min(heads, CHUNK_SCORES // (length * keys))))
 
     rows = [x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v)]
     y = jax.lax.map(lambda row: of_row(*row), (*rows, visible))

@@ -3,10 +3,11 @@
 Axes: B batch, T tokens, S cache slots, D width, N heads, K key/value heads, H head size, F MLP width, L layers,
 V vocabulary. The parameters of all layers are stacked along a leading L.
 
-The model is used in three ways, all of which take embeddings, so that image and feature tokens fit in:
+The model is used in four ways, all of which take embeddings, so that image and feature tokens fit in:
   `model(x, positions, segment_ids)`            training and scoring: hidden states of packed rows
   `model.prefill(x, lengths, cache_size)`        one prompt a row, and keeps the keys and values
   `model.extend(x, cache)`                       further tokens after the cached ones
+  `model.branch(x, cache, ...)`                  a tree of continuations of the cached ones
 Logits are computed only where asked for, with `model.logits(hidden)` or inside `model.token_nll(hidden, targets)`.
 """
 
@@ -142,11 +143,11 @@ class KVCache:
 
 
 class LayerCache(NamedTuple):
-    """One layer's part of a `KVCache`, and which of the T new tokens each of them sees."""
+    """One layer's part of a `KVCache`, and how many of its tokens and which of the T new ones each of these sees."""
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
-    lengths: Int[Array, " B"]
+    k: Float[Array, "C S K H"]
+    v: Float[Array, "C S K H"]
+    seen: Int[Array, "B T"]
     visible: Bool[Array, "B T T"]
 
 
@@ -204,7 +205,7 @@ class Attention(nnx.Module):
         if cached is None:
             y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
         else:
-            y = attention.cached_attention(q, k, v, *cached)
+            y = attention.cached_attention(q, k, v, *cached, kernel=cfg.attention)
         return _project(self, "o_proj", y.reshape(batch, length, -1), key), k, v
 
 
@@ -286,26 +287,30 @@ class Llama(nnx.Module):
         room = lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, cache_size - x.shape[1]), (0, 0), (0, 0)))
         return hidden, KVCache(room(k), room(v), lengths)
 
-    def extend(
+    def extend(self, x: Float[Array, "B T D"], cache: KVCache) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Hidden states of T further tokens of every row, and the cache with them. The caller keeps `cache.length + T`
+        within the cache's slots."""
+        batch, length, _ = x.shape
+        positions = cache.length[:, None] + jnp.arange(length)
+        seen = jnp.broadcast_to(cache.length[:, None], (batch, length))
+        visible = jnp.broadcast_to(jnp.tri(length, dtype=bool), (batch, length, length))
+        hidden, k, v = self._run(x, positions, cache=cache, seen=seen, visible=visible)
+        return hidden, cache.append(k, v)
+
+    def branch(
         self,
         x: Float[Array, "B T D"],
         cache: KVCache,
-        positions: Int[Array, "B T"] | None = None,
-        visible: Bool[Array, "B T T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states of T further tokens of every row, and the cache with them.
+        positions: Int[Array, "B T"],
+        seen: Int[Array, "B T"],
+        visible: Bool[Array, "B T T"],
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of T tokens that continue the cached ones as a tree, at `positions` of their own.
 
-        A token sees all cached tokens of its row and, among the new ones, itself and those before it; or those that
-        `visible` names, so that several continuations of one prompt fit in a row, with `positions` of their own. The
-        caller keeps `cache.length + T` within the cache's slots.
+        A token sees the first `seen` cached ones of its row, or of the one row that all continue, and among the new
+        ones those that `visible` names, itself included.
         """
-        batch, length, _ = x.shape
-        if positions is None:
-            positions = cache.length[:, None] + jnp.arange(length)
-        if visible is None:
-            visible = jnp.broadcast_to(jnp.tri(length, dtype=bool), (batch, length, length))
-        hidden, k, v = self._run(x, positions, cache=cache, visible=visible)
-        return hidden, cache.append(k, v)
+        return self._run(x, positions, cache=cache, seen=seen, visible=visible)[0]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the next token."""
@@ -361,7 +366,9 @@ class Llama(nnx.Module):
         nll = jax.lax.map(lambda args: of_one(*args), tuple(map(chunks, inputs)))
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]
 
-    def _run(self, x, positions, segment_ids=None, *, cache=None, visible=None, dropout_key=None, keep_kv=False):
+    def _run(
+        self, x, positions, segment_ids=None, *, cache=None, seen=None, visible=None, dropout_key=None, keep_kv=False
+    ):
         """All blocks: (hidden, new keys and values [L, B, T, K, H] or None). The cache is only read."""
         cfg = self.config
         x = constrain(x.astype(cfg.compute_dtype), "batch", None, None)
@@ -372,7 +379,7 @@ class Llama(nnx.Module):
 
         def block(x, inputs):
             params, key, cached = inputs
-            cached = None if cached is None else LayerCache(*cached, cache.length, visible)
+            cached = None if cached is None else LayerCache(*cached, seen, visible)
             x, k, v = nnx.merge(graphdef, params, copy=True)(x, cos_sin, segment_ids, key, cached)
             return x, (k, v) if keep_kv else None
 

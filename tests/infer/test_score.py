@@ -170,15 +170,34 @@ def test_few_programs_compile(model, tokenizer):
     assert likelihood._nll._cache_size() - before <= 3  # 1, 2 and 4 rows
 
 
-def test_the_prefix_is_what_the_orders_share(model, tokenizer):
-    scorer = LabelScorer(model, tokenizer, PROMPT, orders=6)
-    prompts = scorer.prompts("Oh no.", (True, True, True), IMAGE_TOKENS)
-    shared = likelihood._shared(prompts)
-    asked = "Please determine which emotion label in the video represents: "
-    tail = tokenizer.encode(f"</feature> The person in video says: Oh no..  [emotion] {asked}", specials=False)
-    assert shared >= SOFT + len(tail) - 1
-    assert all(len(prompt.tokens) > shared and (prompt.soft[shared:] < 0).all() for prompt in prompts)
-    assert len({prompt.tokens[shared] for prompt in prompts}) > 1
+def test_no_token_is_read_twice(model, tokenizer):
+    """What is read is a set of texts' beginnings: counted by their tokens, soft ones included."""
+    scorer, soft = LabelScorer(model, tokenizer, PROMPT, orders=6), soft_of(2)
+    answers = [tokenizer.encode(label, specials=False) for label in MER2023]
+    for n, read in enumerate(scorer.score(SUBTITLES[:2], soft).tokens):
+        beginnings = set()
+        for prompt in scorer.prompts(SUBTITLES[n], (True, True, True), IMAGE_TOKENS):
+            steps = list(zip(prompt.tokens.tolist(), prompt.soft.tolist(), strict=True))
+            for answer in answers:
+                text = [*steps, *((token, -1) for token in answer)]
+                beginnings |= {tuple(text[: i + 1]) for i in range(len(text))}
+        assert read == len(beginnings)
+
+
+def test_prompts_that_do_not_fit_together_are_divided(model, tokenizer, monkeypatch):
+    scorer, soft = LabelScorer(model, tokenizer, PROMPT, orders=6), soft_of(3)
+    whole = scorer.score(SUBTITLES[:3], soft)
+    monkeypatch.setattr(likelihood, "MAX_TREE", 60)
+    divided = scorer.score(SUBTITLES[:3], soft)
+    np.testing.assert_allclose(divided.log_likelihoods, whole.log_likelihoods, atol=2e-5)
+    assert (divided.tokens > whole.tokens).all()
+
+
+def test_a_short_prefix_leaves_the_rest_to_the_tree(model, tokenizer):
+    scorer, soft = LabelScorer(model, tokenizer, PROMPT, orders=2), soft_of(2)
+    whole, short = scorer.score(SUBTITLES[:2], soft), scorer.score(SUBTITLES[:2], soft, length=32)
+    np.testing.assert_allclose(short.log_likelihoods, whole.log_likelihoods, atol=2e-5)
+    np.testing.assert_array_equal(short.tokens, whole.tokens)
 
 
 def test_on_a_mesh(tokenizer):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,10 +12,11 @@ from emollama_jax.infer.answer import ClipError, Query
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.predictor import Predictor
 from emollama_jax.infer.score import LabelScorer
-from emollama_jax.infer.views import view_prompts
+from emollama_jax.infer.views import score_views
 from emollama_jax.text.prompts import PromptConfig
 from tests.data.prepared import TOKENIZER
 from tests.infer.test_predictor import clips, config, model, paths, records  # noqa: F401 (fixtures)
+from tests.models.tiny import random_llama, tiny_config
 
 
 @pytest.mark.parametrize(("missing", "orders"), [("zeros", 1), pytest.param("omit", 2, marks=pytest.mark.slow)])
@@ -31,7 +33,7 @@ def test_each_view_is_as_if_it_were_alone(model, config, clips, missing, orders)
     spread = np.ptp([scores.log_likelihoods for scores in together.values()], axis=0)
     assert spread.max() > 0.02  # the views differ
     read = lambda scores: sum(found.tokens.sum() for found in scores.values())
-    assert read(together) < read(alone) if orders == 1 else read(together) <= read(alone)
+    assert read(together) < read(alone)
 
 
 def test_a_subset_of_views_and_a_clip_that_fails(model, config, clips):  # noqa: F811
@@ -45,15 +47,23 @@ def test_a_subset_of_views_and_a_clip_that_fails(model, config, clips):  # noqa:
     assert first["VT"].probabilities == pytest.approx(alone.probabilities, abs=1e-4)
 
 
-def test_the_real_layout_costs_less_than_three_views(model):  # noqa: F811
-    """256 image tokens, a question of nine labels, a subtitle of 17 words: the tokens are counted, nothing is run."""
-    scorer = LabelScorer(model.llama, TOKENIZER, PromptConfig())
+def test_views_without_an_image_are_not_mixed_up(model, config, clips):  # noqa: F811
+    """Where only the voice is heard, clips differ by it alone."""
+    predictor = Predictor(model, TOKENIZER, config)
+    found = predictor.view_labels(clips[:3], ["A"])["A"].log_likelihoods
+    alone = [predictor.view_labels([clip], ["A"])["A"].log_likelihoods[0] for clip in clips[:3]]
+    np.testing.assert_allclose(found, alone, atol=5e-5)
+    assert np.abs(np.diff(found, axis=0)).max() > 0.001
+
+
+def test_the_real_layout_costs_less_than_three_views():
+    """256 image tokens, a question of nine labels, a subtitle of 17 words: tokens read, and with padding."""
+    scorer = LabelScorer(random_llama(tiny_config(vocab_size=640)), TOKENIZER, PromptConfig())
     said = "I did not think that you would come, and now that you are here I am glad."
     clip = ClipInput("a", said, np.zeros((3, 4), np.float32), np.ones(3, bool), image_tokens=np.zeros((2, 2)))
-    seven = 0
-    for views in (["AVT", "AV", "VT", "V"], ["AT", "A", "T"]):
-        asked = [sum((view_prompts(scorer, clip, view, 256, (258, 260), Config()) for view in views), [])] * 16
-        seven += scorer.count_tokens(asked, one_prefix="V" not in views[0])
-    one = scorer.count_tokens([scorer.prompts(said, (True,) * 3, 256)] * 16)
-    print(f"{seven / one:.2f} times one view")
-    assert 1.5 < seven / one < 3
+    soft = jnp.asarray(np.random.default_rng(0).normal(size=(4, 260, 24)), jnp.float32)
+    one = scorer.score([said] * 4, soft).tokens
+    seven = score_views(scorer, [clip] * 4, VIEWS, soft, soft[:1], Config())
+    ratios = sum(scores.tokens for scores in seven.values()) / one
+    print(f"{ratios[0]:.2f} times one view")
+    assert (1.5 < ratios).all() and (ratios < 2.6).all()

@@ -76,19 +76,39 @@ def test_attention_is_the_textbook_one(kernel, kv_heads):
     close(compiled(q, k, v, segment_ids, kernel=kernel), naive(q, k, v, segment_ids), 1e-5, "output")
 
 
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
 @pytest.mark.parametrize("kv_heads", [6, 2])
-def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kv_heads):
+def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kernel, kv_heads):
     """As the last tokens of each row among all of its own; what lies behind a row's length is not seen."""
     q, k, v, *_ = inputs(3, 17, 6, kv_heads)
     lengths, new = np.array([0, 5, 14]), 3
-    visible = jnp.broadcast_to(jnp.tri(new, dtype=bool), (3, new, new))
+    seen, visible = jnp.repeat(lengths[:, None], new, axis=1), jnp.broadcast_to(jnp.tri(new, dtype=bool), (3, new, new))
     places = lengths[:, None] + np.arange(new)
     part = [jnp.take_along_axis(x, places[..., None, None], axis=1) for x in (q, k, v)]
     behind = (np.arange(17) >= lengths[:, None])[..., None, None]
-    ours = cached_attention(*part, jnp.where(behind, 9, k), jnp.where(behind, 99, v), jnp.asarray(lengths), visible)
+    ours = cached_attention(*part, jnp.where(behind, 9, k), jnp.where(behind, 99, v), seen, visible, kernel=kernel)
     segment_ids = jnp.ones((3, 17), int)
     expected = naive(q, k, v, segment_ids)
     close(ours, np.take_along_axis(expected, places[..., None, None], axis=1), 1e-5, "output")
+
+
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_tokens_that_see_different_parts_of_one_cache(kernel, monkeypatch):
+    """Three rows of 4 tokens on one row of 17: each token as the last one of a text of what it sees."""
+    monkeypatch.setattr(
+        "emollama_jax.models.attention.CHUNK_SCORES", 2 * 3 * 4 * 21
+    )  # two of six groups of heads at a time
+    (q, k, v, *_), (_, cached_k, cached_v, *_) = inputs(3, 4, 6, 2), inputs(1, 17, 6, 2)
+    seen = np.array([[3, 3, 9, 17], [0, 0, 0, 0], [17, 16, 15, 1]])
+    tree = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1]], bool)
+    visible = np.broadcast_to(tree, (3, 4, 4))
+    ours = cached_attention(q, k, v, cached_k, cached_v, jnp.asarray(seen), jnp.asarray(visible), kernel=kernel)
+    for row, token in np.ndindex(3, 4):
+        text = lambda cached, new: np.concatenate([cached[0, : seen[row, token]], new[row][tree[token]]])[None]  # noqa: B023
+        keys, values = text(cached_k, k), text(cached_v, v)
+        queries = np.repeat(q[row, token][None, None], keys.shape[1], axis=1)
+        expected = naive(queries, keys, values, np.ones(keys.shape[:2], int))[0, -1]
+        close(ours[row, token], expected, 1e-5, f"token {token} of row {row}")
 
 
 def test_half_precision_has_its_softmax_in_float32():
