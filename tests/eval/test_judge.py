@@ -3,6 +3,7 @@
 import json
 import time
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,7 +137,7 @@ def test_the_server_says_how_long_to_wait(tmp_path, monkeypatch, as_date):
     paused = []
     with serve(reply) as server:
         judge = judge_of(server, tmp_path)
-        monkeypatch.setattr("openai._base_client.time.sleep", paused.append)
+        monkeypatch.setattr("openai._base_client.time", SimpleNamespace(sleep=paused.append, time=time.time))
         assert judge.ask(["good one"]) == [ChatReply("answered", "5")]
     assert paused[0] == pytest.approx(50, abs=2) and paused[1] < 0.1
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_a_text_takes_the_place_of_another_or_nothing_changes(tmp_path, monkeypa
         raise OSError("disk full")
 
     before = (tmp_path / "deep/out").read_bytes()
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr("emollama_jax.io.atomic.os", SimpleNamespace(**{**vars(os), "fsync": fail}))
     with pytest.raises(OSError, match="disk full"):
         write_text(tmp_path / "deep/out", "two")
     assert [(file.name, file.read_bytes()) for file in (tmp_path / "deep").iterdir()] == [("out", before)]

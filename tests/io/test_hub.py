@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -26,7 +27,9 @@ VERSION = tuple(map(int, huggingface_hub.__version__.split(".")[:2]))
 def model(hub, monkeypatch) -> FakeHub:  # noqa: F811
     hub.models[REPO] = dict(FILES)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
-    monkeypatch.setattr(time, "sleep", lambda seconds: hub.asked.append(("", "sleep", str(seconds), "", "")))
+    sleep = lambda seconds: hub.asked.append(("", "sleep", str(seconds), "", ""))
+    for module in ("emollama_jax.io.hub", "huggingface_hub.utils._http"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
     return hub
 
 

@@ -1,11 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 
+from emollama_jax.io import stopwatch
 from emollama_jax.io.stopwatch import Stopwatch
 
 
 def test_times_add_up_and_what_is_left_has_the_rest(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("emollama_jax.io.stopwatch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watch = Stopwatch()
     for what, seconds in (("start", 3.0), ("data", 1.0), ("data", 1.0)):
         with watch(what):

@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,9 +28,8 @@ def child(monkeypatch, tmp_path):
             "request = json.loads(pathlib.Path(sys.argv[-2]).read_text()); result = pathlib.Path(sys.argv[-1])\n"
             f"open({str(marks)!r}, 'a').write('x')\n{code}\n"
         )
-        real = module.subprocess.Popen
-        start = lambda command, **kwargs: real([sys.executable, str(script), *command[-2:]], **kwargs)
-        monkeypatch.setattr(module.subprocess, "Popen", start)
+        start = lambda command, **kwargs: subprocess.Popen([sys.executable, str(script), *command[-2:]], **kwargs)
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
         return marks
 
     return define

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 
 from emollama_jax.config import load_config
 from emollama_jax.data.batch import Batch
+from emollama_jax.io import stopwatch
 from emollama_jax.io.stopwatch import Stopwatch
 from emollama_jax.sharding import make_mesh
 from emollama_jax.train.optimizer import learning_rate
@@ -70,7 +72,7 @@ class Kept:
 def test_rates_and_utilisation_are_of_the_time_spent_training(monkeypatch):
     """Two steps in 4 s, of which 1 s was waiting for data, after a start of 10 s; a line for both."""
     now = [0.0]
-    monkeypatch.setattr("emollama_jax.io.stopwatch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("emollama_jax.train.report.device_peak_flops", lambda kind: Peak(flops=1000.0, bytes_per_s=1.0))
     watch, kept, cost = Stopwatch(), Kept(), Cost(frozen=100, adapters=10, attention=6)
     with watch("start"):
