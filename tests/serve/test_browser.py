@@ -67,7 +67,7 @@ def type_words(page, words: str) -> None:
     """What is said in the clip; a new clip empties the field, which a machine may do late."""
     for _ in range(20):
         page.fill("#subtitle textarea", words)
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(2000)
         if page.input_value("#subtitle textarea") == words:
             return
 
