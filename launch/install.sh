@@ -14,7 +14,9 @@ install() {
   echo "$0: installing into $venv"
   rm -f "$file"
   "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"
+  "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$@"
+  # On all processors, as pip does not; some packages have files that are no Python, or are another's.
+  "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
   echo "$stamp" >"$file"
 }
 

@@ -140,7 +140,7 @@ SEEN_AS = {"AU01": "browInnerUp", "AU02": "browOuterUpLeft", "AU12": "mouthSmile
 @pytest.mark.slow
 def test_peaks_and_labels_of_drawn_faces_by_blendshapes(face_landmarker, tmp_path):
     """A drawn face is none that the networks know: the peak is found all the same, and labels are few but right."""
-    made = make_dataset(tmp_path / "made", clips={"train": 27}, seed=3, people=3, workers=1)
+    made = make_dataset(tmp_path / "made", clips={"train": 9}, seed=3, people=3, workers=1)
     config = ClipConfig(mesh=str(face_landmarker))
     near, told, right, hits, claimed, true = 0, 0, 0, 0, 0, 0
     for spec in made.clips:
@@ -156,7 +156,7 @@ def test_peaks_and_labels_of_drawn_faces_by_blendshapes(face_landmarker, tmp_pat
         seen = {unit for unit, value in peak_aus(spec).items() if value >= SEEN} & {*SEEN_AS}
         hits, claimed, true = hits + len(seen & active), claimed + len(active), true + len(seen)
     print(
-        f"blendshapes: peak within a frame {near}/27, labelled {told}/27, right {right}/{told}, "
+        f"blendshapes: peak within a frame {near}/9, labelled {told}/9, right {right}/{told}, "
         f"units' F1 {2 * hits / max(claimed + true, 1):.3f}"
     )
-    assert near >= 25
+    assert near >= 8
