@@ -15,7 +15,7 @@ install() {
   rm -f "$file"
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$@"
-  # On all processors, as pip does not; some packages have files that are no Python, or are another's.
+  # On all processors, as pip does not; some packages have files that no or another Python reads.
   "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
   echo "$stamp" >"$file"
 }

@@ -177,7 +177,8 @@ def _tree(prefix: Sample, prompts: Sequence[Sample], answers: Sequence[Sequence[
     before: tuple = ()
     for path in sorted(set(paths.values())):  # beside each other are those that have most in common
         shared = next((i for i, (a, b) in enumerate(zip(before, path, strict=False)) if a != b), len(before))
-        start, nodes = len(nodes), nodes + list(path[shared:])
+        start = len(nodes)
+        nodes += path[shared:]
         slots[path] = [*slots.get(before, [])[:shared], *range(start, len(nodes))]
         below |= {node: len(nodes) - 1 - node for node in slots[path]}
         before = path
