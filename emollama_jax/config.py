@@ -218,6 +218,7 @@ DEFAULT_SHARDING = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    ("mlp_out", "fsdp"),
     ("vocab", "tensor"),
     ("layers", None),
     ("seq", None),

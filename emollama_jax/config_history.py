@@ -29,6 +29,10 @@ def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
         group, name = path.split(".")
         if isinstance(data.get(group), dict):
             data[group].setdefault(name, value)
+    rules = data.get("sharding")
+    if isinstance(rules, list | tuple) and "embed" in (names := {rule[0]: rule[1] for rule in rules if len(rule) == 2}):
+        names.setdefault("mlp_out", names["embed"])  # they were one axis
+        data["sharding"] = list(names.items())
     return data
 
 

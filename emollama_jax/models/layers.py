@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 Arrays = TypeVar("Arrays")  # an array, or a tuple of arrays
 
 NF4_TILE = 64  # weights that share one scale, along the input axis (QLoRA, arXiv:2305.14314)
+TILE_ROWS, TILE_COLUMNS = 8, 128  # of the tiles in which TPUs store arrays
 QUANTISED = ("int8", "nf4")
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 INT8_PRODUCTS = ("none", "forward", "all")
@@ -48,6 +49,43 @@ def computed_once(x: Arrays) -> Arrays:
     return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
+def stored_by_rows(x: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:
+    """`computed_once`, whose result TPUs store row by row: of rows cut into tiles, XLA does not choose columns, which
+    would have to be turned for what is computed from them."""
+    if x.ndim < 2 or x.shape[-2] % TILE_ROWS:
+        return computed_once(x)
+    return computed_once(x.reshape(*x.shape[:-2], -1, TILE_ROWS, x.shape[-1])).reshape(x.shape)
+
+
+def split_heads(x: Float[Array, "B T NH"], heads: int) -> Float[Array, "B T N H"]:
+    """Cuts the last axis into heads. On TPUs whole tiles are moved to where attention reads them, [B, N, T, H]; XLA on
+    its own turns every tile twice."""
+    batch, length, width = x.shape
+
+    def by_tiles(x):
+        x = computed_once(x).reshape(batch, -1, TILE_ROWS, heads, width // heads).transpose(0, 3, 1, 2, 4)
+        return x.reshape(batch, heads, length, -1).swapaxes(1, 2)
+
+    plain = lambda x: x.reshape(batch, length, heads, -1)
+    return jax.lax.platform_dependent(x, tpu=by_tiles if _fills_tiles(length, width // heads) else plain, default=plain)
+
+
+def join_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T NH"]:
+    """The inverse of `split_heads`."""
+    batch, length, heads, size = x.shape
+
+    def by_tiles(x):
+        x = x.swapaxes(1, 2).reshape(batch, heads, -1, TILE_ROWS, size).transpose(0, 2, 3, 1, 4)
+        return computed_once(x.reshape(batch, length, -1))
+
+    plain = lambda x: x.reshape(batch, length, -1)
+    return jax.lax.platform_dependent(x, tpu=by_tiles if _fills_tiles(length, size) else plain, default=plain)
+
+
+def _fills_tiles(length: int, head_dim: int) -> bool:
+    return length % TILE_ROWS == 0 and head_dim % TILE_COLUMNS == 0
+
+
 @jax.custom_vjp
 def swiglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     """silu(gate) * up (arXiv:2002.05202)."""
@@ -59,7 +97,7 @@ def _swiglu(gate, up):
 
 
 def _swiglu_backward(inputs, gradient):
-    return computed_once(jax.vjp(_swiglu, *inputs)[1](computed_once(gradient)))
+    return computed_once(jax.vjp(_swiglu, *inputs)[1](stored_by_rows(gradient)))
 
 
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
@@ -145,13 +183,16 @@ class Linear(nnx.Module):
         shape = (out_features,) if num_layers is None else (num_layers, out_features)
         self.bias = bias_dtype and param(jnp.zeros(shape, bias_dtype), stacked_axes(axes[1:], num_layers))
 
-    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+    def __call__(self, x: Float[Array, "*B in"], heads: int | None = None) -> Float[Array, "*B out"]:
+        """With `heads` the outputs are cut into so many, [*B, heads, out / heads], before the bias is added: TPUs then
+        write the product as attention reads it."""
         kernel = self.kernel.get_value()
         if self.int8_products == "none":
             y = matmul(x, kernel)
         else:
             y = checkpoint_name(int8_matmul(x, kernel, self.int8_products == "all"), INT8_PRODUCT)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        cut = lambda y: y if heads is None else y.reshape(*y.shape[:-1], heads, -1)
+        return cut(y) if self.bias is None else cut(y) + cut(self.bias[...].astype(x.dtype))
 
 
 class RMSNorm(nnx.Module):
@@ -165,7 +206,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
-        return computed_once((y * self.scale[...].astype(jnp.float32)).astype(x.dtype))
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -182,7 +223,7 @@ class LayerNorm(nnx.Module):
         y = y - jnp.mean(y, -1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
         y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-        return computed_once(y.astype(x.dtype))
+        return y.astype(x.dtype)
 
 
 class Embedding(nnx.Module):

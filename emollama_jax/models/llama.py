@@ -31,9 +31,12 @@ from emollama_jax.models.layers import (
     Embedding,
     Linear,
     RMSNorm,
+    computed_once,
     cos_and_sin,
+    join_heads,
     rotary_angles,
     rotate,
+    split_heads,
     swiglu,
 )
 from emollama_jax.models.lora import DROPOUT, LoRAConfig, LoRALinear
@@ -197,16 +200,19 @@ class Attention(nnx.Module):
         cached: LayerCache | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """(output, keys, values). With `cached` the tokens continue their rows, and `segment_ids` is not read."""
-        cfg, (batch, length, _) = self.config, x.shape
-        split = lambda y, axis: constrain(y.reshape(batch, length, -1, cfg.head_dim), "batch", None, axis, None)
-        q = rotate(split(_project(self, "q_proj", x, key), "heads"), cos_sin)
-        k = rotate(split(_project(self, "k_proj", x, key), "kv_heads"), cos_sin)
-        v = split(_project(self, "v_proj", x, key), "kv_heads")
+        cfg = self.config
+
+        def project(name: str, heads: int, axis: str):
+            return constrain(split_heads(_project(self, name, x, key), heads), "batch", None, axis, None)
+
+        q = rotate(project("q_proj", cfg.num_heads, "heads"), cos_sin)
+        k = rotate(project("k_proj", cfg.num_kv_heads, "kv_heads"), cos_sin)
+        v = project("v_proj", cfg.num_kv_heads, "kv_heads")
         if cached is None:
             y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
         else:
             y = attention.cached_attention(q, k, v, *cached, kernel=cfg.attention)
-        return _project(self, "o_proj", y.reshape(batch, length, -1), key), k, v
+        return _project(self, "o_proj", join_heads(y), key), k, v
 
 
 class MLP(nnx.Module):
@@ -216,7 +222,7 @@ class MLP(nnx.Module):
         d, f = config.hidden_size, config.intermediate_size
         self.gate_proj = _linear(config, lora, "gate_proj", (d, f), ("embed", "mlp"), rngs)
         self.up_proj = _linear(config, lora, "up_proj", (d, f), ("embed", "mlp"), rngs)
-        self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "embed"), rngs)
+        self.down_proj = _linear(config, lora, "down_proj", (f, d), ("mlp", "mlp_out"), rngs)
 
     def __call__(self, x: Float[Array, "B T D"], key: BlockKey) -> Float[Array, "B T D"]:
         hidden = swiglu(_project(self, "gate_proj", x, key), _project(self, "up_proj", x, key))
@@ -245,7 +251,7 @@ class Block(nnx.Module):
         """(output, keys, values), as `Attention`."""
         y, k, v = self.attn(self.attn_norm(x), cos_sin, segment_ids, key, cached)
         x = constrain(x + y, "batch", None, None)
-        x = constrain(x + self.mlp(self.mlp_norm(x), key), "batch", None, None)
+        x = constrain(x + self.mlp(computed_once(self.mlp_norm(x)), key), "batch", None, None)
         return x, k, v
 
 

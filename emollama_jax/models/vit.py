@@ -105,9 +105,8 @@ class Attention(nnx.Module):
         self.o_proj = linear(("heads", "embed"))
 
     def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B T D"]:
-        heads = (*x.shape[:2], self.config.num_heads, -1)
         q, k, v = (
-            constrain(proj(x).reshape(heads), "batch", None, "heads", None)
+            constrain(proj(x, heads=self.config.num_heads), "batch", None, "heads", None)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         y = bidirectional_attention(q, k, v, lengths, kernel=self.config.attention)
