@@ -1,7 +1,7 @@
 """Experiments of the release before: which fields had other names, and how runs behaved that lack a field."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -29,11 +29,19 @@ def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
         group, name = path.split(".")
         if isinstance(data.get(group), dict):
             data[group].setdefault(name, value)
-    rules = data.get("sharding")
-    if isinstance(rules, list | tuple) and "embed" in (names := {rule[0]: rule[1] for rule in rules if len(rule) == 2}):
-        names.setdefault("mlp_out", names["embed"])  # they were one axis
-        data["sharding"] = list(names.items())
+    if isinstance(data.get("sharding"), list | tuple):
+        data["sharding"] = _with_mlp_out(data["sharding"])
     return data
+
+
+def _with_mlp_out(rules: Sequence[Any]) -> list[Any]:
+    """Rules of sharding with one for the output of the MLP, which went by that of "embed" before."""
+    rules = list(rules)
+    names = [rule[0] for rule in rules if isinstance(rule, list | tuple) and len(rule) == 2]
+    if "embed" in names and "mlp_out" not in names:
+        embed = next(rule for rule in rules if rule[0] == "embed")
+        rules.append(type(embed)(("mlp_out", embed[1])))
+    return rules
 
 
 def new_path(path: str) -> str:

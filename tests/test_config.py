@@ -238,6 +238,12 @@ def test_flags_may_be_parsed_again_and_in_any_order():
     assert second == load_config("tiny")
 
 
+def test_an_older_table_of_sharding_keeps_the_mlp_split_as_it_was():
+    old = tuple((name, "tensor" if name == "embed" else None) for name, _ in DEFAULT_SHARDING if name != "mlp_out")
+    loaded = from_dict({**to_dict(Config()), "sharding": [list(rule) for rule in old]})
+    assert dict(loaded.sharding) == {**dict(old), "mlp_out": "tensor"}
+
+
 @pytest.mark.parametrize("value", ["('k_proj', 'o_proj')", '["k_proj", "o_proj"]', "k_proj,o_proj"])
 def test_tuples_can_be_overridden(value):
     config, _ = parse_flags(["--config=tiny", f"--config.lora.targets={value}"])

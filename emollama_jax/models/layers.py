@@ -58,28 +58,33 @@ def stored_by_rows(x: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:
 
 
 def split_heads(x: Float[Array, "B T NH"], heads: int) -> Float[Array, "B T N H"]:
-    """Cuts the last axis into heads. On TPUs whole tiles are moved to where attention reads them, [B, N, T, H]; XLA on
-    its own turns every tile twice."""
-    batch, length, width = x.shape
-
-    def by_tiles(x):
-        x = computed_once(x).reshape(batch, -1, TILE_ROWS, heads, width // heads).transpose(0, 3, 1, 2, 4)
-        return x.reshape(batch, heads, length, -1).swapaxes(1, 2)
-
-    plain = lambda x: x.reshape(batch, length, heads, -1)
-    return jax.lax.platform_dependent(x, tpu=by_tiles if _fills_tiles(length, width // heads) else plain, default=plain)
+    """Cuts the last axis into heads."""
+    plain = lambda x: x.reshape(*x.shape[:2], heads, -1)
+    tiled = functools.partial(split_by_tiles, heads=heads)
+    fits = _fills_tiles(x.shape[1], x.shape[2] // heads)
+    return jax.lax.platform_dependent(x, tpu=tiled if fits else plain, default=plain)
 
 
 def join_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T NH"]:
     """The inverse of `split_heads`."""
+    plain = lambda x: x.reshape(*x.shape[:2], -1)
+    fits = _fills_tiles(x.shape[1], x.shape[3])
+    return jax.lax.platform_dependent(x, tpu=join_by_tiles if fits else plain, default=plain)
+
+
+def split_by_tiles(x: Float[Array, "B T NH"], heads: int) -> Float[Array, "B T N H"]:
+    """`split_heads` for T and H that fill tiles, which are moved whole to where attention reads them, [B, N, T, H]: XLA
+    on its own turns every tile, and turns it back."""
+    batch, length, width = x.shape
+    x = computed_once(x).reshape(batch, -1, TILE_ROWS, heads, width // heads).transpose(0, 3, 1, 2, 4)
+    return x.reshape(batch, heads, length, -1).swapaxes(1, 2)
+
+
+def join_by_tiles(x: Float[Array, "B T N H"]) -> Float[Array, "B T NH"]:
+    """The inverse of `split_by_tiles`."""
     batch, length, heads, size = x.shape
-
-    def by_tiles(x):
-        x = x.swapaxes(1, 2).reshape(batch, heads, -1, TILE_ROWS, size).transpose(0, 2, 3, 1, 4)
-        return computed_once(x.reshape(batch, length, -1))
-
-    plain = lambda x: x.reshape(batch, length, -1)
-    return jax.lax.platform_dependent(x, tpu=by_tiles if _fills_tiles(length, size) else plain, default=plain)
+    x = x.swapaxes(1, 2).reshape(batch, heads, -1, TILE_ROWS, size).transpose(0, 2, 3, 1, 4)
+    return computed_once(x.reshape(batch, length, -1))
 
 
 def _fills_tiles(length: int, head_dim: int) -> bool:
@@ -183,9 +188,11 @@ class Linear(nnx.Module):
         shape = (out_features,) if num_layers is None else (num_layers, out_features)
         self.bias = bias_dtype and param(jnp.zeros(shape, bias_dtype), stacked_axes(axes[1:], num_layers))
 
-    def __call__(self, x: Float[Array, "*B in"], heads: int | None = None) -> Float[Array, "*B out"]:
-        """With `heads` the outputs are cut into so many, [*B, heads, out / heads], before the bias is added: TPUs then
-        write the product as attention reads it."""
+    def __call__(
+        self, x: Float[Array, "*B in"], *, heads: int | None = None
+    ) -> Float[Array, "*B out"] | Float[Array, "*B N H"]:
+        """With `heads` the outputs are cut into so many before the bias is added: TPUs then write the product as
+        attention reads it."""
         kernel = self.kernel.get_value()
         if self.int8_products == "none":
             y = matmul(x, kernel)

@@ -200,14 +200,11 @@ class Attention(nnx.Module):
         cached: LayerCache | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """(output, keys, values). With `cached` the tokens continue their rows, and `segment_ids` is not read."""
-        cfg = self.config
-
-        def project(name: str, heads: int, axis: str):
-            return constrain(split_heads(_project(self, name, x, key), heads), "batch", None, axis, None)
-
-        q = rotate(project("q_proj", cfg.num_heads, "heads"), cos_sin)
-        k = rotate(project("k_proj", cfg.num_kv_heads, "kv_heads"), cos_sin)
-        v = project("v_proj", cfg.num_kv_heads, "kv_heads")
+        cfg, project = self.config, lambda name, heads: split_heads(_project(self, name, x, key), heads)
+        place = lambda y, axis: constrain(y, "batch", None, axis, None)
+        q = rotate(place(project("q_proj", cfg.num_heads), "heads"), cos_sin)
+        k = rotate(place(project("k_proj", cfg.num_kv_heads), "kv_heads"), cos_sin)
+        v = place(project("v_proj", cfg.num_kv_heads), "kv_heads")
         if cached is None:
             y = attention.attention(q, k, v, segment_ids, kernel=cfg.attention)
         else:
@@ -364,10 +361,7 @@ class Llama(nnx.Module):
             return jnp.where(where, jax.lax.cond(where.any(), of_chunk, zeros, hidden, targets), 0)
 
         # Recomputed around the condition, not in it: else every chunk would keep the head for the backward pass.
-        if where is None:
-            of_one, inputs = of_chunk, (hidden, targets)
-        else:
-            of_one, inputs = of_asked, (hidden, targets, where)
+        of_one, inputs = (of_chunk, (hidden, targets)) if where is None else (of_asked, (hidden, targets, where))
         of_one = jax.checkpoint(of_one)
         nll = jax.lax.map(lambda args: of_one(*args), tuple(map(chunks, inputs)))
         return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length]

@@ -30,7 +30,7 @@ TPU_OPTIONS = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    # Fast memory that one operation may use: with 48 MiB large matrix products take less, by the count for v5e, v5p, v6e.
+    # Fast memory that one operation may use: by the count for v5e, v5p and v6e, large products take less with 48 MiB.
     "xla_tpu_scoped_vmem_limit_kib": 49152,
 }
 

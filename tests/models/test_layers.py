@@ -17,11 +17,17 @@ from emollama_jax.models.layers import (
     as_array,
     as_int8,
     as_kernel,
+    computed_once,
     cos_and_sin,
     int8_matmul,
+    join_by_tiles,
+    join_heads,
     matmul,
     rotary_angles,
     rotate,
+    split_by_tiles,
+    split_heads,
+    stored_by_rows,
     swap_by_product,
     swiglu,
 )
@@ -288,15 +294,45 @@ def test_whole_model_with_quantised_kernels(dtype):
         assert error < WHOLE[dtype][i]
 
 
-def test_norms_are_computed_once_on_tpus_alone():
-    norm = RMSNorm(8, epsilon=1e-5, dtype="float32")
-    lowered = lambda platform: jax.jit(norm).trace(jnp.ones((2, 8))).lower(lowering_platforms=(platform,)).as_text()
+@pytest.mark.parametrize("stored", [computed_once, stored_by_rows])
+def test_results_are_stored_on_tpus_alone(stored):
+    traced = jax.jit(stored).trace(jnp.ones((16, 8)))
+    lowered = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
     assert "optimization_barrier" in lowered("tpu")
     assert "optimization_barrier" not in lowered("cpu")
 
 
-def test_swiglu_and_its_gradients():
-    gate, up, weights = jax.random.normal(jax.random.key(0), (3, 4, 6))
+def test_heads_that_move_by_tiles_are_those_of_a_reshape():
+    x = jax.random.normal(jax.random.key(0), (2, 24, 3 * 128))
+    plain = x.reshape(2, 24, 3, 128)
+    for cut in (split_heads(x, 3), split_by_tiles(x, 3)):
+        np.testing.assert_array_equal(cut, plain)
+    for joined in (join_heads(plain), join_by_tiles(plain)):
+        np.testing.assert_array_equal(joined, x)
+    weights = jax.random.normal(jax.random.key(1), plain.shape)
+    gradient = jax.grad(lambda x: jnp.sum(weights * split_by_tiles(x, 3)))(x)
+    np.testing.assert_array_equal(gradient, weights.reshape(x.shape))
+
+
+@pytest.mark.parametrize("length, head_dim, by_tiles", [(24, 128, True), (23, 128, False), (24, 64, False)])
+def test_only_heads_that_fill_tiles_move_by_tiles(length, head_dim, by_tiles):
+    there_and_back = jax.jit(lambda x: join_heads(split_heads(x, 2)))
+    lowered = there_and_back.trace(jnp.ones((1, length, 2 * head_dim))).lower(lowering_platforms=("tpu",)).as_text()
+    assert ("optimization_barrier" in lowered) == by_tiles
+
+
+@pytest.mark.parametrize("bias_dtype", [None, "float32"])
+def test_a_linear_layer_cuts_its_outputs_into_heads(bias_dtype):
+    layer = Linear(6, 12, axes=("embed", "heads"), kernel_dtype="float32", bias_dtype=bias_dtype, rngs=nnx.Rngs(0))
+    if bias_dtype:
+        layer.bias[...] = jnp.arange(12.0)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    np.testing.assert_array_equal(layer(x, heads=3), layer(x).reshape(2, 5, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 16, 6)])
+def test_swiglu_and_its_gradients(shape):
+    gate, up, weights = jax.random.normal(jax.random.key(0), (3, *shape))
     plain = lambda gate, up: jnp.sum(jax.nn.silu(gate) * up * weights)
     found = jax.value_and_grad(lambda gate, up: jnp.sum(swiglu(gate, up) * weights), (0, 1))(gate, up)
     jax.tree.map(
