@@ -3,7 +3,7 @@
     emollama plan --config stage1_v5e_16 --topology v5e-16
     emollama train --config stage1_v5e_16
 
-`emollama plan --config stage1_merr --topology v5e-16 --search` chose it.
+`emollama plan --config stage1_merr --topology v5e-16 --search` chose its mesh and recomputation.
 
 Every chip holds the down projections whole: at the start of a layer's backward pass, nothing could hide that they are
 gathered.
