@@ -36,12 +36,9 @@ def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_mlp_out(rules: Sequence[Any]) -> list[Any]:
     """Rules of sharding with one for the output of the MLP, which went by that of "embed" before."""
-    rules = list(rules)
-    names = [rule[0] for rule in rules if isinstance(rule, list | tuple) and len(rule) == 2]
-    if "embed" in names and "mlp_out" not in names:
-        embed = next(rule for rule in rules if rule[0] == "embed")
-        rules.append(type(embed)(("mlp_out", embed[1])))
-    return rules
+    of = lambda name: [rule for rule in rules if isinstance(rule, list | tuple) and len(rule) == 2 and rule[0] == name]
+    embed = of("embed")
+    return list(rules) if of("mlp_out") or not embed else [*rules, ["mlp_out", embed[0][1]]]
 
 
 def new_path(path: str) -> str:

@@ -11,9 +11,10 @@ import qwix
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from emollama_jax.config import DEFAULT_SHARDING
+from emollama_jax.config import DEFAULT_SHARDING, load_config
 from emollama_jax.errors import UserError
 from emollama_jax.models.layers import Linear
+from emollama_jax.models.llama import Llama
 from emollama_jax.sharding import abstract, constrain, init_sharded, make_mesh, partition_spec, shardings, use_mesh
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -139,3 +140,12 @@ def test_parameters_are_made_in_their_places(dtype):
     assert shards == ([(3, 32, 8)] if dtype == "float32" else [(3, 32, 8), (3, 2, 8)])
     for ours, expected in zip(jax.tree.leaves(kernel), jax.tree.leaves(make().kernel.get_value()), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("name, down", [("stage1_merr", "fsdp"), ("stage1_v5e_16", None), ("stage1_v5e_256", None)])
+def test_recipes_may_keep_the_down_projections_whole(name, down):
+    config = load_config(name)
+    _, state = abstract(lambda: Llama(config.llama, config.lora, rngs=nnx.Rngs(0)))
+    mlp = shardings(state, make_mesh({"data": 1, "fsdp": 8, "tensor": 1}), config.sharding).layers.mlp
+    assert mlp.down_proj.kernel.get_value().spec[2] == down
+    assert mlp.up_proj.kernel.get_value().spec[1] == "fsdp"

@@ -60,16 +60,17 @@ def stored_by_rows(x: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:
 def split_heads(x: Float[Array, "B T NH"], heads: int) -> Float[Array, "B T N H"]:
     """Cuts the last axis into heads."""
     plain = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    tiled = functools.partial(split_by_tiles, heads=heads)
-    fits = _fills_tiles(x.shape[1], x.shape[2] // heads)
-    return jax.lax.platform_dependent(x, tpu=tiled if fits else plain, default=plain)
+    if not _fills_tiles(x.shape[1], x.shape[2] // heads):
+        return plain(x)
+    return jax.lax.platform_dependent(x, tpu=functools.partial(split_by_tiles, heads=heads), default=plain)
 
 
 def join_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T NH"]:
     """The inverse of `split_heads`."""
     plain = lambda x: x.reshape(*x.shape[:2], -1)
-    fits = _fills_tiles(x.shape[1], x.shape[3])
-    return jax.lax.platform_dependent(x, tpu=join_by_tiles if fits else plain, default=plain)
+    if not _fills_tiles(x.shape[1], x.shape[3]):
+        return plain(x)
+    return jax.lax.platform_dependent(x, tpu=join_by_tiles, default=plain)
 
 
 def split_by_tiles(x: Float[Array, "B T NH"], heads: int) -> Float[Array, "B T N H"]:
