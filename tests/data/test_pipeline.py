@@ -1,26 +1,21 @@
-"""The stream of batches: every clip, once, the same whatever reads it, and from any point on."""
+"""The stream of batches: every clip, once, the same whatever reads it."""
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import pytest
 
 from emollama_jax.config import EvaVitConfig
-from emollama_jax.data import batch_shards, pipeline
-from emollama_jax.data.batch import Batch, batch_spec
-from emollama_jax.data.batch_shards import ProcessRows, StreamReader, process_rows, process_shard
+from emollama_jax.data.batch import batch_spec
+from emollama_jax.data.batch_shards import process_shard
 from emollama_jax.data.datasets import (
     find_clip_name,
-    find_encoders,
-    find_frame_rules,
     open_datasets,
 )
 from emollama_jax.data.modalities import PARTS
-from emollama_jax.data.pipeline import eval_dataset, onto_devices, train_batches, train_dataset
+from emollama_jax.data.pipeline import eval_dataset, onto_devices, train_dataset
 from emollama_jax.data.recipe import Recipe
 from emollama_jax.data.records import Records
 from emollama_jax.errors import UserError
@@ -35,61 +30,8 @@ from emollama_jax.text.prompts import (
     request,
     training_answer,
 )
-from tests.data.prepared import SIZE, TOKENIZER, random_record, tiny_config, write_data
-
-TRAIN, VAL = 37, 10
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "frames", {"train": TRAIN, "val": VAL})
-
-
-@pytest.fixture(scope="module")
-def tokens_folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "tokens"
-    return write_data(out, {"train": TRAIN, "val": VAL}, image="image_tokens", seed=1)
-
-
-def config_of(folder: Path, **data):
-    return tiny_config({"train": (f"{folder}:train",), "eval": (f"{folder}:val",), **data})
-
-
-def batches(dataset) -> list[Batch]:
-    iterator = iter(dataset)
-    found = list(iterator)
-    iterator.close()
-    return found
-
-
-def clips_of(batches) -> list[int]:
-    return [int(clip) for batch in batches for clip in batch.clip[batch.clip_mask]]
-
-
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def samples_of(batch) -> dict[tuple[int, int], tuple]:
-    """(row, clip's place) -> (clip's number, ids, soft tokens, which are answers), taken back out of a packed batch."""
-    found = {}
-    for row in range(len(batch.tokens)):
-        for k in np.flatnonzero(batch.clip_mask[row]):
-            here = np.flatnonzero(batch.segment_ids[row] == k + 1)
-            soft = batch.soft_index[row, here]
-            is_answer = np.concatenate([[False], batch.loss_weights[row, here][:-1] > 0])
-            assert not batch.loss_weights[row, here[-1]]
-            assert batch.positions[row, here].tolist() == list(range(len(here)))
-            found[row, int(k)] = (
-                int(batch.clip[row, k]),
-                batch.tokens[row, here].tolist(),
-                [int(s) - int(k) * 8 if s >= 0 else -1 for s in soft],
-                is_answer.tolist(),
-            )
-    return found
-
+from tests.data.batches import TRAIN, VAL, assert_same, batches, clips_of, config_of, samples_of
+from tests.data.prepared import SIZE, TOKENIZER, random_record, write_data
 
 # -- every clip, once
 
@@ -149,107 +91,6 @@ def test_processes_share_one_stream(folder):
         for sample in samples_of(batch).values()
     ]
     assert sorted(whole) == sorted(shared)
-
-
-# -- from any point on
-
-
-@pytest.mark.parametrize(
-    ("kind", "workers"), [("train", 0), ("eval", 0), pytest.param("train", 2, marks=pytest.mark.slow)]
-)
-def test_restoring_at_every_state(folder, kind, workers):
-    rows = 8 if workers else 4  # fewer batches, and at each of them workers begin anew
-    config = config_of(folder, workers=workers, read_ahead=4, batch_rows=rows)
-    dataset = train_dataset(config, TOKENIZER, epochs=1) if kind == "train" else eval_dataset(config, TOKENIZER)
-    grain.experimental.assert_equal_output_after_checkpoint(dataset.map(vars))
-
-
-def test_restoring_on_devices(folder):
-    """The batches that wait on the devices come again: the state is that of the last one handed out."""
-    config, mesh = config_of(folder, prefetch=3), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    make = lambda: iter(onto_devices(train_dataset(config, TOKENIZER, epochs=1), config, mesh))
-    iterator, states, found = make(), [], []
-    while True:
-        states.append(iterator.get_state())
-        batch = next(iterator, None)
-        if batch is None:
-            break
-        found.append(jax.tree.map(np.asarray, batch))
-    assert len(found) > 3
-    for start in (0, 2, len(found) - 1):
-        again = make()
-        again.set_state(states[start])
-        assert_same([jax.tree.map(np.asarray, batch) for batch in again], found[start:])
-
-
-def test_the_state_does_not_depend_on_workers(folder):
-    """Nor do the batches, so that it is restored with any number of them."""
-    alone, helped = (taken(train_dataset(config_of(folder, workers=n), TOKENIZER), 3) for n in (0, 2))
-    assert_same(alone[0], helped[0])
-    assert alone[1] == helped[1]
-
-
-def test_the_state_of_workers_in_an_older_run_is_understood(folder):
-    """Grain keeps what each of them has read."""
-    stream = grain.MapDataset.range(40)
-    old = iter(pipeline._read_ahead(stream, config_of(folder, workers=2).data))
-    for _ in range(7):
-        next(old)
-    reader = iter(StreamReader(stream, lambda rest: rest.to_iter_dataset()))
-    reader.set_state(old.get_state())
-    old.close()
-    assert next(reader) == 7 and reader.get_state() == {"next_index": 8}
-
-
-ROWS_OF_PROCESSES = {
-    "one": [((0, 4),)],
-    "two": [((0, 2),), ((2, 4),)],
-    "four": [((i, i + 1),) for i in range(4)],
-    "interleaved": [((0, 1), (2, 3)), ((1, 2), (3, 4))],
-}
-
-
-def taken(dataset, count: int, state=None) -> tuple[list[Batch], dict]:
-    """So many batches from a state on, and the state after them."""
-    iterator = iter(dataset)
-    if state is not None:
-        iterator.set_state(state)
-    found = [next(iterator) for _ in range(count)], iterator.get_state()
-    iterator.close()
-    return found
-
-
-@pytest.mark.parametrize("began", ["one", "two", "four"])
-def test_any_number_of_processes_goes_on_with_the_batches_of_a_run(folder, began, monkeypatch):
-    config, mesh = config_of(folder), make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-
-    def rows_of(layout: str, mine: int, parts: int | None) -> ProcessRows:
-        shards = ROWS_OF_PROCESSES[layout]
-        monkeypatch.setattr(batch_shards, "_row_ranges", lambda *arguments: (shards, shards[mine]))
-        return process_rows(config, mesh, parts)
-
-    def all_rows(layout: str, parts: int | None, state: dict | None) -> tuple[list[Batch], dict]:
-        """Three batches of all processes, and their states together."""
-        whole, states, order = [], {}, []
-        for mine, ranges in enumerate(ROWS_OF_PROCESSES[layout]):
-            rows = rows_of(layout, mine, parts)
-            assert parts is not None or len(rows.parts) == 1  # as a run begins, nobody reads more than its own
-            found, after = taken(train_batches(config, TOKENIZER, rows), 3, state)
-            whole.append(found)
-            states |= after["parts"]
-            order += [row for start, stop in ranges for row in range(start, stop)]
-        join = lambda *arrays: np.concatenate(arrays)[np.argsort(order)]
-        return [jax.tree.map(join, *batch) for batch in zip(*whole, strict=True)], {"parts": states}
-
-    _, state = all_rows(began, None, None)
-    expected, after = all_rows(began, None, state)
-    for layout in ROWS_OF_PROCESSES:
-        if (began, layout) == ("two", "interleaved"):
-            continue  # as many processes with other rows: the same parts, elsewhere in the batch
-        parts = len(ROWS_OF_PROCESSES[began])
-        found, found_after = all_rows(layout, parts, state)
-        assert_same(found, expected)
-        assert found_after == after
 
 
 # -- what is in a batch
@@ -488,82 +329,3 @@ def test_onto_devices(folder, sizes):
     )
     shards = placed[0].frames.sharding.shard_shape(placed[0].frames.shape)
     assert shards[0] == 4 // (sizes[0] * sizes[1])
-
-
-# -- bounded, and refused
-
-
-def test_reading_ahead_is_bounded(folder, monkeypatch):
-    read = []
-    original = Records.__getitem__
-    monkeypatch.setattr(Records, "__getitem__", lambda self, i: read.append(i) or original(self, i))
-    config = config_of(folder, read_ahead=5, packing_rows=4, clips_per_row=2)
-    iterator = iter(train_dataset(config, TOKENIZER))
-    consumed = sum(len(clips_of([next(iterator)])) for _ in range(5))
-    iterator.close()
-    most = 5 + 1 + 8 + 4 * 2  # ahead, the one in hand, a thread each, and the rows being filled
-    assert consumed <= len(read) <= consumed + most
-
-
-def test_features_of_different_encoders_are_not_mixed(tmp_path):
-    """What is not known of a data set, whose features were files, fits all."""
-    encoders = [{"mae": "a", "hubert": "b"}, {"mae": "a"}, {}, {"mae": "a", "hubert": "c"}]
-    paths = [f"{write_data(tmp_path / str(i), {'train': 2}, encoders=of)}:train" for i, of in enumerate(encoders)]
-    datasets = open_datasets(paths[:3], tiny_config({}), "data.train")
-    assert find_encoders(datasets) == {"mae": "a", "hubert": "b"}
-    with pytest.raises(UserError, match=r"hubert features of different encoders .* \(b\) and .* \(c\); extract one of"):
-        open_datasets(paths, tiny_config({}), "data.train")
-
-
-def test_what_data_sets_say_of_their_images(tmp_path):
-    """By which rules the frames were taken, and which encoder made image tokens of them."""
-    recipes = [
-        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "a"}},
-        {"frame_rule": "first", "encoders": {"mae": "m"}},
-        {"frame_rule": "peak", "encoders": {"mae": "m", "eva_vit": "b"}},
-    ]
-    paths = [
-        f"{write_data(tmp_path / str(i), {'train': 2}, image='image_tokens', **of)}:train"
-        for i, of in enumerate(recipes)
-    ]
-    datasets = open_datasets(paths[:2], tiny_config({}), "data.train")
-    assert find_encoders(datasets) == {"mae": "m", "eva_vit": "a"} and find_encoders(datasets[1:]) == {"mae": "m"}
-    assert find_frame_rules(datasets) == ["first", "peak"] and find_frame_rules([datasets[0], datasets[0]]) == ["peak"]
-    del datasets[1].records.metadata["recipe"]["frame_rule"]
-    assert find_frame_rules(datasets) is None
-    with pytest.raises(UserError, match=r"eva_vit features of different encoders .* \(a\) and .* \(b\); extract"):
-        open_datasets(paths, tiny_config({}), "data.train")
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        ({"train": ()}, "data.train: no data; give prepared data sets as FOLDER:SPLIT"),
-        ({"train": ("nowhere",)}, "data.train: 'nowhere' names no split; write FOLDER:SPLIT"),
-        ({"train": ("nowhere:train",)}, "no prepared data set: nowhere; give the folder"),
-        ({"train": ("{folder}:test",)}, "no split 'test': .*; it has train, val"),
-        ({"batch_rows": 3}, "data.batch_rows=3: must be a multiple of the 2 processes"),
-        ({"train": ("{folder}:train", "{tokens}:train")}, "different images or encoders cannot be mixed"),
-        ({"prompt": {"labels": ("calm", "tense"), "tasks": ("emotion",)}}, "no clip of .*:train has an answer for"),
-        ({"prompt": {"layout": "reference"}}, "prompt.layout=reference: answers are learnt in the layout trained"),
-        ({"eva_vit": {"image_size": 28}}, "prepared with size=56, the model has 28: .*; prepare it for it"),
-        ({"projectors": {"feature_size": 768}}, "prepared with feature_size=1024, the model has 768"),
-        (
-            {"eva_vit": {"image_size": 28}, "train": ("{tokens}:train",)},
-            r"image_tokens_shape=\[17, 48\], the model has",
-        ),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
-)
-def test_refused(folder, tokens_folder, data, said):
-    data = dict(data)
-    groups = {name: data.pop(name) for name in ("prompt", "eva_vit", "projectors") if name in data}
-    if "train" in data:
-        data["train"] = tuple(path.format(folder=folder, tokens=tokens_folder) for path in data["train"])
-    with pytest.raises(UserError, match=said) as caught:
-        config = config_of(folder, **data)
-        for name, changes in groups.items():
-            group = dataclasses.replace(getattr(config, name), **changes)
-            config = dataclasses.replace(config, **{name: group})
-        train_dataset(config, TOKENIZER, num_shards=2)
-    assert "\n" not in str(caught.value)
