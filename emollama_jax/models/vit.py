@@ -6,6 +6,7 @@ I x J image, t frames, P patches.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from emollama_jax.models.attention import KERNELS, bidirectional_attention, reso
 from emollama_jax.models.layers import FLOAT_DTYPES, QUANTISED, LayerNorm, Linear, computed_once, normal, param
 from emollama_jax.sharding import constrain
 
+GELU_LOGIT = (8.671245e-06, -0.000969689, 0.07559512, 1.593468)  # P of `gelu_by_logistic`, from the highest power
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -80,9 +82,30 @@ class VitConfig(EncoderConfig):
 
 
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """The exact GELU (arXiv:1606.08415), computed in float32; by erf, which costs TPUs less than JAX's erfc."""
+    """The exact GELU (arXiv:1606.08415), computed in float32; for TPUs in bfloat16 by `gelu_by_logistic`."""
+    if x.dtype != jnp.bfloat16:
+        return gelu_by_erf(x)
+    return jax.lax.platform_dependent(x, tpu=gelu_by_logistic, default=gelu_by_erf)
+
+
+def gelu_by_erf(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """x Φ(x) with Φ(x) = (1 + erf(x / sqrt(2))) / 2; by erf, which costs TPUs less than JAX's erfc."""
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * np.float32(0.5**0.5)))).astype(x.dtype)
+
+
+def gelu_by_logistic(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """x Φ(x) with Φ(x) = 1 / (1 + exp(-x P(x²))): TPUs compute exp and the reciprocal beside their vector unit, which
+    has several times as much to do for erf.
+
+    log(Φ(x) / (1 - Φ(x))) is an odd function of x, so that x P(x²) with a polynomial P approximates it. This P has the
+    least relative error of Φ for x from -5.5 on, 0.17 %, less than bfloat16's rounding (0.39 %); nothing cancels in
+    the tail. Before -5.5 the result is below 1.1e-7, and off by less than 5e-10.
+    """
+    y = x.astype(jnp.float32)
+    square = jnp.square(y)
+    logit = y * functools.reduce(lambda value, coefficient: value * square + coefficient, GELU_LOGIT)
+    return (y * jax.nn.sigmoid(logit)).astype(x.dtype)
 
 
 class Attention(nnx.Module):

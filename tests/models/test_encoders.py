@@ -2,6 +2,7 @@
 near. What they compute is held against torch in tests/parity."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -13,9 +14,11 @@ from flax import nnx
 from emollama_jax.bench.encode import random_inputs
 from emollama_jax.config import load_config
 from emollama_jax.models.videomae import sine_positions
+from emollama_jax.models.vit import gelu, gelu_by_logistic
 from emollama_jax.sharding import abstract
 from emollama_jax.weights.encoders import ENCODERS, random_encoder
 from emollama_jax.weights.engine import param_values
+from tests.models.tiny import close
 
 TINY = load_config("tiny")
 SECONDS = 1
@@ -137,3 +140,43 @@ def test_half_precision_and_few_bits_stay_near(name):
         found = np.asarray(found).reshape(exact.shape)
         cosine = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
         assert 0.999 < cosine.min() < 1 - 1e-9, changes
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    return np.array([y * math.erfc(-y / math.sqrt(2)) / 2 for y in x.astype(np.float64)])
+
+
+def test_gelu_is_exact_in_float32():
+    x = np.linspace(-8, 8, 1001, dtype=np.float32)
+    close(gelu(jnp.asarray(x)), exact_gelu(x), 1e-6, "gelu")
+
+
+def test_gelu_for_tpus_is_gelu_to_the_last_bit_of_bfloat16():
+    x = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
+    x = x[np.isfinite(x.astype(np.float32))]
+    expected = exact_gelu(x)
+    found = np.asarray(jax.jit(gelu_by_logistic)(jnp.asarray(x)))
+    assert found.dtype == jnp.bfloat16
+    error = np.abs(found.astype(np.float64) - expected)
+    tail = x < -5.5
+    assert error[tail].max() < 5e-10
+    normal = ~tail & (np.abs(expected) >= 2.0**-126)
+    assert error[~tail & ~normal].max() < 2.0**-126
+    bits = lambda y: y[normal].view(np.int16).astype(np.int32)
+    apart = np.abs(bits(found) - bits(expected.astype(jnp.bfloat16)))
+    print(f"at most {apart.max()} bit apart, which {np.mean(apart > 0):.2%} of the numbers from -5.5 on are")
+    assert apart.max() == 1 and np.mean(apart > 0) < 0.003
+    slope = jax.vmap(jax.grad(lambda y: gelu_by_logistic(y).astype(jnp.float32)))(jnp.asarray(x[np.abs(x) < 1e6]))
+    assert np.all(np.isfinite(slope))
+
+
+def test_only_bfloat16_on_tpus_has_the_other_gelu():
+    def program(platform: str, dtype) -> str:
+        return jax.jit(gelu).trace(jnp.zeros(4, dtype)).lower(lowering_platforms=(platform,)).as_text()
+
+    uses_erf = {
+        (platform, dtype): "erf" in program(platform, dtype)
+        for platform in ("tpu", "cpu", "cuda")
+        for dtype in ("bfloat16", "float32")
+    }
+    assert {of for of, erf in uses_erf.items() if not erf} == {("tpu", "bfloat16")}
