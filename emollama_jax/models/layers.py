@@ -228,8 +228,12 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.epsilon)
+        mean = jnp.mean(y, -1, keepdims=True)
+        if x.dtype == jnp.float32:
+            variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
+        else:  # in one pass with the mean, where what cancels is less than x was rounded by
+            variance = jnp.maximum(jnp.mean(jnp.square(y), -1, keepdims=True) - jnp.square(mean), 0)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
         y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
 

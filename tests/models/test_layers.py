@@ -78,6 +78,22 @@ def test_layer_norm(epsilon):
     assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_layer_norm_of_half_precision_is_computed_in_float32():
+    """Also with a mean that is 300 times the deviation, of values whose squares and whose sum bfloat16 could not
+    hold."""
+    noise = np.random.default_rng(0).normal(size=(4, 512))
+    for mean in (0, 3, 300):
+        x = jnp.asarray(mean + noise, jnp.bfloat16)
+        y = LayerNorm(512, epsilon=1e-5, dtype="bfloat16")(x)
+        assert y.dtype == jnp.bfloat16
+        wide = np.asarray(x, np.float64)
+        expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+        error = np.abs(np.asarray(y, np.float64) - expected).max() / np.abs(expected).max()
+        print(f"mean {mean}: relative error {error:.1e}")
+        assert error < 2**-8
+    assert np.all(LayerNorm(512, epsilon=1e-5, dtype="bfloat16")(jnp.full((1, 512), 300.7, jnp.bfloat16)) == 0)
+
+
 def test_a_linear_layer_has_a_bias_where_it_is_given_a_dtype():
     linear = functools.partial(Linear, 4, 6, axes=("embed", "mlp"), kernel_dtype="float32", rngs=nnx.Rngs(0))
     assert linear().bias is None
