@@ -10,6 +10,7 @@ Which kernel runs is decided once, by `resolve_attention`, from the devices a mo
 the devices of the process.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -255,6 +256,9 @@ def _splash(q: Array, k: Array, v: Array, segment_ids: Array, *, causal: bool, i
         **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
         **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
     )
+    if not causal:  # as [B, N, H, T]: encoders' heads are narrower than a tile, which their tokens fill
+        by_tokens = dict.fromkeys(("q_layout", "k_layout", "v_layout"), splash.QKVLayout.SEQ_MINOR)
+        sizes = dataclasses.replace(sizes, **by_tokens)
     one_head = (splash.CausalMask if causal else splash.FullMask)((padded, padded))
 
     def local(q, k, v, segment_ids):  # one device's rows and heads: [B, N, T, H]

@@ -297,6 +297,19 @@ def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatc
         assert np.all(np.isfinite(found[b]))
 
 
+def test_gradients_of_bidirectional_splash_attention():
+    """Rows of several blocks, heads that fill no tile."""
+    q, k, v, cotangent, _ = inputs(2, 300, 3, 3, head_dim=24)
+    lengths = jnp.asarray([300, 170])
+    cotangent = jnp.where(jnp.arange(300)[:, None, None] < lengths[:, None, None, None], cotangent, 0)
+
+    def run(kernel):
+        y, pull = jax.vjp(lambda *qkv: bidirectional_attention(*qkv, lengths, kernel=kernel), q, k, v)
+        return jnp.where(cotangent == 0, 0, y), *pull(cotangent)
+
+    same(jax.jit(run, static_argnums=0)("splash_interpret"), jax.jit(run, static_argnums=0)("xla"))
+
+
 def test_chunks_of_half_precision_have_their_softmax_in_float32():
     """1,024 equal weights, whose sum bfloat16 would round."""
     q = jnp.zeros((1, 1024, 1, 8), jnp.bfloat16)
