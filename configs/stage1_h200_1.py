@@ -6,7 +6,7 @@
 
 The last measures the machine: training steps, decoding and the frame's encoder, in ten minutes.
 
-Expected: by compiler estimates (nothing has been measured), 77.28 of 118.18 GiB, with XLA's
+Expected: by compiler estimates (nothing has been measured), 81.40 of 118.18 GiB, with XLA's
 attention in place of cuDNN's, and 1.15 s a step, 28,394 tokens/s, were all its arithmetic at the peak: a ceiling. The
 goal is 60 % of the peak at 4 operations a weight and token, 22,340 tokens/s, without the frame's encoder.
 """
