@@ -9,7 +9,7 @@
 `emollama plan --config stage1_merr --topology v5e-1 --search` chose it, and so did the same for t4-1.
 
 Expected: by compiler estimates (nothing has been measured), v5e-1 takes 11.14 of 15.75 GiB, 8.4 of
-them for the frozen weights (int8), and 9.9 s a step, 3,323 tokens/s, 56 % MFU. T4 takes 11.76 of 13.11 GiB and at
+them for the frozen weights (int8), and 9.6 s a step, 3,406 tokens/s, 58 % MFU. T4 takes 11.76 of 13.11 GiB and at
 least 24.5 s a step.
 """
 

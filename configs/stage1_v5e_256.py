@@ -11,8 +11,8 @@ recipe has not been trained.
 Every chip holds the down projections whole: at the start of a layer's backward pass, nothing could hide that they are
 gathered.
 
-Expected: by compiler estimates (nothing has been measured), 10.47 of 15.75 GiB a chip, 0.55 s a step,
-949,472 tokens/s, 63 % MFU; a stage takes a minute, 3.7 chip-hours.
+Expected: by compiler estimates (nothing has been measured), 10.47 of 15.75 GiB a chip, 0.54 s a step,
+975,969 tokens/s, 65 % MFU; a stage takes a minute, 3.6 chip-hours.
 """
 
 import dataclasses
