@@ -23,12 +23,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from emollama_jax.errors import UserError
+from emollama_jax.models.chunked_attention import masked_attention, packed_attention
 from emollama_jax.sharding import partition_spec
 
 KERNELS = ("auto", "xla", "cudnn", "splash", "splash_interpret", "chunked")
 RESIDUALS = "attention_residuals"  # what splash attention keeps for its backward pass
-CHUNK_SCORES = 2**20  # scores that exist at once: 4 MiB
-CHUNK_QUERIES = 256  # queries of a causal row that are computed at once, against the keys up to the last of them
 SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths of a block of splash attention, which takes whole blocks
 
 
@@ -117,12 +116,9 @@ def attention(
         kernel = "xla"
     elif kernel.startswith("splash"):
         return _splash(q, k, v, segment_ids, causal=True, interpret=kernel == "splash_interpret")
-    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
-    if kernel == "chunked":
-        groups = q.shape[2] // k.shape[2]
-        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
-        return _chunked(q, k, v, same_segment, causal=True)
-    visible = same_segment & jnp.tri(length, dtype=bool)
+    elif kernel == "chunked":
+        return packed_attention(q, k, v, segment_ids)
+    visible = (segment_ids[:, :, None] == segment_ids[:, None, :]) & jnp.tri(length, dtype=bool)
     return _of_jax(kernel, q, k, v, mask=visible[:, None])
 
 
@@ -152,7 +148,7 @@ def cached_attention(
         rows = lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:]))
         keys, values = (jnp.concatenate([rows(x), new], axis=1) for x, new in ((cached_k, k), (cached_v, v)))
         keys, values = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (keys, values))
-        return _chunked(q, keys, values, seen)
+        return masked_attention(q, keys, values, seen)
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     score = lambda keys: jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)  # repeats no row
     scores = head_dim**-0.5 * jnp.concatenate([score(cached_k), score(k)], axis=-1)
@@ -189,7 +185,7 @@ def bidirectional_attention(
         seen = jnp.arange(length) < (length if lengths is None else lengths[:, None])
         seen = jnp.broadcast_to(seen, (batch, length))
         if kernel == "chunked":
-            return _chunked(q, k, v, seen[:, None])
+            return masked_attention(q, k, v, seen[:, None])
         return _splash(q, k, v, seen.astype(jnp.int32), causal=False, interpret=kernel == "splash_interpret")
     return _of_jax(kernel, q, k, v, key_value_seq_lengths=lengths)
 
@@ -204,40 +200,6 @@ def _of_jax(kernel: str, q: Array, k: Array, v: Array, **masks: Array | None) ->
         return plain(q, k, v)
     in_float32 = lambda *inputs: plain(*(x.astype(jnp.float32) for x in inputs)).astype(q.dtype)
     return jax.lax.platform_dependent(q, k, v, cuda=plain, default=in_float32)
-
-
-def _chunked(q: Array, k: Array, v: Array, visible: Array, *, causal: bool = False) -> Array:
-    """`visible` [B, T or 1, S] marks the keys that a query sees, among those that `causal` leaves it. The backward pass
-    recomputes the weights, which cost more to keep than to compute."""
-    (length, heads, head_dim), keys = q.shape[1:], k.shape[1]
-    step = CHUNK_QUERIES if causal else length
-
-    def of_queries(q, k, v, visible):  # [t, H], [s, H], [t or 1, s]
-        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
-        scores = jnp.where(visible, scores, -jnp.inf)
-        # Normalised before they are rounded: the gradient of a sum of other numbers than those of the product is wrong.
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.matmul(weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
-
-    def of_row(q, k, v, visible):  # [N, T, H], [N, S, H], [T or 1, S]
-        if causal:
-            visible = visible & jnp.tri(length, dtype=bool)
-
-        @jax.checkpoint
-        def of_head(head):
-            q, k, v = head
-            parts = []
-            for start in range(0, length, step):
-                end = min(start + step, length)
-                last = end if causal else keys
-                parts.append(of_queries(q[start:end], k[:last], v[:last], visible[start:end, :last]))
-            return jnp.concatenate(parts)
-
-        return jax.lax.map(of_head, (q, k, v), batch_size=max(1, min(heads, CHUNK_SCORES // (length * keys))))
-
-    rows = [x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v)]
-    y = jax.lax.map(lambda row: of_row(*row), (*rows, visible))
-    return y.swapaxes(1, 2)
 
 
 def splash_padding(length: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from emollama_jax.config import DEFAULT_SHARDING
 from emollama_jax.errors import UserError
 from emollama_jax.models import attention as attention_module
+from emollama_jax.models import chunked_attention
 from emollama_jax.models.attention import (
     attention,
     bidirectional_attention,
@@ -95,9 +96,7 @@ def test_new_tokens_against_a_cache_of_rows_of_their_own_lengths(kernel, kv_head
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 def test_tokens_that_see_different_parts_of_one_cache(kernel, monkeypatch):
     """Three rows of 4 tokens on one row of 17: each token as the last one of a text of what it sees."""
-    monkeypatch.setattr(
-        "emollama_jax.models.attention.CHUNK_SCORES", 2 * 3 * 4 * 21
-    )  # two of six groups of heads at a time
+    monkeypatch.setattr(chunked_attention, "SCORES", 2 * 4 * 21)  # two of six heads at a time
     (q, k, v, *_), (_, cached_k, cached_v, *_) = inputs(3, 4, 6, 2), inputs(1, 17, 6, 2)
     seen = np.array([[3, 3, 9, 17], [0, 0, 0, 0], [17, 16, 15, 1]])
     tree = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1]], bool)
@@ -130,11 +129,27 @@ def test_splash_is_attention(length, heads, kv_heads):
     same(with_gradients("splash_interpret", *args), with_gradients("xla", *args))
 
 
-@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(256, 4, 4), (600, 4, 2)])
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(100, 4, 4), (600, 4, 2), (1300, 6, 3)])
 def test_chunks_are_attention(length, heads, kv_heads):
-    """Rows of one chunk of queries and of several, the last of them shorter."""
+    """Rows of one block of queries and of several, the last of them filled up; windows of every length."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("chunked", *args), with_gradients("xla", *args))
+
+
+def test_chunks_of_short_segments_leave_the_keys_of_earlier_ones_alone():
+    """What lies blocks before a segment is not even read: a number that would spoil every sum changes nothing."""
+    q, k, v, cotangent, _ = inputs(1, 1024, 2, 1)
+    segment_ids = jnp.arange(1024)[None] // 128
+    expected = with_gradients("chunked", q, k, v, cotangent, segment_ids)
+    spoiled = with_gradients("chunked", q, k, v.at[:, :128].set(jnp.nan), cotangent, segment_ids)
+    assert np.isnan(spoiled[0][:, :128]).all()
+    for a, b in zip(spoiled, expected, strict=True):
+        np.testing.assert_array_equal(a[:, 128:], b[:, 128:])
+
+
+def test_windows_of_keys_are_few_and_none_far_too_long():
+    assert chunked_attention._windows(1) == [1]
+    assert chunked_attention._windows(16) == [1, 2, 3, 4, 6, 8, 12, 16]
 
 
 ROUNDING = {"bfloat16": 2**-6, "float16": 2**-9}  # of a gradient, relative: several times that of a number
@@ -164,7 +179,7 @@ def check_half_precision(attend, kernel: str, dtype: str, q, k, v, cotangent, ro
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 def test_gradients_of_packed_rows_in_half_precision(kernel, dtype):
-    """Rows of several segments and padding, two chunks of queries long."""
+    """Rows of several segments and padding, three blocks of queries long."""
     check_half_precision(attention, kernel, dtype, *inputs(2, 384, 2, 1))
 
 
@@ -242,8 +257,8 @@ def test_processors_do_not_compute_in_float16():
 @pytest.mark.parametrize("kernel", ["splash", "splash_interpret", "chunked", "cudnn"])
 def test_single_tokens_go_through_xla(kernel, monkeypatch):
     """No kernel here is one that runs on CPUs only by luck."""
-    monkeypatch.setattr(attention_module, "_chunked", None)
-    monkeypatch.setattr(attention_module, "_splash", None)
+    for name in ("masked_attention", "packed_attention", "_splash"):
+        monkeypatch.setattr(attention_module, name, None)
     q, k, v, _, segment_ids = inputs(2, 16, 4, 2)
     alone = [x[:, :1] for x in (q, k, v, segment_ids)]
     close(attention(*alone, kernel=kernel), attention(*alone), 0, "one token")
@@ -284,7 +299,7 @@ def test_splash_refuses_heads_that_do_not_split_alike():
 @pytest.mark.parametrize("lengths", [None, (11, 1, 7)])
 def test_bidirectional_attention_is_the_textbook_one(kernel, lengths, monkeypatch):
     """Also where only some of the heads are worked on at once, and where these do not divide the heads."""
-    monkeypatch.setattr(attention_module, "CHUNK_SCORES", 4 * 11 * 11)
+    monkeypatch.setattr(chunked_attention, "SCORES", 2 * 11 * 11)
     random = np.random.default_rng(0)
     q, k, v = (jnp.asarray(random.normal(size=(3, 11, 3, 8)), jnp.float32) for _ in range(3))
     given = None if lengths is None else jnp.asarray(lengths)
