@@ -103,7 +103,7 @@ def attention(
     Args:
         kernel: "xla" runs everywhere, and is what "auto" means where nobody resolved it; "cudnn" is cuDNN's flash
             attention (GPU, half precision); "splash" is the Pallas kernel for TPUs and "splash_interpret" the same by
-            Pallas's interpreter, on any device; "chunked" computes a few heads at a time, whose scores stay in a CPU's
+            Pallas's interpreter, on any device; "chunked" computes so few scores at a time that they stay in a CPU's
             cache.
 
     Raises:

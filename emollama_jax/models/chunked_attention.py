@@ -19,10 +19,10 @@ def masked_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
     v: Float[Array, "B S N H"],
-    visible: Bool[Array, "B #T S"],
+    visible: Bool[Array, "B V S"],
 ) -> Float[Array, "B T N H"]:
-    """Attention of every query on the keys that `visible` marks, one or more, with scale 1/sqrt(H). The backward pass
-    recomputes the weights, which cost more to keep than to compute."""
+    """Attention of every query on the keys that `visible` marks, one or more, with scale 1/sqrt(H); V is T, or 1 where
+    all queries see the same. The backward pass recomputes the weights, which cost more to keep than to compute."""
     (length, heads, head_dim), keys = q.shape[1:], k.shape[1]
 
     def of_row(row):
@@ -42,8 +42,8 @@ def packed_attention(
 ) -> Float[Array, "B T N H"]:
     """Causal attention within the segments of packed rows, with scale 1/sqrt(H).
 
-    A block of queries is computed against a window of keys, from about the first of its segments on to its own: of a
-    row with many short segments most scores are never computed.
+    A block of queries is computed against a window of keys, which ends with the block and begins at the first of its
+    segments or a little before: of a row of many short segments, most scores are never computed.
     """
     (length, heads, head_dim), kv_heads = q.shape[1:], k.shape[2]
     blocks = -(-length // BLOCK)
@@ -54,10 +54,7 @@ def packed_attention(
 
     def of_row(row):
         q, k, v, segment_ids = row
-        first = jnp.where(segment_ids[:, None] == segment_ids, np.arange(len(segment_ids)), len(segment_ids)).min(
-            axis=1
-        )
-        first = first.reshape(blocks, block).min(axis=1)
+        first = _first_keys(segment_ids, blocks)
         of_head = lambda head: _packed_head(*head, segment_ids, first)
         at_once = _heads_at_once(kv_heads, heads // kv_heads * block * len(segment_ids))
         return jax.lax.map(of_head, (q, k[:, 0], v[:, 0]), batch_size=at_once)
@@ -82,6 +79,13 @@ def _attend(q, k, v, visible):
 # -- packed rows
 
 
+def _first_keys(segment_ids: Int[Array, " T"], blocks: int) -> Int[Array, " blocks"]:
+    """The first token of a row that any query of each block sees."""
+    tokens = np.arange(len(segment_ids))
+    of_queries = jnp.where(segment_ids[:, None] == segment_ids, tokens, len(tokens)).min(axis=1)
+    return of_queries.reshape(blocks, -1).min(axis=1)
+
+
 def _windows(blocks: int) -> list[int]:
     """Lengths of windows, in blocks, each at most half as long again as the one before. A program is compiled for each,
     so they are few."""
@@ -90,7 +94,7 @@ def _windows(blocks: int) -> list[int]:
 
 
 def _in_window(of_window: Callable, block: Int[Array, ""], first: Int[Array, ""], blocks: int, size: int):
-    """`of_window(start, length)` of the shortest window that holds the keys of a block, from `first` on; `length` is
+    """`of_window(start, length)` of the shortest window that holds a block's keys from `first` on; its length is
     static."""
     windows = size * np.array(_windows(blocks))
     end = (block + 1) * size
