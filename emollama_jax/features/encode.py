@@ -28,6 +28,7 @@ from emollama_jax.sharding import AxisRules, use_mesh
 BUCKETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 SIZES = (1, 4)  # of batches that are filled: a program for one alone, and one for many
+ENCODED = (*SIZES, 16)  # of frames or faces that are encoded together; a clip has many faces
 Things = TypeVar("Things")
 
 
@@ -53,10 +54,11 @@ def encode_images(
     EVA-ViT gives tokens [N, T, D], MAE and VideoMAE vectors [N, D].
 
     Args:
-        sizes: the batches that there are, 1 among them, each filled; default: one size, padded at the end.
+        sizes: the batches that there are, 1 among them, each filled; default: on a single CPU, where a row of padding
+            takes as long as any other, `ENCODED` up to `batch_size`; elsewhere one size, padded at the end.
     """
     graphdef, state = nnx.split(model)
-    mesh = _mesh_of(state)
+    mesh, sizes = _mesh_of(state), sizes or _sizes_of(state)
     like = jax.eval_shape(lambda state, x: run_encoder(graphdef, state, x), state, _filled(images[:0], 1))
     outputs = np.empty((len(images), *like.shape[1:]), np.float32)
     for part, rows in _batches(list(range(len(images))), batch_size, mesh, sizes):
@@ -77,7 +79,7 @@ def encode_audio(
 
     Args:
         batch_seconds: audio that is on the device at once; one clip may be longer.
-        sizes: as of `encode_images`.
+        sizes: the batches that there are, as of `encode_images`; default: one size for each length.
 
     Raises:
         UserError: a clip that is shorter than one frame, or longer than the longest bucket; none is encoded then.
@@ -112,8 +114,18 @@ def _bucket(model: Hubert, waveform: Float[np.ndarray, " S"], index: int) -> int
 
 def _mesh_of(state: nnx.State) -> Mesh | None:
     """The devices that hold the parameters; None for one alone."""
-    held = next((leaf.sharding for leaf in jax.tree.leaves(state)), None)
+    held = _held(state)
     return held.mesh if isinstance(held, NamedSharding) and held.mesh.size > 1 else None
+
+
+def _sizes_of(state: nnx.State) -> Sequence[int]:
+    """The batches to fill where the parameters lie; none where batches are of one size."""
+    platforms = [device.platform for device in _held(state).device_set]
+    return ENCODED if platforms == ["cpu"] else ()
+
+
+def _held(state: nnx.State) -> jax.sharding.Sharding:
+    return jax.tree.leaves(state)[0].sharding
 
 
 def _run(mesh: Mesh | None, graphdef: nnx.GraphDef, state: nnx.State, *inputs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from emollama_jax.features.encode import BUCKETS, SIZES
+from emollama_jax.features.encode import BUCKETS, ENCODED, SIZES
 from emollama_jax.infer.clip_input import ClipInput
 from emollama_jax.infer.engine import Engine
 from emollama_jax.infer.inputs import Item, ItemRead, VideoClips
@@ -23,7 +23,6 @@ from emollama_jax.media.audio import SAMPLE_RATE
 from emollama_jax.media.clip import SOUND_SLACK, ClipMedia
 from emollama_jax.text.prompts import Turn
 
-ENCODED = (*SIZES, 16)  # frames or faces that are encoded together; a clip has many faces
 WORDS = 32  # tokens of a usual subtitle
 
 

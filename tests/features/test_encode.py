@@ -102,11 +102,20 @@ def test_no_images_have_no_features(images):
 def test_images_of_any_number_share_their_programs():
     model = random_model(Mae, dataclasses.replace(TINY.mae, num_layers=1))
     pixels = np.zeros((21, 32, 32, 3), np.uint8)
-    assert programs(encode_images, model, pixels, batch_size=4) == 1  # five whole batches and a part
+    assert programs(encode_images, model, pixels, batch_size=4) == 2  # five batches of four, and one alone
     for count in (21, 20, 9, 5, 4, 3):
         assert programs(encode_images, model, pixels[:count], batch_size=4) == 0
     other = random_model(Mae, dataclasses.replace(TINY.mae, num_layers=1))
     assert programs(encode_images, other, pixels, batch_size=4) == 0
+
+
+def test_batches_on_a_cpu_are_filled(monkeypatch):
+    """A row of padding would take as long as an image."""
+    rows, run = [], encode._run
+    monkeypatch.setattr(encode, "_run", lambda *args: rows.append(len(args[-1])) or run(*args))
+    model = random_model(Mae, dataclasses.replace(TINY.mae, num_layers=1))
+    encode_images(model, np.zeros((38, 32, 32, 3), np.uint8), batch_size=32)
+    assert rows == [16, 16, 4, 1, 1]
 
 
 def test_features_of_a_model_in_bfloat16_are_float32():
