@@ -132,12 +132,12 @@ def test_half_precision_and_few_bits_stay_near(name):
     config = getattr(TINY, name)
     inputs = [jnp.asarray(x) for x in random_inputs(config, 2, SECONDS, seed=0)]
     exact = np.asarray(jax.jit(random_encoder(name, config, 0).encode)(*inputs))
-    exact = exact.reshape(-1, exact.shape[-1])
+    exact = exact.reshape(-1, exact.shape[-1]).astype(np.float64)
     for changes in ({"compute_dtype": "bfloat16"}, {"kernel_dtype": "int8"}):
         model = random_encoder(name, dataclasses.replace(config, **changes), 0)
         found = jax.jit(model.encode)(*inputs)
         assert found.dtype == jnp.float32
-        found = np.asarray(found).reshape(exact.shape)
+        found = np.asarray(found, np.float64).reshape(exact.shape)
         cosine = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
         assert 0.999 < cosine.min() < 1 - 1e-9, changes
 
