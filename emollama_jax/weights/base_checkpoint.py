@@ -32,6 +32,7 @@ from emollama_jax.models.llama import Llama, LlamaConfig
 from emollama_jax.models.lora import is_adapter
 from emollama_jax.sharding import AxisRules, abstract, shardings
 from emollama_jax.weights.engine import LoadReport, first_device, initial_values, param_values, set_params
+from emollama_jax.weights.locate import is_hub_name
 
 MANIFEST, PARAMS = "model.json", "params"
 FORMAT, ONE_FOLDER, UNSEALED = 3, 2, 1
@@ -40,8 +41,9 @@ _log = logging.getLogger(__name__).warning
 
 
 def is_base_checkpoint(path: PathLike) -> bool:
-    """Returns whether this is the folder of a base checkpoint."""
-    return (as_path(path) / MANIFEST).is_file()
+    """Returns whether this is the folder of a base checkpoint. The name of a model on the hub is none, and nothing is
+    asked of the hub."""
+    return not is_hub_name(path) and (as_path(path) / MANIFEST).is_file()
 
 
 def save_base(folder: PathLike, model: Llama, *, source: str, origin: str = "") -> str:

@@ -19,6 +19,7 @@ from emollama_jax.weights.vit import norm_rules, patch_rules, without_prefix
 
 # Of training, and of parts that are not the encoder's.
 HARMLESS = (r"decoder_\w+|mask_ratio|norm_pix_loss",)
+BIASES = ("qkv_bias", "qv_bias")  # the name in transformers 4, and that in its newer versions
 
 
 def load_videomae(
@@ -71,7 +72,7 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     act = config.get("hidden_act", "gelu")
     unsupported = {
         f"activation {act}": act != "gelu",
-        "no biases of queries and values": not config.get("qkv_bias", True),
+        "no biases of queries and values": not all(config.get(name, True) for name in BIASES),
         f"frames of {config.get('num_channels')} channels": config.get("num_channels", 3) != 3,
     }
     check_variant(config, ("videomae",), unsupported)

@@ -72,6 +72,7 @@ def read(path: Path) -> dict:
 
 
 def test_a_model_is_judged_by_its_likeliest_labels(inputs, engine, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     assert of_model(inputs, tmp_path / "out") == 0
     found = read(tmp_path / "out/evaluation.json")
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]

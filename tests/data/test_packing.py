@@ -1,5 +1,6 @@
 """Token placement: the worked example, and that a packed batch gives back what went in."""
 
+import inspect
 import re
 from fractions import Fraction
 
@@ -29,7 +30,7 @@ def test_the_example_in_the_docstring():
 
     row, sizes = [answered("yes"), answered("yes", "no")], {"length": 12, "clips_per_row": 2, "soft_per_clip": 5}
     batch, by_token = pack_rows([row], **sizes), pack_rows([row], **sizes, loss_average="token")
-    shown = re.findall(r"^ {8}([a-z_]+|by token) +([-\d].*)$", pack_rows.__doc__, re.MULTILINE)
+    shown = re.findall(r"^ {4}([a-z_]+|by token) +([-\d].*)$", inspect.getdoc(pack_rows), re.MULTILINE)
     arrays = {field: getattr(batch, field) for field in TOKEN_FIELDS} | {"by token": by_token.loss_weights}
     assert [name for name, _ in shown] == list(arrays)
     for name, values in shown:

@@ -166,6 +166,7 @@ def test_settings_are_replaced_and_weights_kept(engine, record):
 
 
 def test_an_error_names_the_clip_and_the_stage(engine, tmp_path, record):
+    pytest.importorskip("av")
     with pytest.raises(ClipError, match="nowhere.mp4") as caught:
         engine.label(tmp_path / "nowhere.mp4")
     assert (caught.value.stage, caught.value.name) == ("read", "nowhere.mp4")

@@ -1,3 +1,4 @@
+import inspect
 import re
 
 import pytest
@@ -30,7 +31,7 @@ def test_long_answers_are_cut_at_words():
 
 @pytest.mark.parametrize("function", [normalize_answer, plain_answer, parse_label])
 def test_the_example_in_the_docstring(function):
-    example = re.search(r">>> (.+)\n\s+(.+)\n", function.__doc__)
+    example = re.search(r">>> (.+)\n\s*(.+)", inspect.getdoc(function))
     assert repr(eval(example[1], {function.__name__: function})) == example[2]
 
 

@@ -1,5 +1,6 @@
 """Label sets are checked in one place, and labels are found by one function."""
 
+import inspect
 import re
 
 import pytest
@@ -67,5 +68,5 @@ def test_numbers_are_labels_only_where_it_is_said():
 
 @pytest.mark.parametrize("function", [find_label, split_labels, words])
 def test_the_example_in_the_docstring(function):
-    example = re.search(r">>> (.+)\n\s+(.+)\n", function.__doc__)
+    example = re.search(r">>> (.+)\n\s*(.+)", inspect.getdoc(function))
     assert repr(eval(example[1], {function.__name__: function})) == example[2]

@@ -87,6 +87,7 @@ def test_settings_that_may_change_numbers(settings, words):
         read(**settings)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["LlamaConfig", *ENCODERS])
 def test_all_that_transformers_writes_by_default_is_known(kind):
     config = getattr(pytest.importorskip("transformers"), kind)().to_dict()

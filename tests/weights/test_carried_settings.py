@@ -44,6 +44,7 @@ def test_through_a_base_checkpoint_and_back(tmp_path, source):
     for start, end, form in ((source, "base", "base"), (tmp_path / "base", "hf", "hf"), (source, "at once", "hf")):
         assert cli.main(["convert", str(start), str(tmp_path / end), "--to", form]) == 0
         assert_kept(tmp_path / end)
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     read = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
     assert (read.config.max_position_embeddings, read.generation_config.eos_token_id) == (4096, [642, 5])

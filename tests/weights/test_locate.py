@@ -32,6 +32,7 @@ def model(hub, tmp_path, monkeypatch) -> FakeHub:  # noqa: F811
     _download.cache_clear()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", [REPO, f"{REPO}@main", f"{REPO}@{COMMIT}", f"hf://{REPO}", f"hf://{REPO}@main"])
 def test_a_language_model_by_name(model, name):
     loaded, _ = load_llama(name, **FLOAT32)

@@ -132,6 +132,7 @@ def test_norm_that_is_missing(weights):
         ({"model_type": "vivit"}, ["the model is a vivit, not a videomae", "only VideoMAE models"]),
         ({"hidden_act": "gelu_pytorch_tanh"}, ["the model has activation gelu_pytorch_tanh"]),
         ({"qkv_bias": False}, ["the model has no biases of queries and values"]),
+        ({"qv_bias": False}, ["the model has no biases of queries and values"]),
         ({"num_channels": 4}, ["the model has frames of 4 channels"]),
         ({"num_frames": None}, ["the configuration lacks 'num_frames'"]),
         ({"tubelet_size": 4}, ["num_frames=6 must be a multiple of tubelet_size=4"]),
