@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 SCORES = 2**19  # scores that exist at once: 2 MiB
-BLOCK = 128
+BLOCK = 128  # queries of a packed row that are computed at once, at most
 
 
 def masked_attention(
@@ -87,8 +87,8 @@ def _first_keys(segment_ids: Int[Array, " T"], blocks: int) -> Int[Array, " bloc
 
 
 def _windows(blocks: int) -> list[int]:
-    """Lengths of windows, in blocks, each at most half as long again as the one before. A program is compiled for each,
-    so they are few."""
+    """Lengths of windows, in blocks: the powers of two and the numbers halfway between them, up to the whole row. They
+    are few, as a program is compiled for each."""
     lengths = sorted({n for i in range(blocks.bit_length()) for n in (2**i, 3 * 2**i // 2)})
     return [n for n in lengths if n < blocks] + [blocks]
 

@@ -131,7 +131,7 @@ def test_splash_is_attention(length, heads, kv_heads):
 
 @pytest.mark.parametrize(("length", "heads", "kv_heads"), [(100, 4, 4), (600, 4, 2), (1300, 6, 3)])
 def test_chunks_are_attention(length, heads, kv_heads):
-    """Rows of one block of queries and of several, the last of them filled up; windows of every length."""
+    """Rows of one block of queries and of several, the last of them filled up; windows of several lengths."""
     args = inputs(2, length, heads, kv_heads)
     same(with_gradients("chunked", *args), with_gradients("xla", *args))
 
@@ -147,7 +147,7 @@ def test_chunks_of_short_segments_leave_the_keys_of_earlier_ones_alone():
         np.testing.assert_array_equal(a[:, 128:], b[:, 128:])
 
 
-def test_windows_of_keys_are_few_and_none_far_too_long():
+def test_windows_of_keys_are_few_and_reach_to_the_whole_row():
     assert chunked_attention._windows(1) == [1]
     assert chunked_attention._windows(16) == [1, 2, 3, 4, 6, 8, 12, 16]
 
